@@ -1,0 +1,106 @@
+use crate::CHUNK;
+
+/// Element type of stored weights or KV.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Dtype {
+    /// Size of one element in bytes.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Dtype::F32 => 4,
+            Dtype::F16 | Dtype::Bf16 => 2,
+        }
+    }
+}
+
+/// What a layer keeps per token. Grouped-query attention is the only kind so far; latent (MLA), window, shared and
+/// state layers become further variants, so nothing outside this module computes a chunk's size by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LayerKind {
+    /// `heads` kv-heads, keys of `dk` and values of `dv` elements each.
+    Gqa { heads: usize, dk: usize, dv: usize },
+}
+
+/// One layer's part of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LayerLayout {
+    pub kind: LayerKind,
+    /// Index into [`crate::StepPlan::classes`]: layers of one class attend to the same runs.
+    pub class: usize,
+    /// Byte offset of the layer's slice in the chunk.
+    pub offset: usize,
+    /// Bytes of the slice.
+    pub bytes: usize,
+}
+
+/// Where everything is in a chunk: `[layer][kv-head][K | V]`.
+///
+/// Dense bf16: K is pair-interleaved `[dk/2][64][2]`, V `[32][dv][2]`, the same from the first token (appending is a
+/// scatter) and on every ISA path.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ChunkLayout {
+    pub dtype: Dtype,
+    pub layers: Vec<LayerLayout>,
+    /// Bytes of a whole chunk.
+    pub bytes: usize,
+}
+
+impl ChunkLayout {
+    /// Lays out `kinds` one after the other; all layers in class 0.
+    pub fn new(dtype: Dtype, kinds: &[LayerKind]) -> Self {
+        let mut offset = 0;
+        let layers = kinds
+            .iter()
+            .map(|&kind| {
+                let LayerKind::Gqa { heads, dk, dv } = kind;
+                let bytes = heads * (dk + dv) * CHUNK * dtype.bytes();
+                let layer = LayerLayout { kind, class: 0, offset, bytes };
+                offset += bytes;
+                layer
+            })
+            .collect();
+        ChunkLayout { dtype, layers, bytes: offset }
+    }
+
+    /// Bytes of KV that one token takes.
+    pub fn token_bytes(&self) -> usize {
+        self.bytes / CHUNK
+    }
+
+    /// Byte offsets of (K, V) of `head` in `layer`, and of the end of V.
+    pub fn tile(&self, layer: usize, head: usize) -> (usize, usize, usize) {
+        let LayerLayout { kind: LayerKind::Gqa { heads, dk, dv }, offset, .. } = self.layers[layer];
+        assert!(head < heads);
+        let k = offset + head * (dk + dv) * CHUNK * self.dtype.bytes();
+        let v = k + dk * CHUNK * self.dtype.bytes();
+        (k, v, v + dv * CHUNK * self.dtype.bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_cover_the_chunk_without_gaps() {
+        let kinds = [LayerKind::Gqa { heads: 2, dk: 64, dv: 64 }, LayerKind::Gqa { heads: 3, dk: 96, dv: 32 }];
+        let layout = ChunkLayout::new(Dtype::Bf16, &kinds);
+        let mut end = 0;
+        for (layer, kind) in kinds.iter().enumerate() {
+            let LayerKind::Gqa { heads, .. } = *kind;
+            for head in 0..heads {
+                let (k, v, stop) = layout.tile(layer, head);
+                assert_eq!(k, end);
+                assert!(k < v && v < stop);
+                end = stop;
+            }
+        }
+        assert_eq!(end, layout.bytes);
+        assert_eq!(layout.token_bytes(), 2 * (2 * 128 + 3 * 128));
+    }
+}

@@ -1,0 +1,16 @@
+//! Words that every other crate shares: ids, dtypes, the chunk layout table, the step plan and the traits
+//! at the engine's borders ([`Executor`], [`Residency`], [`Clock`]). Standard library only, no I/O, no policy.
+#![forbid(unsafe_code)]
+
+mod clock;
+mod ids;
+mod layout;
+mod plan;
+
+pub use clock::{Clock, ManualClock, Micros, SystemClock};
+pub use ids::{CHUNK, ChunkId, DomainId, SEGMENT, TokenId, low_mask};
+pub use layout::{ChunkLayout, Dtype, LayerKind, LayerLayout};
+pub use plan::{
+    AllResident, Executor, ExecutorInfo, Gone, Prepare, Residency, Row, RowOutcome, Run, RunList, Slot, StepCounters,
+    StepOutput, StepPlan,
+};
