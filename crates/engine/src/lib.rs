@@ -1,1 +1,22 @@
+//! The scheduler: events in ([`Engine::submit`], [`Engine::cancel`]), pure step plans out ([`Engine::plan`]), results
+//! in ([`Engine::complete`]), effects out ([`Engine::take_effects`]). It does no I/O, reads no clock, spawns nothing
+//! and never sees a tensor, so the simulator drives the very code that serves.
 #![forbid(unsafe_code)]
+
+mod assemble;
+mod budget;
+mod complete;
+mod config;
+mod engine;
+mod fairness;
+mod plan;
+mod queue;
+mod request;
+mod sampler;
+mod sequence;
+
+pub use assemble::{Branch, assemble};
+pub use config::EngineConfig;
+pub use engine::{Engine, EngineStats};
+pub use request::{Effect, Finish, Refusal, Request, RequestId, Sampling, Timings, TokenLogprobs, Usage};
+pub use sampler::{logprobs, sample};

@@ -1,1 +1,12 @@
+//! A simulated executor, clock and workload around the production scheduler and tree. No second scheduler: what is
+//! simulated is what serves.
 #![forbid(unsafe_code)]
+
+pub mod campaign;
+mod executor;
+mod random;
+mod workload;
+
+pub use executor::{CostModel, SimExecutor, SimModel};
+pub use random::Random;
+pub use workload::{Arrival, Workload};

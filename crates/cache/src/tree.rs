@@ -1,0 +1,209 @@
+//! The tree as requests see it: find, follow, fork, release.
+
+use std::collections::BTreeSet;
+
+use kvist_base::{CHUNK, ChunkId, DomainId, TokenId};
+
+use crate::guard::Guards;
+use crate::node::{Arena, NodeId, ROOT};
+use crate::path::Path;
+use crate::policy::Key;
+
+#[derive(Clone, Copy, Debug)]
+pub struct CacheConfig {
+    /// Chunks in the pool.
+    pub slabs: u32,
+    /// Position in tokens at which attention costs as much as the dense layers: how fast chunks get dearer with depth.
+    pub parity: u32,
+}
+
+impl Default for CacheConfig {
+    fn default() -> CacheConfig {
+        CacheConfig { slabs: 1024, parity: 16384 }
+    }
+}
+
+/// Where the slabs are (`free + pinned + evictable = slabs`), and what happened so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    pub slabs: u32,
+    /// Slabs that hold nothing.
+    pub free: u32,
+    /// Slabs in use by paths or by the current step, those that left the tree included.
+    pub pinned: u32,
+    /// Slabs that hold KV which nobody uses now.
+    pub evictable: u32,
+    /// Nodes in the tree.
+    pub nodes: u32,
+    /// Tokens in the tree, claims of the current step included.
+    pub tokens: u64,
+    /// Nodes evicted.
+    pub evictions: u64,
+    /// Nodes made by copying the matched part of another.
+    pub forks: u64,
+    /// Nodes merged into public ones.
+    pub merges: u64,
+    /// Nodes lost by [`Cache::invalidate`], [`Cache::abort`] and [`Cache::unpublish`].
+    pub unlinked: u64,
+}
+
+/// The prefix tree of one namespace. See [`Path`] for what a sequence holds.
+#[derive(Debug)]
+pub struct Cache {
+    pub(crate) arena: Arena,
+    /// Unpinned leaves, the next to go first.
+    pub(crate) queue: BTreeSet<(Key, u32)>,
+    pub(crate) guards: Guards,
+    /// Nodes claimed in the current step, with the slots that were valid before it.
+    pub(crate) claimed: Vec<(u32, u8)>,
+    /// Counts the changes that paths must learn of: cuts, unlinked nodes, merges.
+    pub(crate) epoch: u64,
+    pub(crate) now: u64,
+    pub(crate) inflation: u64,
+    pub(crate) parity: u32,
+    pub(crate) pinned: u32,
+    pub(crate) linked: u32,
+    pub(crate) tokens: u64,
+    pub(crate) evictions: u64,
+    pub(crate) forks: u64,
+    pub(crate) merges: u64,
+    pub(crate) unlinked: u64,
+}
+
+impl Cache {
+    pub fn new(config: CacheConfig) -> Cache {
+        Cache {
+            arena: Arena::new(config.slabs),
+            queue: BTreeSet::new(),
+            guards: Guards::default(),
+            claimed: Vec::new(),
+            epoch: 0,
+            now: 0,
+            inflation: 0,
+            parity: config.parity,
+            pinned: 0,
+            linked: 0,
+            tokens: 0,
+            evictions: 0,
+            forks: 0,
+            merges: 0,
+            unlinked: 0,
+        }
+    }
+
+    /// Length of the longest prefix of `tokens` whose KV is computed and visible in `domain`. Changes nothing, not even
+    /// what is evicted next.
+    pub fn probe(&self, domain: DomainId, tokens: &[TokenId]) -> usize {
+        let (mut parent, mut used) = (ROOT, 0);
+        for window in tokens.chunks(CHUNK) {
+            let Some(found) = self.arena.best(parent, domain, window, None) else { break };
+            let n = found.n.min(self.arena[found.node].valid());
+            used += n;
+            if n < CHUNK {
+                break;
+            }
+            parent = found.node;
+        }
+        used
+    }
+
+    /// Moves the path as far as the tree agrees with `tokens`, claims of the current step included, and returns
+    /// `path.used`. A last node that is used in part may be exchanged for a sibling that agrees further, or that can be
+    /// extended. `tokens` must begin with those of the path. `now`: a tick that never goes back.
+    ///
+    /// Pins what it walks onto and counts it as used. Changes no other path, no node's tokens, and evicts nothing.
+    pub fn follow(&mut self, path: &mut Path, domain: DomainId, tokens: &[TokenId], now: u64) -> usize {
+        self.sync(path);
+        assert!(path.used <= tokens.len(), "tokens end before the path");
+        self.now = self.now.max(now);
+        let old = path.tip().map(|tip| tip.index);
+        loop {
+            let level = path.used / CHUNK;
+            let current = path.nodes.get(level).map(|id| id.index);
+            let parent = level.checked_sub(1).map_or(ROOT, |above| path.nodes[above].index);
+            let start = level * CHUNK;
+            let window = &tokens[start..tokens.len().min(start + CHUNK)];
+            let Some(found) = self.arena.best(parent, domain, window, current) else { break };
+            debug_assert!(start + found.n >= path.used, "tokens differ from those of the path");
+            path.used = start + found.n;
+            let node = &mut self.arena[found.node];
+            node.last = self.now;
+            if current != Some(found.node) {
+                node.uses = node.uses.saturating_add(1);
+                path.nodes.truncate(level);
+                path.nodes.push(self.arena.id(found.node));
+            }
+            if found.n < CHUNK {
+                break;
+            }
+        }
+        self.repin(old, path.tip().map(|tip| tip.index));
+        path.used
+    }
+
+    /// Moves one pin.
+    pub(crate) fn repin(&mut self, old: Option<u32>, new: Option<u32>) {
+        if old == new {
+            return;
+        }
+        if let Some(new) = new {
+            self.pin(new);
+        }
+        if let Some(old) = old {
+            self.unpin(old);
+        }
+    }
+
+    /// A second path over the same nodes. Changes nothing but the pins.
+    pub fn fork(&mut self, path: &Path) -> Path {
+        if let Some(tip) = path.tip() {
+            let index = self.arena.index(tip);
+            self.pin(index);
+        }
+        Path { nodes: path.nodes.clone(), used: path.used, seen: path.seen }
+    }
+
+    /// Ends a path. Its nodes stay in the tree and can be matched until they are evicted; those that left the tree go
+    /// with their last pin. Claims of the current step stay pinned until [`Cache::commit`].
+    pub fn release(&mut self, path: Path) {
+        if let Some(tip) = path.tip() {
+            let index = self.arena.index(tip);
+            self.unpin(index);
+        }
+    }
+
+    /// The slab of a node.
+    ///
+    /// # Panics
+    /// On a handle that outlived its node.
+    pub fn slab(&self, node: NodeId) -> ChunkId {
+        Arena::chunk(self.arena.index(node))
+    }
+
+    /// Tokens of a node: (recorded, of these computed). They differ only within a step.
+    pub fn filled(&self, node: NodeId) -> (usize, usize) {
+        let node = &self.arena[self.arena.index(node)];
+        (node.len(), node.valid())
+    }
+
+    /// Slabs that could be had now: the free ones and those of unpinned nodes, all of which can be evicted.
+    pub fn available(&self) -> u32 {
+        self.arena.slabs() - self.pinned
+    }
+
+    pub fn stats(&self) -> CacheStats {
+        let (slabs, free) = (self.arena.slabs(), self.arena.free());
+        CacheStats {
+            slabs,
+            free,
+            pinned: self.pinned,
+            evictable: slabs - free - self.pinned,
+            nodes: self.linked,
+            tokens: self.tokens,
+            evictions: self.evictions,
+            forks: self.forks,
+            merges: self.merges,
+            unlinked: self.unlinked,
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! From the paths of the scheduled sequences to a step plan's rows and runs.
+
+use kvist_base::{CHUNK, ChunkId, Run, RunList, SEGMENT, low_mask};
+
+/// Rows of one sequence in a step: tokens at positions `[first, first + rows)` of a path.
+#[derive(Clone, Debug)]
+pub struct Branch<'a> {
+    /// Slabs of the path; covers every position below `first + rows`.
+    pub chunks: &'a [ChunkId],
+    pub first: usize,
+    pub rows: usize,
+}
+
+/// Orders `branches` depth first, so that sequences that share nodes are neighbours, and lists what their rows attend
+/// to: every chunk once, however many sequences stand on it, coalesced to maximal runs. Returns the order; rows are
+/// numbered by it.
+pub fn assemble(branches: &[Branch], out: &mut RunList) -> Vec<usize> {
+    out.clear();
+    let mut order: Vec<usize> = (0..branches.len()).collect();
+    // A slab belongs to one node, so lexicographic order of slabs groups shared prefixes at every depth.
+    order.sort_by(|&a, &b| branches[a].chunks.cmp(branches[b].chunks));
+    let mut starts = Vec::with_capacity(order.len());
+    let mut rows = 0;
+    for &b in &order {
+        starts.push(rows);
+        rows += branches[b].rows;
+    }
+    let mut walk = Walk { branches, order: &order, starts: &starts, out };
+    // Groups of branches that share the chunk at a depth, leftmost on top: a single child continues its parent's run.
+    let mut open: Vec<(usize, usize, usize)> = Vec::new();
+    let descend = |open: &mut Vec<_>, walk: &Walk, from, to, depth| {
+        open.extend(walk.groups(from, to, depth).into_iter().rev().map(|(a, b)| (a, b, depth)));
+    };
+    descend(&mut open, &walk, 0, order.len(), 0);
+    while let Some((from, to, depth)) = open.pop() {
+        walk.emit(from, to, depth);
+        descend(&mut open, &walk, from, to, depth + 1);
+    }
+    order
+}
+
+struct Walk<'a> {
+    branches: &'a [Branch<'a>],
+    order: &'a [usize],
+    starts: &'a [usize],
+    out: &'a mut RunList,
+}
+
+impl Walk<'_> {
+    fn branch(&self, i: usize) -> &Branch<'_> {
+        &self.branches[self.order[i]]
+    }
+
+    /// Splits `[from, to)` into groups with the same chunk at `depth`, leaving out paths that end before.
+    fn groups(&self, from: usize, to: usize, depth: usize) -> Vec<(usize, usize)> {
+        let chunk = |i: usize| self.branch(i).chunks.get(depth);
+        let mut groups = Vec::new();
+        let mut i = from;
+        while i < to {
+            let start = i;
+            i += 1;
+            if chunk(start).is_none() {
+                continue;
+            }
+            while i < to && chunk(i) == chunk(start) {
+                i += 1;
+            }
+            groups.push((start, i));
+        }
+        groups
+    }
+
+    /// Lets the rows of `[from, to)` that stand at or after the chunk attend to it.
+    fn emit(&mut self, from: usize, to: usize, depth: usize) {
+        let place = depth * CHUNK;
+        // First row of a branch that reaches the chunk.
+        let reach = |b: &Branch| place.saturating_sub(b.first).min(b.rows);
+        let mut interval: Option<(usize, usize)> = None;
+        for i in from..to {
+            let b = self.branch(i);
+            let skip = reach(b);
+            if skip < b.rows {
+                let (lo, hi) = (self.starts[i] + skip, self.starts[i] + b.rows);
+                interval = Some(interval.map_or((lo, hi), |(l, _)| (l, hi)));
+            }
+        }
+        let Some((lo, hi)) = interval else { return };
+        let masks_from = self.out.masks.len();
+        let mut partial = false;
+        for i in from..to {
+            let b = &self.branches[self.order[i]];
+            for r in 0..b.rows {
+                let row = self.starts[i] + r;
+                if row < lo || row >= hi {
+                    continue;
+                }
+                let mask = low_mask((b.first + r + 1).saturating_sub(place).min(CHUNK));
+                partial |= mask != u64::MAX;
+                self.out.masks.push(mask);
+            }
+        }
+        if !partial {
+            self.out.masks.truncate(masks_from);
+        }
+        let chunk = self.branch(from).chunks[depth];
+        let at = self.out.chunks.len() as u32;
+        self.out.chunks.push(chunk);
+        let rows = lo as u32..hi as u32;
+        if let Some(last) = self.out.runs.last_mut() {
+            let next = last.place + (last.chunks.end - last.chunks.start);
+            if last.rows == rows
+                && last.chunks.end == at
+                && next as usize == depth
+                && !place.is_multiple_of(SEGMENT)
+                && last.masks.is_some() == partial
+            {
+                last.chunks.end += 1;
+                return;
+            }
+        }
+        let masks = partial.then_some(masks_from as u32);
+        self.out.runs.push(Run { rows, place: depth as u32, chunks: at..at + 1, shift: 0, masks });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(list: &[u32]) -> Vec<ChunkId> {
+        list.iter().map(|&c| ChunkId(c)).collect()
+    }
+
+    /// What each row attends to, chunk by chunk with masks, by going through the runs.
+    fn attended(out: &RunList, row: usize) -> Vec<(u32, ChunkId, u64)> {
+        let mut seen = Vec::new();
+        for run in out.runs.iter().filter(|r| r.rows.contains(&(row as u32))) {
+            for c in 0..run.chunks.end - run.chunks.start {
+                let mask = out.mask(run, c, row as u32);
+                if mask != 0 {
+                    seen.push((run.place + c, out.chunks[(run.chunks.start + c) as usize], mask));
+                }
+            }
+        }
+        assert!(seen.is_sorted_by_key(|s| s.0));
+        seen
+    }
+
+    fn check(branches: &[Branch]) -> RunList {
+        let mut out = RunList::default();
+        let order = assemble(branches, &mut out);
+        let mut row = 0;
+        for &b in &order {
+            let b = &branches[b];
+            for r in 0..b.rows {
+                let position = b.first + r;
+                let expected: Vec<_> = (0..=position / CHUNK)
+                    .map(|d| (d as u32, b.chunks[d], low_mask((position + 1 - d * CHUNK).min(CHUNK))))
+                    .collect();
+                assert_eq!(attended(&out, row), expected, "row {row}");
+                row += 1;
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn a_shared_prefix_is_one_run() {
+        let paths: Vec<Vec<ChunkId>> = (0..8).map(|i| ids(&[1, 2, 3, 10 + i])).collect();
+        let branches: Vec<Branch> = paths.iter().map(|p| Branch { chunks: p, first: 200, rows: 1 }).collect();
+        let out = check(&branches);
+        assert_eq!(out.runs[0].rows, 0..8);
+        assert_eq!(out.runs[0].chunks, 0..3);
+        assert_eq!(out.runs.len(), 9);
+        assert_eq!(out.chunks.len(), 11);
+    }
+
+    #[test]
+    fn runs_stop_at_segments_and_prefill_masks_its_own_chunks() {
+        let path = ids(&(0..20).collect::<Vec<_>>());
+        let out = check(&[Branch { chunks: &path, first: 900, rows: 300 }]);
+        assert!(out.runs.iter().all(|r| r.place / 8 == (r.place + r.chunks.end - r.chunks.start - 1) / 8));
+    }
+
+    #[test]
+    fn rows_may_attend_to_chunks_written_by_others_in_the_same_step() {
+        let (long, short) = (ids(&[5, 6, 7]), ids(&[5, 6, 9]));
+        // The first writes chunks 5 and 6 in this very step, the second continues after them.
+        check(&[Branch { chunks: &long, first: 0, rows: 150 }, Branch { chunks: &short, first: 128, rows: 10 }]);
+    }
+
+    #[test]
+    fn random_trees() {
+        let mut state = 1u64;
+        let mut random = |n: usize| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as usize % n
+        };
+        for _ in 0..300 {
+            let mut next = 100;
+            let mut paths: Vec<Vec<ChunkId>> = vec![];
+            for _ in 0..1 + random(9) {
+                let mut path = match paths.len() {
+                    0 => vec![],
+                    n => {
+                        let p = &paths[random(n)];
+                        p[..random(p.len() + 1)].to_vec()
+                    }
+                };
+                for _ in 0..random(12) + usize::from(path.is_empty()) {
+                    next += 1;
+                    path.push(ChunkId(next * 7 % 1000));
+                }
+                paths.push(path);
+            }
+            let branches: Vec<Branch> = paths
+                .iter()
+                .map(|p| {
+                    let end = (p.len() - 1) * CHUNK + 1 + random(CHUNK);
+                    let rows = 1 + random(end.min(200));
+                    Branch { chunks: p, first: end - rows, rows }
+                })
+                .collect();
+            check(&branches);
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Taking in a step's results: valid KV, lost rows, drawn tokens.
+
+use kvist_base::{ChunkId, Micros, Prepare, RowOutcome, StepOutput};
+
+use crate::engine::Engine;
+use crate::request::{Effect, Finish};
+use crate::sampler::{logprobs, sample};
+use crate::sequence::{Sequence, StepRows};
+
+/// A sequence that was thrown back this often ends with an error: something is broken for good.
+const SETBACKS: u32 = 100;
+
+impl Engine {
+    /// Takes in the results of the planned step.
+    ///
+    /// # Panics
+    /// If no step is in flight.
+    pub fn complete(&mut self, now: Micros, output: &StepOutput) {
+        let step = self.in_step.take().expect("a step is in flight");
+        self.budget.observe(self.plan.rows.len(), step.attended, now.saturating_sub(step.planned_at).max(1));
+        self.stats.steps += 1;
+        self.stats.kv_bytes_read += output.counters.kv_bytes_read;
+        self.stats.kv_bytes_unshared += output.counters.kv_bytes_unshared;
+        self.drop_lost(output);
+        self.cache.commit();
+        let mut running = std::mem::take(&mut self.running);
+        let mut forks = Vec::new();
+        let mut ended = Vec::new();
+        running.retain_mut(|s| {
+            let rows = std::mem::take(&mut s.step);
+            self.advance(s, &rows, output);
+            s.suspect &= rows.n == 0;
+            if s.setbacks > SETBACKS {
+                ended.push((take(s), Finish::Error("its KV was lost again and again".into())));
+                return false;
+            }
+            if s.pos < s.tokens.len() || rows.n == 0 {
+                return true;
+            }
+            match self.draw(s, &rows, output, now, &mut forks) {
+                None => true,
+                Some(reason) => {
+                    ended.push((take(s), reason));
+                    false
+                }
+            }
+        });
+        self.running = running;
+        for (sequence, reason) in ended {
+            self.finish(now, sequence, reason);
+        }
+        for (fork, end) in forks {
+            match end {
+                Some(reason) => self.finish(now, fork, reason),
+                None => self.running.push(fork),
+            }
+        }
+        self.running.sort_by_key(|s| s.seniority);
+        if self.stats_lost(output) {
+            self.reseat();
+        }
+        self.deferred_cancels(now);
+    }
+
+    /// The step did not run to its end: nothing of it is valid. Each of its sequences is then run by itself, so that
+    /// the one that breaks the step ends with an error and the others do not.
+    pub fn abort_step(&mut self, now: Micros) {
+        self.in_step.take().expect("a step is in flight");
+        // Chunks that were new in this step may not even have been prepared.
+        let fresh: Vec<ChunkId> = self.plan.prepare.iter().map(prepared).collect();
+        let alone = self.running.iter().filter(|s| s.step.n > 0).count() == 1;
+        let mut broken = None;
+        for s in &mut self.running {
+            let rows = std::mem::take(&mut s.step);
+            for claim in &rows.claims {
+                self.cache.invalidate(claim.chunk, if fresh.contains(&claim.chunk) { 0 } else { claim.slot });
+            }
+            if rows.n > 0 {
+                s.suspect = true;
+                broken = alone.then(|| s.key()).or(broken);
+            }
+        }
+        self.cache.commit();
+        self.reseat();
+        if let Some(at) = self.running.iter().position(|s| Some(s.key()) == broken) {
+            let sequence = self.running.remove(at);
+            self.finish(now, sequence, Finish::Error("computing it fails".into()));
+        }
+        self.deferred_cancels(now);
+    }
+
+    fn deferred_cancels(&mut self, now: Micros) {
+        for (id, choice) in std::mem::take(&mut self.cancels) {
+            self.cancel_some(now, id, choice);
+        }
+    }
+
+    fn stats_lost(&mut self, output: &StepOutput) -> bool {
+        let lost = output.outcomes.iter().filter(|o| matches!(o, RowOutcome::Lost(_))).count();
+        self.stats.lost_rows += lost as u64;
+        lost > 0
+    }
+
+    /// Takes what lost rows claimed, and the lost chunks themselves, out of the tree.
+    fn drop_lost(&mut self, output: &StepOutput) {
+        let mut lost_chunks: Vec<ChunkId> = Vec::new();
+        for s in &self.running {
+            let outcomes = &output.outcomes[s.step.first_row..s.step.first_row + s.step.n];
+            let Some(first) = outcomes.iter().position(|o| matches!(o, RowOutcome::Lost(_))) else { continue };
+            for claim in &s.step.claims {
+                let lost_from = s.pos + first;
+                if claim.pos + claim.n > lost_from {
+                    self.cache.invalidate(claim.chunk, claim.slot + lost_from.saturating_sub(claim.pos));
+                }
+            }
+            lost_chunks.extend(outcomes.iter().filter_map(|o| match o {
+                RowOutcome::Lost(chunk) => Some(*chunk),
+                _ => None,
+            }));
+        }
+        lost_chunks.sort_unstable();
+        lost_chunks.dedup();
+        for chunk in lost_chunks {
+            self.cache.invalidate(chunk, 0);
+        }
+    }
+
+    /// Moves a sequence over the rows that succeeded and accounts for them.
+    fn advance(&mut self, s: &mut Sequence, rows: &StepRows, output: &StepOutput) {
+        let outcomes = &output.outcomes[rows.first_row..rows.first_row + rows.n];
+        let good = outcomes.iter().position(|o| matches!(o, RowOutcome::Lost(_))).unwrap_or(rows.n);
+        if good < rows.n {
+            s.setbacks += 1;
+        }
+        let state = self.requests.get_mut(&s.id).expect("known");
+        let in_prompt = state.prompt.saturating_sub(s.pos).min(good);
+        let new = (s.pos + in_prompt).saturating_sub(s.pos.max(state.counted));
+        state.computed += new as u32;
+        state.counted = state.counted.max(s.pos + in_prompt);
+        self.stats.prompt_rows += in_prompt as u64;
+        self.stats.decode_rows += (good - in_prompt) as u64;
+        self.fairness.charge(s.domain, in_prompt, 0);
+        if state.scoring() {
+            let top = state.request.prompt_logprobs.unwrap_or(0) as usize;
+            for (k, outcome) in outcomes[..good].iter().enumerate() {
+                // A row scores the token after it; rows that ran before a setback are scored already.
+                let scored = s.pos + k + 1;
+                if let (RowOutcome::Logits(at), true) = (outcome, scored == state.scores.len() && scored < state.prompt)
+                {
+                    let row = logits(output, *at, self.info.vocab);
+                    state.scores.push(Some(logprobs(row, s.tokens[scored], top)));
+                }
+            }
+        }
+        s.pos += good;
+    }
+
+    /// Draws the next token of a sequence whose rows have all run; parts the choices at the first one. `Some` ends it.
+    fn draw(
+        &mut self,
+        s: &mut Sequence,
+        rows: &StepRows,
+        output: &StepOutput,
+        now: Micros,
+        forks: &mut Vec<(Sequence, Option<Finish>)>,
+    ) -> Option<Finish> {
+        let RowOutcome::Logits(at) = output.outcomes[rows.first_row + rows.n - 1] else {
+            unreachable!("the row of the last token asks for logits")
+        };
+        let row = logits(output, at, self.info.vocab);
+        let state = self.requests.get_mut(&s.id).expect("known");
+        if !state.forked {
+            if state.request.prompt_logprobs.is_some() {
+                let logprobs = std::mem::take(&mut state.scores);
+                self.effects.push(Effect::PromptLogprobs { id: s.id, logprobs });
+            }
+            if state.request.max_tokens == 0 {
+                return Some(Finish::Length);
+            }
+            state.forked = true;
+            state.first_token = Some(now);
+            for choice in 1..state.request.n {
+                self.next_seniority += 1;
+                let mut fork = Sequence {
+                    id: s.id,
+                    choice,
+                    domain: s.domain,
+                    tokens: s.tokens.clone(),
+                    path: self.cache.fork(&s.path),
+                    pos: s.pos,
+                    seniority: Some(self.next_seniority),
+                    arrival: s.arrival,
+                    number: s.number,
+                    cached_guess: s.cached_guess,
+                    setbacks: 0,
+                    suspect: false,
+                    step: StepRows::default(),
+                };
+                let end = self.push_token(&mut fork, row);
+                forks.push((fork, end));
+            }
+        }
+        self.push_token(s, row)
+    }
+
+    fn push_token(&mut self, s: &mut Sequence, row: &[f32]) -> Option<Finish> {
+        let state = self.requests.get_mut(&s.id).expect("known");
+        let request = &state.request;
+        let Some(token) = sample(row, &request.sampling, s.choice, s.tokens.len()) else {
+            return Some(Finish::Error("the model's logits are not finite".into()));
+        };
+        s.tokens.push(token);
+        state.generated += 1;
+        self.stats.generated_tokens += 1;
+        self.fairness.charge(s.domain, 0, 1);
+        let logprobs = request.logprobs.map(|top| logprobs(row, token, top as usize));
+        self.effects.push(Effect::Token { id: s.id, choice: s.choice, token, logprobs });
+        if !request.ignore_eos && request.stop_tokens.contains(&token) {
+            return Some(Finish::Stop(token));
+        }
+        (s.tokens.len() - state.prompt == request.max_tokens as usize).then_some(Finish::Length)
+    }
+}
+
+/// A chunk that a step prepares.
+fn prepared(prepare: &Prepare) -> ChunkId {
+    match *prepare {
+        Prepare::Zero(chunk) | Prepare::Copy { to: chunk, .. } => chunk,
+    }
+}
+
+fn logits(output: &StepOutput, at: u32, vocab: usize) -> &[f32] {
+    &output.logits[at as usize * vocab..(at as usize + 1) * vocab]
+}
+
+/// Moves a sequence out of a list that is about to drop its place.
+fn take(s: &mut Sequence) -> Sequence {
+    Sequence {
+        tokens: std::mem::take(&mut s.tokens),
+        path: std::mem::take(&mut s.path),
+        step: std::mem::take(&mut s.step),
+        ..*s
+    }
+}

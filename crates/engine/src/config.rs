@@ -1,0 +1,41 @@
+use kvist_base::Micros;
+
+/// Every bound of the scheduler; the operator sees and sets them.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Sequences that run at once (rows of a decode step).
+    pub max_batch: usize,
+    /// Requests that wait at most.
+    pub max_queue: usize,
+    /// Choices of one request at most.
+    pub max_n: u32,
+    /// Rows of one step at most.
+    pub max_step_rows: usize,
+    /// Rows of one step at most whose logits are computed (their memory is rows x vocabulary x 4 bytes).
+    pub max_logit_rows: usize,
+    /// Inter-token latency that mixed steps aim at: prefill shrinks to meet it while anyone decodes.
+    pub itl_target: Micros,
+    /// Prefill rows of a mixed step at least, so that prompts always advance.
+    pub min_prefill_rows: usize,
+    /// Who waited this long goes first, in order of arrival, whatever its priority.
+    pub overdue: Micros,
+    /// Lists every stored chunk that a step reads as arriving, so that the [`kvist_base::Residency`] is asked for
+    /// it. For executors whose slices load while layers compute, and for fault tests.
+    pub ask_residency: bool,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        EngineConfig {
+            max_batch: 64,
+            max_queue: 512,
+            max_n: 16,
+            max_step_rows: 512,
+            max_logit_rows: 64,
+            itl_target: 100_000,
+            min_prefill_rows: 16,
+            overdue: 20_000_000,
+            ask_residency: false,
+        }
+    }
+}

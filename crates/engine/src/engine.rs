@@ -1,0 +1,311 @@
+use std::collections::BTreeMap;
+
+use kvist_base::{DomainId, ExecutorInfo, Micros, StepPlan, TokenId};
+use kvist_cache::{Cache, CacheConfig, CacheStats};
+
+use crate::budget::Budget;
+use crate::config::EngineConfig;
+use crate::fairness::Fairness;
+use crate::request::{Effect, Finish, Refusal, Request, RequestId};
+use crate::sequence::{RequestState, Sequence, StepRows};
+
+/// Counters since start and gauges of now.
+#[derive(Clone, Debug, Default)]
+pub struct EngineStats {
+    pub waiting: usize,
+    pub running: usize,
+    /// Sequences and requests that are known at all: 0 when idle.
+    pub known: usize,
+    pub steps: u64,
+    /// Rows run, by kind.
+    pub prompt_rows: u64,
+    pub decode_rows: u64,
+    /// Prompt tokens of admitted requests, and those that were not computed for them.
+    pub prompt_tokens: u64,
+    pub cached_tokens: u64,
+    pub generated_tokens: u64,
+    pub preemptions: u64,
+    /// Rows thrown back because a chunk was lost.
+    pub lost_rows: u64,
+    pub kv_bytes_read: u64,
+    pub kv_bytes_unshared: u64,
+    pub cache: CacheStats,
+}
+
+/// See the crate's documentation. One step at a time: `plan`, run it, `complete` (or `abort_step`).
+pub struct Engine {
+    pub(crate) config: EngineConfig,
+    pub(crate) info: ExecutorInfo,
+    pub(crate) cache: Cache,
+    pub(crate) fairness: Fairness,
+    pub(crate) budget: Budget,
+    pub(crate) requests: BTreeMap<RequestId, RequestState>,
+    /// In no order; [`crate::queue::compare`] picks.
+    pub(crate) waiting: Vec<Sequence>,
+    /// In order of seniority.
+    pub(crate) running: Vec<Sequence>,
+    pub(crate) plan: StepPlan,
+    /// A step is being run: set by `plan`, cleared by `complete` and `abort_step`.
+    pub(crate) in_step: Option<InStep>,
+    /// A sequence found no room in the last plan.
+    pub(crate) starved: bool,
+    /// Cancels that arrived while a step ran.
+    pub(crate) cancels: Vec<(RequestId, Option<u32>)>,
+    pub(crate) effects: Vec<Effect>,
+    pub(crate) next_number: u64,
+    pub(crate) next_seniority: u64,
+    pub(crate) probe_cursor: usize,
+    pub(crate) stats: EngineStats,
+}
+
+pub(crate) struct InStep {
+    pub planned_at: Micros,
+    /// Chunks attended to, summed over rows.
+    pub attended: usize,
+}
+
+impl Engine {
+    /// An engine for an executor; its pool starts empty.
+    ///
+    /// # Panics
+    /// If a bound in `config` is zero.
+    pub fn new(config: EngineConfig, info: ExecutorInfo) -> Engine {
+        assert!(config.max_batch > 0 && config.max_step_rows > 0 && config.max_n > 0 && config.min_prefill_rows > 0);
+        let cache = Cache::new(CacheConfig { slabs: info.chunks, ..CacheConfig::default() });
+        let plan = StepPlan { classes: vec![Default::default()], ..StepPlan::default() };
+        Engine {
+            config,
+            info,
+            cache,
+            fairness: Fairness::default(),
+            budget: Budget::new(),
+            requests: BTreeMap::new(),
+            waiting: Vec::new(),
+            running: Vec::new(),
+            plan,
+            in_step: None,
+            starved: false,
+            cancels: Vec::new(),
+            effects: Vec::new(),
+            next_number: 0,
+            next_seniority: 0,
+            probe_cursor: 0,
+            stats: EngineStats::default(),
+        }
+    }
+
+    /// Takes a request into the queue, or refuses it at once and holds nothing.
+    pub fn submit(&mut self, now: Micros, request: Request) -> Result<(), Refusal> {
+        self.check(&request)?;
+        let (id, domain) = (request.id, request.domain);
+        let mut request = request;
+        let tokens = std::mem::take(&mut request.prompt);
+        let cached_guess = self.cache.probe(domain, &tokens);
+        self.fairness.enter(domain);
+        let sequence = Sequence {
+            id,
+            choice: 0,
+            domain,
+            path: Default::default(),
+            pos: 0,
+            seniority: None,
+            arrival: now,
+            number: self.next_number,
+            cached_guess,
+            setbacks: 0,
+            suspect: false,
+            step: StepRows::default(),
+            tokens,
+        };
+        self.next_number += 1;
+        let state = RequestState {
+            prompt: sequence.tokens.len(),
+            submitted: now,
+            admitted: None,
+            first_token: None,
+            open: request.n,
+            forked: false,
+            counted: 0,
+            computed: 0,
+            generated: 0,
+            preemptions: 0,
+            scores: if request.prompt_logprobs.is_some() { vec![None] } else { vec![] },
+            request,
+        };
+        self.requests.insert(id, state);
+        // The queue's head loses its cached prefix last.
+        self.cache.protect(sequence.ticket(), domain, &sequence.tokens, self.waiting.len() as u32);
+        self.waiting.push(sequence);
+        Ok(())
+    }
+
+    fn check(&self, r: &Request) -> Result<(), Refusal> {
+        let invalid = |field, message: String| Err(Refusal::Invalid { field, message });
+        if self.requests.contains_key(&r.id) {
+            return invalid("id", format!("request {} is already known", r.id.0));
+        }
+        if r.domain == DomainId::PUBLIC {
+            return invalid("domain", "the public domain is published to, nobody computes in it".into());
+        }
+        if r.prompt.is_empty() {
+            return invalid("prompt", "it is empty".into());
+        }
+        if let Some(t) = r.prompt.iter().find(|&&t| t as usize >= self.info.vocab) {
+            return invalid("prompt", format!("token {t} is outside the vocabulary of {}", self.info.vocab));
+        }
+        let most = self.config.max_n.min(self.config.max_batch as u32);
+        if r.n == 0 || r.n > most {
+            return invalid("n", format!("{} is not between 1 and {most}", r.n));
+        }
+        let s = &r.sampling;
+        if !(s.temperature.is_finite() && s.temperature >= 0.0) {
+            return invalid("temperature", format!("{} is not a number of 0 or more", s.temperature));
+        }
+        if !(s.top_p > 0.0 && s.top_p <= 1.0) {
+            return invalid("top_p", format!("{} is not above 0 and at most 1", s.top_p));
+        }
+        let (prompt, max_tokens, context) = (r.prompt.len(), r.max_tokens as usize, self.info.context);
+        if prompt + max_tokens > context {
+            return Err(Refusal::TooLong { prompt, max_tokens, context });
+        }
+        // One chunk more: while an open chunk is copied, both copies are held.
+        let chunk = kvist_base::CHUNK;
+        let needed = (prompt + max_tokens).div_ceil(chunk) + 1;
+        if needed > self.info.chunks as usize {
+            return Err(Refusal::NeverFits { needed: needed * chunk, pool: self.info.chunks as usize * chunk });
+        }
+        if self.waiting.len() >= self.config.max_queue {
+            return Err(Refusal::QueueFull { waiting: self.waiting.len(), limit: self.config.max_queue });
+        }
+        Ok(())
+    }
+
+    /// Ends a request; nothing happens if it is unknown. During a step it takes effect when the step completes.
+    pub fn cancel(&mut self, now: Micros, id: RequestId) {
+        self.cancel_some(now, id, None);
+    }
+
+    /// Ends one choice of a request, e.g. when its text met a stop string.
+    pub fn cancel_choice(&mut self, now: Micros, id: RequestId, choice: u32) {
+        self.cancel_some(now, id, Some(choice));
+    }
+
+    pub(crate) fn cancel_some(&mut self, now: Micros, id: RequestId, choice: Option<u32>) {
+        if self.in_step.is_some() {
+            self.cancels.push((id, choice));
+            return;
+        }
+        // Before the choices part, choice 0 stands for all of them: one choice alone cannot be cancelled yet.
+        let forked = self.requests.get(&id).is_some_and(|r| r.forked);
+        let hit = |s: &Sequence| s.id == id && (choice.is_none() || (forked && choice == Some(s.choice)));
+        let mut gone: Vec<Sequence> = self.waiting.extract_if(.., |s| hit(s)).collect();
+        gone.extend(self.running.extract_if(.., |s| hit(s)));
+        for sequence in gone {
+            self.finish(now, sequence, Finish::Cancelled);
+        }
+    }
+
+    /// The only way out for a sequence: releases its path, tells `Finished`, and `Done` after a request's last one.
+    pub(crate) fn finish(&mut self, now: Micros, sequence: Sequence, reason: Finish) {
+        let id = sequence.id;
+        self.cache.unprotect(sequence.ticket());
+        self.cache.release(sequence.path);
+        let state = self.requests.get_mut(&id).expect("a sequence belongs to a known request");
+        let choices = if state.forked { sequence.choice..sequence.choice + 1 } else { 0..state.request.n };
+        state.open -= choices.len() as u32;
+        self.effects.extend(choices.map(|choice| Effect::Finished { id, choice, reason: reason.clone() }));
+        if state.open == 0 {
+            let state = self.requests.remove(&id).expect("it was there");
+            let usage = state.usage(now);
+            self.stats.prompt_tokens += u64::from(usage.prompt);
+            self.stats.cached_tokens += u64::from(usage.cached);
+            self.fairness.leave(state.request.domain);
+            self.effects.push(Effect::Done { id, usage });
+        }
+    }
+
+    /// What happened since the last call, in order.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Whether a call of `plan` could find work.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            waiting: self.waiting.len(),
+            running: self.running.len(),
+            known: self.requests.len(),
+            cache: self.cache.stats(),
+            ..self.stats.clone()
+        }
+    }
+
+    /// Tokens of a prompt that the tree holds for a domain now.
+    pub fn probe(&self, domain: DomainId, tokens: &[TokenId]) -> usize {
+        self.cache.probe(domain, tokens)
+    }
+
+    /// Makes the whole chunks that `domain` holds of this path readable by every domain. Returns the tokens that are
+    /// public now. Between steps only.
+    pub fn publish(&mut self, domain: DomainId, tokens: &[TokenId]) -> usize {
+        assert!(self.in_step.is_none(), "publishing between steps only");
+        let published = self.cache.publish(domain, tokens);
+        for sequence in &mut self.running {
+            self.cache.remap(&mut sequence.path);
+        }
+        published.tokens
+    }
+
+    /// Takes a published prefix, and all that hangs below it, out of the tree. Between steps only.
+    pub fn unpublish(&mut self, tokens: &[TokenId]) {
+        assert!(self.in_step.is_none(), "unpublishing between steps only");
+        self.cache.unpublish(tokens);
+        self.reseat();
+    }
+
+    /// After nodes left the tree: every path ends where it is still whole, and what is missing is planned again.
+    pub(crate) fn reseat(&mut self) {
+        for s in &mut self.running {
+            self.cache.truncate(&mut s.path);
+            s.pos = s.pos.min(s.path.used);
+        }
+    }
+
+    /// Checks the engine's own invariants and the tree's. Between steps.
+    pub fn check_integrity(&self) -> Result<(), String> {
+        self.cache.check_integrity()?;
+        if self.in_step.is_some() {
+            return Err("a step is in flight".into());
+        }
+        if !self.running.is_sorted_by_key(|s| s.seniority) || self.running.iter().any(|s| s.seniority.is_none()) {
+            return Err("running sequences are not in order of seniority".into());
+        }
+        if self.waiting.iter().any(|s| s.path.used != 0 || !s.path.nodes.is_empty()) {
+            return Err("a waiting sequence holds KV".into());
+        }
+        for s in &self.running {
+            if s.pos >= s.tokens.len() || (s.pos > s.path.used && s.step.n == 0) {
+                return Err(format!("request {}: row {} of {} has no KV below it", s.id.0, s.pos, s.tokens.len()));
+            }
+        }
+        for (id, state) in &self.requests {
+            let mut held = 0;
+            for s in self.waiting.iter().chain(&self.running).filter(|s| s.id == *id) {
+                held += if state.forked { 1 } else { state.request.n };
+                debug_assert!(s.choice < state.request.n);
+            }
+            if held != state.open {
+                return Err(format!("request {}: {held} choices held, {} open", id.0, state.open));
+            }
+        }
+        let pinned: usize = self.running.iter().map(|s| s.path.nodes.len()).sum();
+        if self.running.is_empty() && self.cache.stats().pinned != 0 {
+            return Err(format!("nothing runs, but {} chunks are pinned ({pinned})", self.cache.stats().pinned));
+        }
+        Ok(())
+    }
+}

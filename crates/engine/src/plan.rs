@@ -1,0 +1,317 @@
+//! Planning a step: who is admitted, who gives way, which rows run.
+
+use std::cmp::Ordering;
+
+use kvist_base::{CHUNK, ChunkId, Micros, Row, Slot, StepPlan};
+use kvist_cache::Claim;
+
+use crate::assemble::{Branch, assemble};
+use crate::engine::{Engine, InStep};
+use crate::queue::{Candidate, Moment, compare};
+use crate::request::{Finish, RequestId};
+use crate::sequence::{ClaimedRows, Sequence, StepRows};
+
+/// Prompts that share the prefill budget at least, so that a short one is not stuck behind a long one.
+const PREFILL_SHARES: usize = 2;
+/// Prefill rows of a mixed step until the budget is fitted.
+const UNFITTED_ROWS: usize = 64;
+/// Waiting sequences whose expected hit is looked up again per plan.
+const PROBES: usize = 8;
+/// Waiting sequences that are tried per plan when the first ones do not fit.
+const BYPASS: usize = 4;
+
+impl Engine {
+    /// Plans the next step, or says that there is nothing to do. The plan stands until `complete` or `abort_step`.
+    ///
+    /// # Panics
+    /// If a step is in flight.
+    pub fn plan(&mut self, now: Micros) -> Option<&StepPlan> {
+        assert!(self.in_step.is_none(), "one step at a time");
+        let gave_way = self.starved && self.preempt_youngest();
+        self.starved = false;
+        if !gave_way {
+            self.admit(now);
+        }
+        loop {
+            let attended = self.choose_rows();
+            if self.running.iter().any(|s| s.step.n > 0) {
+                self.assemble();
+                self.in_step = Some(InStep { planned_at: now, attended });
+                return Some(&self.plan);
+            }
+            if self.running.is_empty() {
+                return None;
+            }
+            // Nobody found room for a single row. The oldest fits alone (`submit` made sure), so this ends.
+            if !self.preempt_youngest() {
+                let oldest = self.running.remove(0);
+                self.finish(now, oldest, Finish::Error("the KV pool has no room for the request".into()));
+                return self.plan(now);
+            }
+        }
+    }
+
+    /// The plan of the step in flight.
+    pub fn planned(&self) -> &StepPlan {
+        &self.plan
+    }
+
+    /// Sends the youngest running sequence back to the queue. Its KV stays in the tree as long as there is room, so
+    /// that resuming costs what was evicted. The oldest is never sent back.
+    fn preempt_youngest(&mut self) -> bool {
+        if self.running.len() < 2 {
+            return false;
+        }
+        let mut s = self.running.pop().expect("two are running");
+        self.cache.release(std::mem::take(&mut s.path));
+        s.pos = 0;
+        s.step = StepRows::default();
+        s.cached_guess = s.tokens.len() - 1;
+        self.cache.protect(s.ticket(), s.domain, &s.tokens, 0);
+        self.requests.get_mut(&s.id).expect("known").preemptions += 1;
+        self.stats.preemptions += 1;
+        self.waiting.push(s);
+        true
+    }
+
+    /// Rows of a decode step that the running sequences and the forks to come take.
+    fn batch_weight(&self) -> usize {
+        self.running.iter().map(|s| self.weight(s)).sum()
+    }
+
+    fn weight(&self, s: &Sequence) -> usize {
+        let state = &self.requests[&s.id];
+        if state.forked { 1 } else { state.request.n as usize }
+    }
+
+    /// Chunks that a sequence may still need to its end.
+    fn chunks_to_end(&self, s: &Sequence) -> usize {
+        let state = &self.requests[&s.id];
+        (state.prompt + state.request.max_tokens as usize).div_ceil(CHUNK).saturating_sub(s.path.nodes.len())
+    }
+
+    fn admit(&mut self, now: Micros) {
+        self.refresh_guesses();
+        let moment = Moment { now, overdue: self.config.overdue, token_cost: self.budget.row_cost() };
+        let mut passed_over: Vec<(RequestId, u32)> = Vec::new();
+        while !self.waiting.is_empty() && passed_over.len() < BYPASS {
+            let mut best: Option<(usize, Candidate)> = None;
+            for (i, s) in self.waiting.iter().enumerate() {
+                if passed_over.contains(&s.key()) {
+                    continue;
+                }
+                let candidate = self.candidate(s);
+                if best.as_ref().is_none_or(|(_, b)| compare(&candidate, b, &moment) == Ordering::Less) {
+                    best = Some((i, candidate));
+                }
+            }
+            let Some((i, candidate)) = best else { return };
+            if self.batch_weight() + self.weight(&self.waiting[i]) > self.config.max_batch && !self.running.is_empty() {
+                return;
+            }
+            if self.seat(i, now) {
+                continue;
+            }
+            // Others may use the room that this one cannot, but not past its patience.
+            if now.saturating_sub(candidate.arrival) >= self.config.overdue {
+                return;
+            }
+            passed_over.push(self.waiting[i].key());
+        }
+    }
+
+    fn candidate(&self, s: &Sequence) -> Candidate {
+        let state = &self.requests[&s.id];
+        Candidate {
+            domain: s.domain,
+            priority: state.request.priority,
+            arrival: s.arrival,
+            number: s.number,
+            resumes: s.seniority,
+            uncached: s.tokens.len() - if state.scoring() { 0 } else { s.cached_guess },
+            deadline: state.request.ttft_slo.map(|slo| s.arrival + slo),
+            served: self.fairness.served(s.domain),
+        }
+    }
+
+    /// The tree changes while sequences wait; a few are looked up again each time.
+    fn refresh_guesses(&mut self) {
+        for _ in 0..PROBES.min(self.waiting.len()) {
+            self.probe_cursor = (self.probe_cursor + 1) % self.waiting.len();
+            let s = &mut self.waiting[self.probe_cursor];
+            s.cached_guess = self.cache.probe(s.domain, &s.tokens);
+        }
+    }
+
+    /// Lets a waiting sequence run if its prompt fits beside what the oldest running sequence needs to its end.
+    fn seat(&mut self, i: usize, now: Micros) -> bool {
+        let s = &mut self.waiting[i];
+        self.cache.follow(&mut s.path, s.domain, &s.tokens, self.stats.steps);
+        // Room for all tokens, the next one, and a copy of an open chunk.
+        let needed = (s.tokens.len() + 1).div_ceil(CHUNK) + 1 - s.path.nodes.len();
+        let reserved = match self.running.first() {
+            None => 0,
+            Some(oldest) => self.chunks_to_end(oldest) + self.running.len() - 1,
+        };
+        if needed + reserved > self.cache.available() as usize && !self.running.is_empty() {
+            let path = std::mem::take(&mut self.waiting[i].path);
+            self.cache.release(path);
+            return false;
+        }
+        let mut s = self.waiting.swap_remove(i);
+        self.cache.unprotect(s.ticket());
+        let state = self.requests.get_mut(&s.id).expect("known");
+        state.admitted.get_or_insert(now);
+        let seniority = *s.seniority.get_or_insert_with(|| {
+            self.next_seniority += 1;
+            self.next_seniority
+        });
+        let at = self.running.partition_point(|r| r.seniority < Some(seniority));
+        self.running.insert(at, s);
+        true
+    }
+
+    /// Decode rows first, then prompts within the budget. Returns the chunks attended to, summed over rows.
+    fn choose_rows(&mut self) -> usize {
+        self.plan.clear();
+        let mut attended = 0;
+        let mut rows = 0;
+        let mut logit_rows = 0;
+        let mut prompts = Vec::new();
+        self.running.iter_mut().for_each(|s| s.step = StepRows::default());
+        let suspect = self.running.iter().position(|s| s.suspect);
+        for i in suspect.map_or(0..self.running.len(), |i| i..i + 1) {
+            self.catch_up(i);
+            let s = &self.running[i];
+            if s.pending() == 1 && rows < self.config.max_step_rows {
+                self.take_rows(i, 1);
+                rows += self.running[i].step.n;
+                logit_rows += self.running[i].step.n;
+                attended += self.chunks_attended(i);
+            } else {
+                prompts.push(i);
+            }
+        }
+        let mut budget = self.prefill_budget(rows, attended, &prompts);
+        let most_logits = self.config.max_logit_rows.max(self.config.max_batch);
+        for (k, &i) in prompts.iter().enumerate() {
+            // Others may have computed, in this very step, what this one was about to.
+            self.catch_up(i);
+            let shares = PREFILL_SHARES.saturating_sub(k).min(prompts.len() - k).max(1);
+            let mut most = budget.div_ceil(shares).min(self.running[i].pending());
+            let state = &self.requests[&self.running[i].id];
+            let scoring = state.scoring();
+            let left = most_logits.saturating_sub(logit_rows);
+            if scoring {
+                most = most.min(left);
+            } else if left == 0 {
+                most = most.min(self.running[i].pending() - 1);
+            }
+            self.take_rows(i, most);
+            let s = &self.running[i];
+            budget -= s.step.n;
+            logit_rows += if scoring { s.step.n } else { usize::from(s.step.n == s.pending() && s.step.n > 0) };
+            attended += self.chunks_attended(i);
+        }
+        attended
+    }
+
+    /// Moves a sequence over everything that the tree holds by now. Its last token's row runs in any case: it gives
+    /// the logits.
+    fn catch_up(&mut self, i: usize) {
+        let s = &mut self.running[i];
+        let used = self.cache.follow(&mut s.path, s.domain, &s.tokens, self.stats.steps);
+        if !self.requests[&s.id].scoring() {
+            s.pos = s.pos.max(used.min(s.tokens.len() - 1));
+        }
+    }
+
+    /// Plans up to `most` rows of a sequence; fewer where there is no room, or where a copy must wait for a step.
+    fn take_rows(&mut self, i: usize, most: usize) {
+        let s = &mut self.running[i];
+        let mut n = 0;
+        while n < most {
+            let pos = s.pos + n;
+            if pos < s.path.used {
+                n += 1; // computed before: the row only attends
+                continue;
+            }
+            match self.cache.claim(&mut s.path, s.domain, &s.tokens, most - n, &mut self.plan.prepare) {
+                Claim::Slots { chunk, first_slot, n: slots } => {
+                    let (slot, slots) = (first_slot as usize, slots as usize);
+                    s.step.claims.push(ClaimedRows { pos, chunk, slot, n: slots });
+                    n += slots;
+                }
+                Claim::NotYet => break,
+                Claim::Full => {
+                    self.starved = true;
+                    break;
+                }
+            }
+        }
+        s.step.n = n;
+    }
+
+    fn chunks_attended(&self, i: usize) -> usize {
+        let s = &self.running[i];
+        (s.pos..s.pos + s.step.n).map(|p| p / CHUNK + 1).sum()
+    }
+
+    fn prefill_budget(&self, decoding: usize, attended: usize, prompts: &[usize]) -> usize {
+        let most = self.config.max_step_rows.saturating_sub(decoding);
+        if decoding == 0 || prompts.is_empty() {
+            return most;
+        }
+        let depth = prompts.iter().map(|&i| self.running[i].pos / CHUNK + 1).max().unwrap_or(1);
+        self.budget
+            .rows_within(self.config.itl_target, decoding, attended, depth)
+            .unwrap_or(UNFITTED_ROWS)
+            .max(self.config.min_prefill_rows)
+            .min(most)
+    }
+
+    fn assemble(&mut self) {
+        let planned: Vec<usize> = (0..self.running.len()).filter(|&i| self.running[i].step.n > 0).collect();
+        let paths: Vec<Vec<ChunkId>> = planned
+            .iter()
+            .map(|&i| self.running[i].path.nodes.iter().map(|&node| self.cache.slab(node)).collect())
+            .collect();
+        let branches: Vec<Branch> = planned
+            .iter()
+            .zip(&paths)
+            .map(|(&i, chunks)| Branch { chunks, first: self.running[i].pos, rows: self.running[i].step.n })
+            .collect();
+        let order = assemble(&branches, &mut self.plan.classes[0]);
+        for b in order {
+            let s = &mut self.running[planned[b]];
+            s.step.first_row = self.plan.rows.len();
+            let scoring = self.requests[&s.id].scoring();
+            for position in s.pos..s.pos + s.step.n {
+                self.plan.rows.push(Row {
+                    token: s.tokens[position],
+                    position: position as u32,
+                    write: None,
+                    logits: scoring || position + 1 == s.tokens.len(),
+                });
+            }
+            for claim in &s.step.claims {
+                let row = s.step.first_row + claim.pos - s.pos;
+                for (k, row) in self.plan.rows[row..row + claim.n].iter_mut().enumerate() {
+                    row.write = Some(Slot { chunk: claim.chunk, slot: (claim.slot + k) as u8 });
+                }
+            }
+        }
+        if self.config.ask_residency {
+            self.list_arriving();
+        }
+    }
+
+    /// Every stored chunk that the step reads; chunks that it fills itself are there by construction.
+    fn list_arriving(&mut self) {
+        let plan = &mut self.plan;
+        let written: Vec<ChunkId> = plan.rows.iter().filter_map(|r| r.write.map(|w| w.chunk)).collect();
+        plan.arriving.extend(plan.classes[0].chunks.iter().filter(|c| !written.contains(c)));
+        plan.arriving.sort_unstable();
+        plan.arriving.dedup();
+    }
+}

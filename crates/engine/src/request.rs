@@ -1,0 +1,159 @@
+use std::fmt;
+
+use kvist_base::{DomainId, Micros, TokenId};
+
+/// Unique among the requests that an engine knows; chosen by the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// How a token is drawn. The draw depends on (seed, choice, position) alone, so it survives preemption.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 = the most likely token.
+    pub temperature: f32,
+    /// Keep the k most likely tokens; 0 = all.
+    pub top_k: u32,
+    /// Keep the most likely tokens whose probabilities first reach this sum; 1 = all.
+    pub top_p: f32,
+    pub seed: u64,
+}
+
+impl Sampling {
+    pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
+}
+
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub id: RequestId,
+    pub domain: DomainId,
+    pub prompt: Vec<TokenId>,
+    /// Choices, as forks of one prompt.
+    pub n: u32,
+    /// Tokens to generate for each choice; 0 = compute the prompt only.
+    pub max_tokens: u32,
+    pub sampling: Sampling,
+    /// A choice ends when it draws one of these.
+    pub stop_tokens: Vec<TokenId>,
+    /// Stop tokens are ordinary tokens.
+    pub ignore_eos: bool,
+    /// Report the logprob of each generated token and of this many of the most likely ones.
+    pub logprobs: Option<u32>,
+    /// The same for the prompt's tokens; the whole prompt is then computed.
+    pub prompt_logprobs: Option<u32>,
+    /// Lower is earlier.
+    pub priority: i32,
+    /// Time to first token that the client asks for.
+    pub ttft_slo: Option<Micros>,
+}
+
+/// Logprobs of one token: the model's own, before temperature, natural logarithm.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    pub token: TokenId,
+    pub logprob: f32,
+    /// 1 = most likely.
+    pub rank: u32,
+    /// The most likely tokens, best first.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// Drew this stop token.
+    Stop(TokenId),
+    /// `max_tokens` are drawn.
+    Length,
+    Cancelled,
+    Error(String),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Submitted to first admitted.
+    pub queued: Micros,
+    /// Admitted to first token.
+    pub prefill: Micros,
+    /// First token to end.
+    pub decode: Micros,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub prompt: u32,
+    /// Prompt tokens that were not computed for this request.
+    pub cached: u32,
+    /// Tokens drawn over all choices.
+    pub generated: u32,
+    pub preemptions: u32,
+    pub timings: Timings,
+}
+
+/// What the engine tells about a request. Per choice: tokens, then one `Finished`; then one `Done` for the request,
+/// after which the engine knows nothing of it and holds nothing for it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    Token {
+        id: RequestId,
+        choice: u32,
+        token: TokenId,
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// One entry per prompt token; `None` for the first, which nothing predicts.
+    PromptLogprobs {
+        id: RequestId,
+        logprobs: Vec<Option<TokenLogprobs>>,
+    },
+    Finished {
+        id: RequestId,
+        choice: u32,
+        reason: Finish,
+    },
+    Done {
+        id: RequestId,
+        usage: Usage,
+    },
+}
+
+/// Why a request was not taken. Nothing is held for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Prompt and `max_tokens` exceed the context.
+    TooLong {
+        prompt: usize,
+        max_tokens: usize,
+        context: usize,
+    },
+    /// More KV than the whole pool, even alone. In tokens.
+    NeverFits {
+        needed: usize,
+        pool: usize,
+    },
+    QueueFull {
+        waiting: usize,
+        limit: usize,
+    },
+    Invalid {
+        field: &'static str,
+        message: String,
+    },
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::TooLong { prompt, max_tokens, context } => write!(
+                f,
+                "the context is {context} tokens, but the request needs {} ({prompt} of prompt and {max_tokens} to \
+                 generate)",
+                prompt + max_tokens
+            ),
+            Refusal::NeverFits { needed, pool } => {
+                write!(f, "the request needs KV for {needed} tokens, but the whole pool holds {pool}")
+            }
+            Refusal::QueueFull { waiting, limit } => write!(f, "{waiting} requests are waiting, the limit is {limit}"),
+            Refusal::Invalid { field, message } => write!(f, "{field}: {message}"),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}

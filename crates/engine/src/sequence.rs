@@ -1,0 +1,108 @@
+use kvist_base::{ChunkId, DomainId, Micros, TokenId};
+use kvist_cache::Path;
+
+use crate::request::{Request, RequestId, Timings, TokenLogprobs, Usage};
+
+/// One choice of a request, or, before the first token, the prompt that all its choices share.
+pub struct Sequence {
+    pub id: RequestId,
+    pub choice: u32,
+    pub domain: DomainId,
+    /// Prompt and everything drawn so far. The last token drawn has no KV yet.
+    pub tokens: Vec<TokenId>,
+    /// The part of `tokens` whose KV the tree holds, pinned. Empty while waiting.
+    pub path: Path,
+    /// Next token whose row is to run.
+    pub pos: usize,
+    /// Order of first admission; the youngest is preempted first.
+    pub seniority: Option<u64>,
+    pub arrival: Micros,
+    /// Order of arrival, unique.
+    pub number: u64,
+    /// What the tree would save, at the last look.
+    pub cached_guess: usize,
+    /// Times that a lost chunk threw it back.
+    pub setbacks: u32,
+    /// It was part of a step that broke; runs by itself until a step succeeds.
+    pub suspect: bool,
+    pub step: StepRows,
+}
+
+/// Rows of a sequence in the step that is being planned or run.
+#[derive(Default)]
+pub struct StepRows {
+    /// Rows for tokens `[pos, pos + n)`.
+    pub n: usize,
+    pub claims: Vec<ClaimedRows>,
+    /// Index in the plan of the first row.
+    pub first_row: usize,
+}
+
+/// Rows whose KV is written, to consecutive slots of one chunk.
+pub struct ClaimedRows {
+    /// Position of the first.
+    pub pos: usize,
+    pub chunk: ChunkId,
+    pub slot: usize,
+    pub n: usize,
+}
+
+impl Sequence {
+    /// Rows that are still to run before a token can be drawn.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.pos
+    }
+
+    /// Name of a waiting sequence's claim to protection from eviction.
+    pub fn ticket(&self) -> u64 {
+        self.number << 16 | u64::from(self.choice)
+    }
+
+    /// Unique among sequences.
+    pub fn key(&self) -> (RequestId, u32) {
+        (self.id, self.choice)
+    }
+}
+
+/// What the choices of a request share.
+pub struct RequestState {
+    /// The request; its prompt has moved into the sequences.
+    pub request: Request,
+    pub prompt: usize,
+    pub submitted: Micros,
+    pub admitted: Option<Micros>,
+    pub first_token: Option<Micros>,
+    /// Choices not finished yet.
+    pub open: u32,
+    /// Whether the choices have parted.
+    pub forked: bool,
+    /// Prompt positions below this are accounted for: a resumed prompt is not counted twice.
+    pub counted: usize,
+    pub computed: u32,
+    pub generated: u32,
+    pub preemptions: u32,
+    pub scores: Vec<Option<TokenLogprobs>>,
+}
+
+impl RequestState {
+    /// Whether every prompt token needs logits, cached or not.
+    pub fn scoring(&self) -> bool {
+        self.request.prompt_logprobs.is_some() && !self.forked
+    }
+
+    pub fn usage(&self, now: Micros) -> Usage {
+        let admitted = self.admitted.unwrap_or(now);
+        let first = self.first_token.unwrap_or(now);
+        Usage {
+            prompt: self.prompt as u32,
+            cached: self.prompt as u32 - self.computed,
+            generated: self.generated,
+            preemptions: self.preemptions,
+            timings: Timings {
+                queued: admitted.saturating_sub(self.submitted),
+                prefill: first.saturating_sub(admitted),
+                decode: now.saturating_sub(first),
+            },
+        }
+    }
+}

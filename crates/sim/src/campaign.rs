@@ -1,0 +1,394 @@
+//! The scheduler under random load, cancels, lost chunks, broken steps, publishing and a pool that is too small, each
+//! run from one seed. Every request must end exactly once with exactly the tokens that it would get alone.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kvist_base::{ChunkId, Executor, Gone, Micros, Residency, StepOutput, TokenId};
+use kvist_engine::{Effect, Engine, EngineConfig, Finish, Refusal, Request, RequestId, Usage, sample};
+
+use crate::executor::{CostModel, SimExecutor, SimModel};
+use crate::random::{Random, mix};
+use crate::workload::{Arrival, Workload};
+
+/// What happened in one or many runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Report {
+    pub runs: u64,
+    pub requests: u64,
+    pub steps: u64,
+    pub finished: u64,
+    pub cancelled: u64,
+    pub refused: u64,
+    pub preemptions: u64,
+    pub cached_tokens: u64,
+    pub prompt_tokens: u64,
+    pub lost_rows: u64,
+    pub aborted_steps: u64,
+    pub evictions: u64,
+    pub overdue: u64,
+}
+
+impl Report {
+    pub fn add(&mut self, o: &Report) {
+        self.runs += o.runs;
+        self.requests += o.requests;
+        self.steps += o.steps;
+        self.finished += o.finished;
+        self.cancelled += o.cancelled;
+        self.refused += o.refused;
+        self.preemptions += o.preemptions;
+        self.cached_tokens += o.cached_tokens;
+        self.prompt_tokens += o.prompt_tokens;
+        self.lost_rows += o.lost_rows;
+        self.aborted_steps += o.aborted_steps;
+        self.evictions += o.evictions;
+        self.overdue += o.overdue;
+    }
+}
+
+/// A deliberate bug, to show that the campaign would notice it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Canary {
+    None,
+    /// A token is told twice.
+    TwiceTold,
+    /// A lost row is reported as computed.
+    HiddenLoss,
+    /// A cancel is swallowed.
+    DeafCancel,
+}
+
+/// Gives up on a chunk now and then.
+struct Flaky {
+    permille: u64,
+    counter: AtomicU64,
+}
+
+impl Residency for Flaky {
+    fn wait(&self, _: usize, chunk: ChunkId) -> Result<(), Gone> {
+        let n = self.counter.fetch_add(1, Ordering::Relaxed);
+        if mix(n) % 1000 < self.permille { Err(Gone(chunk)) } else { Ok(()) }
+    }
+}
+
+/// What is known of a request from outside.
+struct Seen {
+    request: Request,
+    submitted: Micros,
+    tokens: Vec<Vec<TokenId>>,
+    finished: Vec<Option<Finish>>,
+    done: Option<Usage>,
+    cancelled: bool,
+    scored: bool,
+}
+
+/// Runs `seed`. `Err` names the first broken promise.
+pub fn run(seed: u64, canary: Canary) -> Result<Report, String> {
+    let mut random = Random::new(mix(seed ^ 0x5c4e_d01e));
+    let model = SimModel { vocab: 24, seed: random.word() };
+    let cost = CostModel { step: 500, row: random.pick(&[20, 200]), kilotoken: 10 };
+    let context = random.pick(&[640, 1024]);
+    let chunks = random.pick(&[18, 24, 40, 200]);
+    let config = EngineConfig {
+        max_batch: random.pick(&[2, 5, 16, 64]),
+        max_queue: random.pick(&[4, 40, 512]),
+        max_step_rows: random.pick(&[8, 64, 100, 512]),
+        max_logit_rows: 16,
+        itl_target: random.pick(&[2_000, 20_000]),
+        overdue: random.pick(&[200_000, 5_000_000]),
+        ask_residency: random.chance(40),
+        ..EngineConfig::default()
+    };
+    let faults = Faults {
+        lost: if config.ask_residency { random.pick(&[0, 1, 5]) } else { 0 },
+        abort: random.pick(&[0, 0, 3]),
+        cancel: random.pick(&[0, 2, 10]),
+        publish: random.pick(&[0, 3]),
+    };
+    let workload = Workload {
+        requests: 10 + random.below(40),
+        domains: random.pick(&[1, 3]),
+        vocab: random.pick(&[2, 24]),
+        context: context.min((chunks as usize - 2) * 64),
+        max_n: (config.max_batch as u32).min(5),
+        gap: random.pick(&[0, 5_000, 100_000]),
+    };
+    let arrivals = workload.generate(&mut random);
+    let overdue = config.overdue;
+    let mut run = Run {
+        engine: Engine::new(config, SimExecutor::new(model, cost, chunks, context).info().clone()),
+        executor: SimExecutor::new(model, cost, chunks, context),
+        now: 0,
+        seen: BTreeMap::new(),
+        random,
+        faults,
+        canary,
+        report: Report { runs: 1, ..Report::default() },
+        flaky: Flaky { permille: faults.lost, counter: AtomicU64::new(seed) },
+    };
+    run.drive(arrivals).map_err(|e| format!("seed {seed}: {e}"))?;
+    run.check_end(model).map_err(|e| format!("seed {seed}: {e}"))?;
+    run.check_waiting(overdue).map_err(|e| format!("seed {seed}: {e}"))?;
+    Ok(run.report)
+}
+
+#[derive(Clone, Copy)]
+struct Faults {
+    lost: u64,
+    abort: usize,
+    cancel: usize,
+    publish: usize,
+}
+
+struct Run {
+    engine: Engine,
+    executor: SimExecutor,
+    now: Micros,
+    seen: BTreeMap<RequestId, Seen>,
+    random: Random,
+    faults: Faults,
+    canary: Canary,
+    report: Report,
+    flaky: Flaky,
+}
+
+impl Run {
+    fn drive(&mut self, arrivals: Vec<Arrival>) -> Result<(), String> {
+        let mut arrivals = arrivals.into_iter().peekable();
+        let mut output = StepOutput::default();
+        loop {
+            while let Some(a) = arrivals.next_if(|a| a.at <= self.now) {
+                self.submit(a.request)?;
+            }
+            self.disturb();
+            self.engine.check_integrity()?;
+            let planned = self.engine.plan(self.now).is_some();
+            if planned {
+                self.step(&mut output)?;
+            } else if let Some(next) = arrivals.peek() {
+                self.now = self.now.max(next.at);
+            } else if self.engine.is_idle() {
+                self.collect()?;
+                return Ok(());
+            } else {
+                return Err("requests are waiting, but nothing is planned".into());
+            }
+            self.collect()?;
+            if self.report.steps > 300_000 {
+                return Err("no end in sight after 300,000 steps".into());
+            }
+        }
+    }
+
+    fn submit(&mut self, request: Request) -> Result<(), String> {
+        self.report.requests += 1;
+        let n = request.n as usize;
+        match self.engine.submit(self.now, request.clone()) {
+            Ok(()) => {
+                let seen = Seen {
+                    submitted: self.now,
+                    tokens: vec![vec![]; n],
+                    finished: vec![None; n],
+                    done: None,
+                    cancelled: false,
+                    scored: false,
+                    request,
+                };
+                self.seen.insert(seen.request.id, seen);
+                Ok(())
+            }
+            Err(Refusal::QueueFull { .. }) => {
+                self.report.refused += 1;
+                Ok(())
+            }
+            Err(other) => Err(format!("request {} refused: {other}", request.id.0)),
+        }
+    }
+
+    /// Cancels, publishing and the like, between steps.
+    fn disturb(&mut self) {
+        if self.random.chance(self.faults.cancel) && !self.seen.is_empty() {
+            let pick = self.random.below(self.seen.len());
+            let (&id, seen) = self.seen.iter_mut().nth(pick).expect("in range");
+            if seen.done.is_none() {
+                seen.cancelled = true;
+                if self.canary != Canary::DeafCancel {
+                    self.engine.cancel(self.now, id);
+                } else {
+                    seen.finished.fill(Some(Finish::Cancelled));
+                }
+            }
+        }
+        if self.random.chance(self.faults.publish) && !self.seen.is_empty() {
+            let pick = self.random.below(self.seen.len());
+            let seen = self.seen.values().nth(pick).expect("in range");
+            let (domain, tokens) = (seen.request.domain, seen.request.prompt.clone());
+            if self.random.chance(60) {
+                self.engine.publish(domain, &tokens);
+            } else {
+                self.engine.unpublish(&tokens);
+            }
+        }
+    }
+
+    fn step(&mut self, output: &mut StepOutput) -> Result<(), String> {
+        self.report.steps += 1;
+        let plan = self.engine.planned();
+        self.executor.step(plan, &self.flaky, output);
+        if let Some(violation) = self.executor.violations.first() {
+            return Err(violation.clone());
+        }
+        self.now += self.executor.took;
+        // While the step runs, a cancel may come in.
+        if self.random.chance(self.faults.cancel) {
+            let pick = self.random.below(self.seen.len());
+            let (&id, seen) = self.seen.iter_mut().nth(pick).expect("in range");
+            seen.cancelled = true;
+            self.engine.cancel(self.now, id);
+        }
+        if self.random.chance(self.faults.abort) {
+            self.report.aborted_steps += 1;
+            self.engine.abort_step(self.now);
+            return Ok(());
+        }
+        if self.canary == Canary::HiddenLoss {
+            for outcome in &mut output.outcomes {
+                if matches!(outcome, kvist_base::RowOutcome::Lost(_)) {
+                    *outcome = kvist_base::RowOutcome::Done;
+                }
+            }
+        }
+        self.engine.complete(self.now, output);
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<(), String> {
+        let mut effects = self.engine.take_effects();
+        if self.canary == Canary::TwiceTold && self.random.chance(2) {
+            effects.extend(effects.first().cloned());
+        }
+        for effect in effects {
+            let (Effect::Token { id, .. }
+            | Effect::PromptLogprobs { id, .. }
+            | Effect::Finished { id, .. }
+            | Effect::Done { id, .. }) = effect;
+            let seen = self.seen.get_mut(&id).ok_or("an effect of an unknown request")?;
+            if seen.done.is_some() {
+                return Err(format!("request {}: an effect after its end", id.0));
+            }
+            match effect {
+                Effect::Token { choice, token, logprobs, .. } => {
+                    if seen.finished[choice as usize].is_some() {
+                        return Err(format!("request {}: a token after the end of choice {choice}", id.0));
+                    }
+                    if logprobs.is_some() != seen.request.logprobs.is_some() {
+                        return Err(format!("request {}: logprobs missing or unasked for", id.0));
+                    }
+                    seen.tokens[choice as usize].push(token);
+                }
+                Effect::PromptLogprobs { logprobs, .. } => {
+                    if seen.scored || logprobs.len() != seen.request.prompt.len() {
+                        return Err(format!("request {}: {} prompt logprobs", id.0, logprobs.len()));
+                    }
+                    seen.scored = true;
+                }
+                Effect::Finished { choice, reason, .. } => {
+                    if seen.finished[choice as usize].replace(reason).is_some() {
+                        return Err(format!("request {}: choice {choice} finished twice", id.0));
+                    }
+                }
+                Effect::Done { usage, .. } => seen.done = Some(usage),
+            }
+        }
+        Ok(())
+    }
+
+    /// After the last request: nothing is held, and everybody got what a lone cold run gives.
+    fn check_end(&mut self, model: SimModel) -> Result<(), String> {
+        self.engine.check_integrity()?;
+        let stats = self.engine.stats();
+        if stats.known != 0 || stats.cache.pinned != 0 {
+            return Err(format!("{} requests known and {} chunks pinned at the end", stats.known, stats.cache.pinned));
+        }
+        self.report.preemptions += stats.preemptions;
+        self.report.lost_rows += stats.lost_rows;
+        self.report.evictions += stats.cache.evictions;
+        for (id, seen) in &self.seen {
+            let usage = seen.done.ok_or(format!("request {} never ended", id.0))?;
+            let asked = &seen.request;
+            self.report.prompt_tokens += u64::from(usage.prompt);
+            self.report.cached_tokens += u64::from(usage.cached);
+            if usage.prompt as usize != asked.prompt.len() || usage.cached > usage.prompt {
+                return Err(format!("request {}: {usage:?}", id.0));
+            }
+            if usage.generated as usize != seen.tokens.iter().map(Vec::len).sum::<usize>() {
+                return Err(format!("request {}: {} tokens told, {usage:?}", id.0, seen.tokens.len()));
+            }
+            let mut whole = true;
+            for (choice, tokens) in seen.tokens.iter().enumerate() {
+                let (expected, end) = alone(model, asked, choice as u32);
+                let reason = seen.finished[choice].as_ref().ok_or("a choice without end")?;
+                match reason {
+                    Finish::Cancelled if seen.cancelled => whole = false,
+                    Finish::Error(_) if self.faults.abort > 0 => whole = false,
+                    reason if *reason == end && *tokens == expected => {}
+                    _ => {
+                        return Err(format!(
+                            "request {} choice {choice}: {tokens:?} {reason:?}, alone {expected:?} {end:?}",
+                            id.0
+                        ));
+                    }
+                }
+                if !expected.starts_with(tokens) {
+                    return Err(format!("request {} choice {choice}: {tokens:?} is no prefix of {expected:?}", id.0));
+                }
+            }
+            if whole && seen.scored != asked.prompt_logprobs.is_some() {
+                return Err(format!("request {}: prompt logprobs missing or unasked for", id.0));
+            }
+            if whole { self.report.finished += 1 } else { self.report.cancelled += 1 }
+        }
+        Ok(())
+    }
+
+    /// Bounded waiting: once a request is overdue, nobody who came later is admitted before it.
+    fn check_waiting(&mut self, overdue: Micros) -> Result<(), String> {
+        let admitted: Vec<(Micros, Micros, u64)> = self
+            .seen
+            .iter()
+            .filter(|(_, s)| s.finished.iter().all(|f| matches!(f, Some(Finish::Length | Finish::Stop(_)))))
+            .map(|(id, s)| (s.submitted, s.submitted + s.done.map_or(0, |u| u.timings.queued), id.0))
+            .collect();
+        for &(submitted, at, id) in &admitted {
+            if at - submitted > overdue {
+                self.report.overdue += 1;
+                let ahead = admitted.iter().find(|o| o.2 > id && o.1 >= submitted + overdue && o.1 < at);
+                if let Some(ahead) = ahead {
+                    return Err(format!("request {id}, overdue, waited behind the younger {}", ahead.2));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The tokens and the end that a choice gets alone on a cold server.
+fn alone(model: SimModel, request: &Request, choice: u32) -> (Vec<TokenId>, Finish) {
+    let mut state = model.start();
+    for &token in &request.prompt {
+        state = model.state(state, token);
+    }
+    let mut out = Vec::new();
+    while out.len() < request.max_tokens as usize {
+        let mut logits = Vec::new();
+        model.logits(state, &mut logits);
+        let token = sample(&logits, &request.sampling, choice, request.prompt.len() + out.len()).expect("finite");
+        out.push(token);
+        if !request.ignore_eos && request.stop_tokens.contains(&token) {
+            return (out, Finish::Stop(token));
+        }
+        state = model.state(state, token);
+    }
+    (out, Finish::Length)
+}

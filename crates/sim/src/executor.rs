@@ -1,0 +1,171 @@
+//! An executor whose "KV" is a hash chain of token ids: a row that attends to anything but exactly its own prefix is
+//! caught at once, and its "logits" are a function of that prefix.
+
+use kvist_base::{
+    CHUNK, ChunkId, ChunkLayout, Dtype, Executor, ExecutorInfo, LayerKind, Micros, Prepare, Residency, RowOutcome,
+    StepCounters, StepOutput, StepPlan, TokenId,
+};
+
+use crate::random::mix;
+
+/// What a step takes: `a + b * rows + c * attended`, as the engine's budget believes of real machines.
+#[derive(Clone, Copy, Debug)]
+pub struct CostModel {
+    pub step: Micros,
+    pub row: Micros,
+    /// Per thousand tokens attended to.
+    pub kilotoken: Micros,
+}
+
+/// The simulated language model: logits as a function of the prefix.
+#[derive(Clone, Copy, Debug)]
+pub struct SimModel {
+    pub vocab: usize,
+    pub seed: u64,
+}
+
+impl SimModel {
+    /// State after `tokens`, from the state before them.
+    pub fn state(&self, before: u64, token: TokenId) -> u64 {
+        mix(before ^ mix(u64::from(token) + 1)).wrapping_add(self.seed)
+    }
+
+    pub fn start(&self) -> u64 {
+        mix(self.seed)
+    }
+
+    /// Appends one row of logits.
+    pub fn logits(&self, state: u64, out: &mut Vec<f32>) {
+        out.extend((0..self.vocab as u64).map(|i| (mix(state ^ mix(i)) % 4096) as f32 / 512.0));
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Cell {
+    token: TokenId,
+    position: u32,
+    state: u64,
+}
+
+pub struct SimExecutor {
+    pub model: SimModel,
+    pub cost: CostModel,
+    info: ExecutorInfo,
+    cells: Vec<[Option<Cell>; CHUNK]>,
+    /// What went wrong, in words; empty = every row saw exactly its prefix.
+    pub violations: Vec<String>,
+    /// Simulated duration of the last step.
+    pub took: Micros,
+}
+
+impl SimExecutor {
+    pub fn new(model: SimModel, cost: CostModel, chunks: u32, context: usize) -> Self {
+        let layout = ChunkLayout::new(Dtype::Bf16, &[LayerKind::Gqa { heads: 1, dk: 2, dv: 2 }]);
+        let info = ExecutorInfo { vocab: model.vocab, context, layout, chunks, name: "simulated".into() };
+        let cells = vec![[None; CHUNK]; chunks as usize];
+        SimExecutor { model, cost, info, cells, violations: Vec::new(), took: 0 }
+    }
+
+    fn prepare(&mut self, plan: &StepPlan) {
+        for prepare in &plan.prepare {
+            match *prepare {
+                Prepare::Zero(chunk) => self.cells[chunk.0 as usize] = [None; CHUNK],
+                Prepare::Copy { from, to, n } => {
+                    let source = self.cells[from.0 as usize];
+                    self.cells[to.0 as usize][..n as usize].copy_from_slice(&source[..n as usize]);
+                    if source[..n as usize].contains(&None) {
+                        self.violations.push(format!("{n} slots of {from} copied before they are computed"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Everything that a row attends to, in order of place: (position by place, cell).
+    fn visible(&self, plan: &StepPlan, row: u32) -> Vec<(u32, ChunkId, Option<Cell>)> {
+        let list = &plan.classes[0];
+        let mut seen = Vec::new();
+        for run in list.runs.iter().filter(|r| r.rows.contains(&row)) {
+            for c in 0..run.chunks.end - run.chunks.start {
+                let chunk = list.chunks[(run.chunks.start + c) as usize];
+                let mask = list.mask(run, c, row);
+                for slot in (0..CHUNK).filter(|s| mask >> s & 1 == 1) {
+                    let position = (run.place + c) * CHUNK as u32 + slot as u32;
+                    seen.push((position, chunk, self.cells[chunk.0 as usize][slot]));
+                }
+            }
+        }
+        seen
+    }
+}
+
+impl Executor for SimExecutor {
+    fn info(&self) -> &ExecutorInfo {
+        &self.info
+    }
+
+    fn step(&mut self, plan: &StepPlan, residency: &dyn Residency, out: &mut StepOutput) {
+        plan.check(&self.info).expect("a valid plan");
+        self.prepare(plan);
+        let lost: Vec<ChunkId> =
+            plan.arriving.iter().filter_map(|&c| residency.wait(0, c).err().map(|g| g.0)).collect();
+        out.outcomes.clear();
+        out.outcomes.resize(plan.rows.len(), RowOutcome::Done);
+        out.logits.clear();
+        let mut states = vec![0; plan.rows.len()];
+        // A row may attend to what another row of the same step writes at a lower position.
+        let mut order: Vec<usize> = (0..plan.rows.len()).collect();
+        order.sort_by_key(|&r| (plan.rows[r].position, plan.rows[r].write.is_none()));
+        let mut attended = 0;
+        for r in order {
+            let row = plan.rows[r];
+            if let Some(slot) = row.write {
+                let cell = Cell { token: row.token, position: row.position, state: 0 };
+                self.cells[slot.chunk.0 as usize][slot.slot as usize] = Some(cell);
+            }
+            let seen = self.visible(plan, r as u32);
+            attended += seen.len();
+            if let Some(&(_, chunk, _)) = seen.iter().find(|s| lost.contains(&s.1)) {
+                out.outcomes[r] = RowOutcome::Lost(chunk);
+                continue;
+            }
+            let mut state = self.model.start();
+            for (i, &(position, chunk, cell)) in seen.iter().enumerate() {
+                let Some(cell) = cell else {
+                    self.violations.push(format!("row {r} attends to an empty slot of {chunk} at {position}"));
+                    break;
+                };
+                let before = state;
+                state = self.model.state(before, cell.token);
+                let last = i + 1 == seen.len() && row.write.is_some();
+                if position as usize != i || cell.position != position || (!last && cell.state != state) {
+                    self.violations.push(format!("row {r}: {cell:?} of {chunk} is not its prefix at {position}"));
+                    break;
+                }
+            }
+            if seen.len() != row.position as usize + 1 {
+                self.violations.push(format!("row {r} at {} attends to {} tokens", row.position, seen.len()));
+            }
+            states[r] = state;
+            if let Some(slot) = row.write {
+                let cell = Cell { token: row.token, position: row.position, state };
+                self.cells[slot.chunk.0 as usize][slot.slot as usize] = Some(cell);
+            }
+        }
+        for (r, row) in plan.rows.iter().enumerate() {
+            if let (RowOutcome::Lost(_), Some(slot)) = (out.outcomes[r], row.write) {
+                self.cells[slot.chunk.0 as usize][slot.slot as usize] = None;
+            } else if row.logits && out.outcomes[r] == RowOutcome::Done {
+                out.outcomes[r] = RowOutcome::Logits((out.logits.len() / self.model.vocab) as u32);
+                self.model.logits(states[r], &mut out.logits);
+            }
+        }
+        let CostModel { step, row, kilotoken } = self.cost;
+        self.took = step + row * plan.rows.len() as Micros + kilotoken * attended as Micros / 1000;
+        out.counters = StepCounters::default();
+    }
+
+    fn read_chunk(&self, chunk: ChunkId, out: &mut Vec<u8>) {
+        out.extend(self.cells[chunk.0 as usize].iter().flat_map(|c| c.map_or(0, |c| c.state).to_le_bytes()));
+    }
+}
