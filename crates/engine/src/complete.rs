@@ -120,8 +120,16 @@ impl Engine {
         }
         lost_chunks.sort_unstable();
         lost_chunks.dedup();
-        for chunk in lost_chunks {
+        for &chunk in &lost_chunks {
             self.cache.invalidate(chunk, 0);
+        }
+        // What was to be copied from a lost chunk is not there either.
+        for prepare in &self.plan.prepare {
+            if let Prepare::Copy { from, to, .. } = prepare
+                && lost_chunks.contains(from)
+            {
+                self.cache.invalidate(*to, 0);
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use kvist_base::{CHUNK, ChunkId, Micros, Row, Slot, StepPlan};
+use kvist_base::{CHUNK, ChunkId, Micros, Prepare, Row, Slot, StepPlan};
 use kvist_cache::Claim;
 
 use crate::assemble::{Branch, assemble};
@@ -310,7 +310,11 @@ impl Engine {
     fn list_arriving(&mut self) {
         let plan = &mut self.plan;
         let written: Vec<ChunkId> = plan.rows.iter().filter_map(|r| r.write.map(|w| w.chunk)).collect();
-        plan.arriving.extend(plan.classes[0].chunks.iter().filter(|c| !written.contains(c)));
+        let sources = plan.prepare.iter().filter_map(|p| match p {
+            Prepare::Copy { from, .. } => Some(from),
+            Prepare::Zero(_) => None,
+        });
+        plan.arriving.extend(plan.classes[0].chunks.iter().chain(sources).filter(|c| !written.contains(c)));
         plan.arriving.sort_unstable();
         plan.arriving.dedup();
     }

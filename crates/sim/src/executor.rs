@@ -66,10 +66,14 @@ impl SimExecutor {
         SimExecutor { model, cost, info, cells, violations: Vec::new(), took: 0 }
     }
 
-    fn prepare(&mut self, plan: &StepPlan) {
+    fn prepare(&mut self, plan: &StepPlan, lost: &mut Vec<(ChunkId, ChunkId)>) {
         for prepare in &plan.prepare {
             match *prepare {
                 Prepare::Zero(chunk) => self.cells[chunk.0 as usize] = [None; CHUNK],
+                Prepare::Copy { from, to, .. } if lost.iter().any(|l| l.0 == from) => {
+                    let blame = lost.iter().find(|l| l.0 == from).expect("just found").1;
+                    lost.push((to, blame));
+                }
                 Prepare::Copy { from, to, n } => {
                     let source = self.cells[from.0 as usize];
                     self.cells[to.0 as usize][..n as usize].copy_from_slice(&source[..n as usize]);
@@ -106,9 +110,10 @@ impl Executor for SimExecutor {
 
     fn step(&mut self, plan: &StepPlan, residency: &dyn Residency, out: &mut StepOutput) {
         plan.check(&self.info).expect("a valid plan");
-        self.prepare(plan);
-        let lost: Vec<ChunkId> =
-            plan.arriving.iter().filter_map(|&c| residency.wait(0, c).err().map(|g| g.0)).collect();
+        // Each lost chunk, and each copy of one, with the chunk that is to blame.
+        let mut lost: Vec<(ChunkId, ChunkId)> = Vec::new();
+        lost.extend(plan.arriving.iter().filter(|&&c| residency.wait(0, c).is_err()).map(|&c| (c, c)));
+        self.prepare(plan, &mut lost);
         out.outcomes.clear();
         out.outcomes.resize(plan.rows.len(), RowOutcome::Done);
         out.logits.clear();
@@ -125,8 +130,8 @@ impl Executor for SimExecutor {
             }
             let seen = self.visible(plan, r as u32);
             attended += seen.len();
-            if let Some(&(_, chunk, _)) = seen.iter().find(|s| lost.contains(&s.1)) {
-                out.outcomes[r] = RowOutcome::Lost(chunk);
+            if let Some(&(_, blame)) = seen.iter().find_map(|s| lost.iter().find(|l| l.0 == s.1)) {
+                out.outcomes[r] = RowOutcome::Lost(blame);
                 continue;
             }
             let mut state = self.model.start();

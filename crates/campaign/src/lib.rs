@@ -1,0 +1,9 @@
+//! Long seeded campaigns, for development only: every case is a function of its seed, counts add up over seed ranges
+//! in the committed ledger (`LEDGER.md`), and CI runs a small range of the same code as tests.
+#![forbid(unsafe_code)]
+
+pub mod bitwise;
+pub mod ledger;
+pub mod parallel;
+mod recorder;
+pub mod subjects;
