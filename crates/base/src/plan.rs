@@ -154,7 +154,7 @@ impl StepPlan {
                 if first / SEGMENT != (first + n as usize * CHUNK - 1) / SEGMENT {
                     return Err(format!("run {i}: crosses a segment"));
                 }
-                if run.shift as usize % CHUNK != 0 {
+                if !(run.shift as usize).is_multiple_of(CHUNK) {
                     return Err(format!("run {i}: shift {} is no multiple of {CHUNK}", run.shift));
                 }
                 let masks = (n * (run.rows.end - run.rows.start)) as usize;

@@ -1,1 +1,24 @@
+//! Text in, token ids out, and back: tokenizer, incremental detokenizer, stop strings, chat templates, and the table
+//! that lets a conversation's next turn re-use the ids that its replies were generated with.
+//!
+//! Everything here is a pure function of its arguments: no I/O but [`Tokenizer::from_file`], no clock (the time that a
+//! template may ask for is an argument).
 #![forbid(unsafe_code)]
+
+mod decoder;
+mod detokenizer;
+mod error;
+mod json;
+mod messages;
+mod reply;
+mod stop;
+mod strftime;
+mod template;
+mod tokenizer;
+
+pub use detokenizer::Detokenizer;
+pub use error::TextError;
+pub use reply::{Prompt, PromptKey, ReplyStats, ReplyTable, splice};
+pub use stop::{StopMatcher, Stopped};
+pub use template::{ChatInput, ChatTemplate};
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,306 @@
+//! Replies remember the ids they were generated with.
+//!
+//! A reply's text, tokenised anew in the next turn's prompt, need not give the ids that the model generated; then the
+//! next turn would share only part of the reply's KV. So the generated ids are kept, and a later prompt in which the
+//! same text stands after the same ids gets them back. A wrong entry cannot make a wrong prompt: ids are only put where
+//! their bytes are the rendered text.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvist_base::{DomainId, TokenId};
+
+use crate::messages::{normalise, text_of};
+use crate::{ChatInput, ChatTemplate, TextError, Tokenizer};
+
+/// Entries looked at for one prompt, at most.
+const MAX_CANDIDATES: usize = 4096;
+/// Bookkeeping of an entry, about, in bytes.
+const ENTRY_OVERHEAD: usize = 160;
+
+/// A tokenised conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// The rendered text.
+    pub text: String,
+    pub ids: Vec<TokenId>,
+    /// How many of `ids` were taken from earlier replies instead of being tokenised.
+    pub spliced: usize,
+    /// Under which a reply to this prompt is remembered.
+    pub key: PromptKey,
+}
+
+/// Where a reply begins: its domain, and what stands before it as text and as ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromptKey {
+    domain: DomainId,
+    text_len: usize,
+    text_hash: u64,
+    ids_hash: u64,
+}
+
+/// Sizes of a [`ReplyTable`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplyStats {
+    pub entries: usize,
+    /// Bytes held, about.
+    pub bytes: usize,
+}
+
+/// The ids of recent replies, per domain, least recently used out first.
+pub struct ReplyTable {
+    budget: usize,
+    inner: Mutex<Inner>,
+}
+
+/// Ordered so that the entries for one text in one domain are neighbours, ascending by where the text stood.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    domain: DomainId,
+    reply_hash: u64,
+    text_len: usize,
+    text_hash: u64,
+    ids_hash: u64,
+}
+
+struct Entry {
+    ids: Arc<[TokenId]>,
+    used: u64,
+}
+
+#[derive(Default)]
+struct Inner {
+    entries: BTreeMap<Key, Entry>,
+    by_use: BTreeMap<u64, Key>,
+    clock: u64,
+    bytes: usize,
+}
+
+impl ReplyTable {
+    /// A table of about `budget` bytes; 0 remembers nothing.
+    pub fn new(budget: usize) -> Self {
+        ReplyTable { budget, inner: Mutex::default() }
+    }
+
+    /// Remembers that `ids` were generated after the prompt of `key` and shown as `text` (they may go on beyond it: a
+    /// token that ended the reply, or the rest of a stop string).
+    pub fn remember(&self, tokenizer: &Tokenizer, key: PromptKey, text: &str, ids: &[TokenId]) {
+        let kept = matching(tokenizer, text, ids).0;
+        let bytes = kept * size_of::<TokenId>() + ENTRY_OVERHEAD;
+        if kept == 0 || bytes > self.budget {
+            return;
+        }
+        let PromptKey { domain, text_len, text_hash, ids_hash } = key;
+        let key = Key { domain, reply_hash: reply_hash(text), text_len, text_hash, ids_hash };
+        let mut inner = self.lock();
+        inner.remove(&key);
+        while inner.bytes + bytes > self.budget {
+            let Some((_, oldest)) = inner.by_use.pop_first() else { break };
+            inner.remove(&oldest);
+        }
+        inner.clock += 1;
+        let used = inner.clock;
+        inner.entries.insert(key, Entry { ids: ids[..kept].into(), used });
+        inner.by_use.insert(used, key);
+        inner.bytes += bytes;
+    }
+
+    /// Forgets everything of one domain.
+    pub fn forget(&self, domain: DomainId) {
+        let mut inner = self.lock();
+        let keys: Vec<Key> = inner.entries.keys().filter(|k| k.domain == domain).copied().collect();
+        keys.iter().for_each(|key| inner.remove(key));
+    }
+
+    pub fn stats(&self) -> ReplyStats {
+        let inner = self.lock();
+        ReplyStats { entries: inner.entries.len(), bytes: inner.bytes }
+    }
+
+    /// At most `limit` entries for a reply text in a domain that stood within `places`, in ascending order of place.
+    fn candidates(
+        &self,
+        domain: DomainId,
+        reply: &str,
+        places: RangeInclusive<usize>,
+        limit: usize,
+    ) -> Vec<(Key, Arc<[TokenId]>)> {
+        let reply_hash = reply_hash(reply);
+        let at = |text_len, hash| Key { domain, reply_hash, text_len, text_hash: hash, ids_hash: hash };
+        let inner = self.lock();
+        let range = inner.entries.range(at(*places.start(), 0)..=at(*places.end(), u64::MAX));
+        range.take(limit).map(|(key, entry)| (*key, entry.ids.clone())).collect()
+    }
+
+    /// Marks entries as used, the first most recently: a later reply of a conversation is worth nothing without the
+    /// earlier ones, so it goes first.
+    fn touch(&self, keys: &[Key]) {
+        let mut inner = self.lock();
+        for key in keys.iter().rev() {
+            inner.clock += 1;
+            let now = inner.clock;
+            let Some(entry) = inner.entries.get_mut(key) else { continue };
+            let before = std::mem::replace(&mut entry.used, now);
+            inner.by_use.remove(&before);
+            inner.by_use.insert(now, *key);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn remove(&mut self, key: &Key) {
+        if let Some(entry) = self.entries.remove(key) {
+            self.by_use.remove(&entry.used);
+            self.bytes -= entry.ids.len() * size_of::<TokenId>() + ENTRY_OVERHEAD;
+        }
+    }
+}
+
+/// Renders a conversation and tokenises it, with the ids of remembered replies where the template shows them verbatim.
+///
+/// No special tokens are added: a template writes its own.
+pub fn splice(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    table: &ReplyTable,
+    domain: DomainId,
+    input: &ChatInput,
+) -> Result<Prompt, TextError> {
+    let messages = normalise(input.messages)?;
+    let text = template.render_normalised(&messages, input)?;
+    let replies: Vec<&str> =
+        messages.iter().filter(|m| m["role"] == "assistant").filter_map(text_of).filter(|t| !t.is_empty()).collect();
+    splice_text(tokenizer, table, domain, text, &replies)
+}
+
+/// Tokenises a rendered `text`; `replies` are the assistant's contents in it, in order.
+fn splice_text(
+    tokenizer: &Tokenizer,
+    table: &ReplyTable,
+    domain: DomainId,
+    text: String,
+    replies: &[&str],
+) -> Result<Prompt, TextError> {
+    let mut built = Built::default();
+    let mut used = Vec::new();
+    let mut budget = MAX_CANDIDATES;
+    for reply in replies {
+        // Hash of the text before the candidates' places, which ascend.
+        let (mut hash, mut hashed) = (built.text_hash, built.end);
+        for (key, ids) in table.candidates(domain, reply, built.end..=text.len(), budget) {
+            budget -= 1;
+            let at = key.text_len;
+            if !text.is_char_boundary(at) {
+                continue;
+            }
+            let (mut count, mut length) = matching(tokenizer, &text[at..], &ids);
+            while count > 0 && !text.is_char_boundary(at + length) {
+                count -= 1;
+                length -= tokenizer.bytes_of(ids[count]).len();
+            }
+            if count == 0 {
+                continue;
+            }
+            hash.extend(text[hashed..at].bytes());
+            hashed = at;
+            if hash.0 != key.text_hash {
+                continue;
+            }
+            let Some(between) = built.encode_rest(tokenizer, &text[..at])? else { continue };
+            if built.ids_hash.with_ids(&between).0 != key.ids_hash {
+                continue;
+            }
+            built.push(&between, &text[..at]);
+            built.push(&ids[..count], &text[..at + length]);
+            built.spliced += count;
+            used.push(key);
+            break;
+        }
+    }
+    match built.encode_rest(tokenizer, &text)? {
+        Some(rest) => built.push(&rest, &text),
+        // What follows the last reply cannot be tokenised by itself; the whole always can.
+        None => {
+            used.clear();
+            built = Built::default();
+            built.push(&tokenizer.encode(&text, false)?, &text);
+        }
+    }
+    table.touch(&used);
+    let Built { ids, spliced, end: text_len, text_hash: Fnv(text_hash), ids_hash: Fnv(ids_hash) } = built;
+    Ok(Prompt { text, ids, spliced, key: PromptKey { domain, text_len, text_hash, ids_hash } })
+}
+
+/// The ids of a prefix of the text.
+#[derive(Default)]
+struct Built {
+    ids: Vec<TokenId>,
+    spliced: usize,
+    /// Bytes of text covered.
+    end: usize,
+    text_hash: Fnv,
+    ids_hash: Fnv,
+}
+
+impl Built {
+    /// Ids of what `text` has beyond the covered prefix. `None` if that cannot be tokenised by itself.
+    fn encode_rest(&self, tokenizer: &Tokenizer, text: &str) -> Result<Option<Vec<TokenId>>, TextError> {
+        if self.end == 0 { tokenizer.encode(text, false).map(Some) } else { tokenizer.encode_inside(&text[self.end..]) }
+    }
+
+    /// Adds the ids of what `text` has beyond the covered prefix.
+    fn push(&mut self, ids: &[TokenId], text: &str) {
+        self.ids.extend_from_slice(ids);
+        self.ids_hash = self.ids_hash.with_ids(ids);
+        self.text_hash.extend(text[self.end..].bytes());
+        self.end = text.len();
+    }
+}
+
+/// How many of `ids` spell a prefix of `text`, and its length in bytes.
+fn matching(tokenizer: &Tokenizer, text: &str, ids: &[TokenId]) -> (usize, usize) {
+    let mut length = 0;
+    for (i, &id) in ids.iter().enumerate() {
+        let bytes = tokenizer.bytes_of(id);
+        if bytes.is_empty() || !text.as_bytes()[length..].starts_with(bytes) {
+            return (i, length);
+        }
+        length += bytes.len();
+    }
+    (ids.len(), length)
+}
+
+/// Templates and clients may trim a reply, so it is looked up without the space around it.
+fn reply_hash(text: &str) -> u64 {
+    let mut hash = Fnv::default();
+    hash.extend(text.trim().bytes());
+    hash.0
+}
+
+/// FNV-1a, 64 bits: a prefix's hash is a state of the whole's. A collision costs a hit and nothing else.
+#[derive(Clone, Copy)]
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Fnv(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn extend(&mut self, bytes: impl IntoIterator<Item = u8>) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn with_ids(mut self, ids: &[TokenId]) -> Self {
+        self.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
+        self
+    }
+}

@@ -1,0 +1,156 @@
+//! Chat templates against Hugging Face `apply_chat_template`, and their limits.
+
+mod common;
+
+use common::fixture;
+use kvist_text::{ChatInput, ChatTemplate, TextError};
+use serde_json::{Map, Value, json};
+
+fn template(source: &str) -> ChatTemplate {
+    ChatTemplate::from_config(&json!({ "chat_template": source, "bos_token": "<s>" }), None).unwrap()
+}
+
+fn render(source: &str, messages: Value) -> Result<String, TextError> {
+    let messages = messages.as_array().unwrap();
+    template(source).render(&ChatInput { messages, ..ChatInput::default() })
+}
+
+#[test]
+fn renders_as_hugging_face() {
+    let file = fixture("chats.json");
+    let (mut texts, mut refusals) = (0, 0);
+    for entry in file["templates"].as_array().unwrap() {
+        let mut config = entry["special"].clone();
+        config["chat_template"] = entry["template"].clone();
+        let template = ChatTemplate::from_config(&config, None).unwrap();
+        for case in entry["cases"].as_array().unwrap() {
+            let input = ChatInput {
+                messages: file["chats"][case["chat"].as_u64().unwrap() as usize].as_array().unwrap(),
+                tools: case.get("tools").map(|t| t.as_array().unwrap().as_slice()),
+                add_generation_prompt: case["mode"] == "prompt",
+                continue_final_message: case["mode"] == "continue",
+                kwargs: case.get("kwargs").map(|k| k.as_object().unwrap()),
+                now: file["now"].as_u64().unwrap(),
+            };
+            let got = template.render(&input);
+            let place = format!("{} chat {} {}", entry["name"], case["chat"], case["mode"]);
+            if let Some(text) = case["text"].as_str() {
+                assert_eq!(got.as_deref(), Ok(text), "{place}");
+                texts += 1;
+            } else if let Some(message) = case["raised"].as_str() {
+                assert_eq!(got, Err(TextError::Raised(message.to_owned())), "{place}");
+                refusals += 1;
+            } else {
+                assert!(matches!(got, Err(TextError::Render(_) | TextError::Invalid { .. })), "{place}: {got:?}");
+                refusals += 1;
+            }
+        }
+    }
+    assert!(texts > 150 && refusals > 20, "{texts} {refusals}");
+}
+
+#[test]
+fn user_text_is_data() {
+    let evil = "{{ 7*7 }}{% for x in messages %}x{% endfor %}{# c #}<b>&amp;\"'</b>\u{0}";
+    let got = render("{{ messages[0].content }}", json!([{ "role": "user", "content": evil }]));
+    assert_eq!(got.as_deref(), Ok(evil));
+}
+
+#[test]
+fn content_parts() {
+    let source = "{% for m in messages %}[{{ m.content }}]{% endfor %}";
+    let parts =
+        json!([{ "role": "user", "content": [{ "type": "text", "text": "a" }, { "type": "text", "text": "b" }] }]);
+    assert_eq!(render(source, parts).as_deref(), Ok("[ab]"));
+
+    let field = |messages| match render(source, messages) {
+        Err(TextError::Invalid { field, .. }) => field,
+        other => panic!("{other:?}"),
+    };
+    let image = json!([{ "role": "user", "content": "x" }, { "role": "user", "content": [
+        { "type": "text", "text": "a" }, { "type": "image_url", "image_url": { "url": "data:" } }] }]);
+    assert_eq!(field(image), "messages[1].content[1].type");
+    assert_eq!(field(json!([{ "role": "user", "content": [{ "type": "text" }] }])), "messages[0].content[0].text");
+    assert_eq!(field(json!([{ "role": "user", "content": ["a"] }])), "messages[0].content[0].type");
+    assert_eq!(field(json!([{ "role": "user", "content": 3 }])), "messages[0].content");
+    assert_eq!(field(json!([{ "content": "a" }])), "messages[0].role");
+    assert_eq!(field(json!(["a"])), "messages[0]");
+    assert_eq!(field(json!([])), "messages");
+}
+
+#[test]
+fn tool_arguments_arrive_as_objects() {
+    let source = "{{ messages[0].tool_calls[0].function.arguments | tojson }}";
+    let call = |arguments: Value| {
+        let call = json!({ "type": "function", "function": { "name": "f", "arguments": arguments } });
+        render(source, json!([{ "role": "assistant", "content": null, "tool_calls": [call] }])).unwrap()
+    };
+    assert_eq!(call(json!("{\"b\": 1, \"a\": \"<é>\"}")), "{\"b\": 1, \"a\": \"<é>\"}");
+    assert_eq!(call(json!({ "b": 1 })), "{\"b\": 1}");
+    assert_eq!(call(json!("not json")), "\"not json\"");
+}
+
+#[test]
+fn limits() {
+    let one = json!([{ "role": "user", "content": "x" }]);
+    let many = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    assert!(matches!(render(many, one.clone()), Err(TextError::TooMuchWork { .. })));
+    let long = "{% set x = 'x' * 100000 %}{% for a in range(99999) %}{{ x }}{% endfor %}";
+    assert!(matches!(render(long, one.clone()), Err(TextError::TooLong { .. })));
+    let deep = "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}";
+    assert!(matches!(render(deep, one.clone()), Err(TextError::Render(_) | TextError::TooMuchWork { .. })));
+    let file = render("{% include '/etc/passwd' %}", one.clone());
+    assert!(matches!(file, Err(TextError::Render(_))), "{file:?}");
+    assert!(matches!(render("{{ missing.x }}", one.clone()), Err(TextError::Render(_))));
+    let nested =
+        "{% set ns = namespace() %}{% macro f() %}{{ raise_exception('no ' ~ 1) }}{% endmacro %}{{ f() | trim }}";
+    assert_eq!(render(nested, one), Err(TextError::Raised("no 1".to_owned())));
+}
+
+#[test]
+fn template_sources() {
+    let list = |names: &[&str]| {
+        let list: Vec<Value> =
+            names.iter().map(|n| json!({ "name": n, "template": format!("{n}{{{{ bos_token }}}}") })).collect();
+        ChatTemplate::from_config(&json!({ "chat_template": list, "bos_token": { "content": "<B>" } }), None).unwrap()
+    };
+    let messages = [json!({ "role": "user", "content": "x" })];
+    let plain = ChatInput { messages: &messages, ..ChatInput::default() };
+    let tools = ChatInput { tools: Some(&messages), ..plain.clone() };
+    let both = list(&["default", "tool_use"]);
+    assert_eq!(both.render(&plain).as_deref(), Ok("default<B>"));
+    assert_eq!(both.render(&tools).as_deref(), Ok("tool_use<B>"));
+    assert_eq!(list(&["default", "rag"]).render(&tools).as_deref(), Ok("default<B>"));
+    assert_eq!(list(&["rag"]).render(&plain).as_deref(), Ok("rag<B>"));
+    assert!(matches!(list(&["rag", "x"]).render(&plain), Err(TextError::NoTemplate(_))));
+
+    let config = json!({ "chat_template": "config" });
+    assert_eq!(ChatTemplate::from_config(&config, Some("file")).unwrap().render(&plain).as_deref(), Ok("file"));
+    let none = ChatTemplate::from_config(&json!({ "bos_token": "<s>", "chat_template": null }), None);
+    assert!(matches!(none, Err(TextError::NoTemplate(_))));
+    let broken = ChatTemplate::from_config(&json!({ "chat_template": "a\n{% for %}" }), None).unwrap_err();
+    assert!(matches!(&broken, TextError::TemplateSyntax(what) if what.contains("line 2")), "{broken}");
+}
+
+#[test]
+fn requests_set_variables_but_not_the_conversation() {
+    let messages = [json!({ "role": "user", "content": "x" })];
+    let kwargs = |name: &str| -> Map<String, Value> { [(name.to_owned(), json!("k"))].into_iter().collect() };
+    let template = template("{{ style }}{{ messages | length }}");
+    let style = kwargs("style");
+    let input = ChatInput { messages: &messages, kwargs: Some(&style), ..ChatInput::default() };
+    assert_eq!(template.render(&input).as_deref(), Ok("k1"));
+    for name in ["messages", "tools", "documents", "add_generation_prompt"] {
+        let kwargs = kwargs(name);
+        let got = template.render(&ChatInput { kwargs: Some(&kwargs), ..input.clone() });
+        assert!(matches!(got, Err(TextError::Invalid { .. })), "{name}: {got:?}");
+    }
+}
+
+#[test]
+fn generation_blocks_keep_their_whitespace_control() {
+    let one = json!([{ "role": "user", "content": "x" }]);
+    let source = "a\n  {%- generation -%}\n b \n{%- endgeneration -%}\n c {% generation %}d{%endgeneration%} {%+ generation %}e{% endgeneration %}";
+    assert_eq!(render(source, one.clone()).as_deref(), Ok("abc d e"));
+    assert_eq!(render("{{ 'generation' }}{% set generation = 3 %}{{ generation }}", one).as_deref(), Ok("generation3"));
+}
