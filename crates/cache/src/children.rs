@@ -6,6 +6,7 @@ use std::cmp::Ordering;
 
 use kvist_base::{CHUNK, DomainId, TokenId};
 
+use crate::campaign::Canary;
 use crate::node::{Arena, State};
 
 /// A child and how many of its first tokens agree with what was looked for (at least one).
@@ -85,7 +86,12 @@ impl Arena {
         let measure = |at: usize| {
             let &node = children.get(at)?;
             let found = &self[node];
-            let n = if found.domain == domain { common(found.tokens(), window) } else { 0 };
+            let n = match self.canary {
+                Canary::MatchByLength if found.domain == domain => found.len().min(window.len()),
+                Canary::IgnoreDomain => common(found.tokens(), window),
+                _ if found.domain == domain => common(found.tokens(), window),
+                _ => 0,
+            };
             (n > 0).then_some(Match { node, n })
         };
         let (before, after) = (at.checked_sub(1).and_then(measure), measure(at));

@@ -2,6 +2,7 @@
 
 use kvist_base::{CHUNK, ChunkId, DomainId, Prepare, TokenId};
 
+use crate::campaign::Canary;
 use crate::node::{Arena, ROOT};
 use crate::path::Path;
 use crate::tree::Cache;
@@ -53,7 +54,9 @@ impl Cache {
         let tip = path.nodes.get(level).map(|id| id.index);
         let index = match tip {
             Some(tip) if self.arena[tip].len() == first && self.arena[tip].domain == domain => tip,
-            Some(tip) if self.arena[tip].valid() < first => return Claim::NotYet,
+            Some(tip) if self.arena[tip].valid() < first && self.arena.canary != Canary::CopyUncomputed => {
+                return Claim::NotYet;
+            }
             _ => {
                 let Some(index) = self.start(parent, domain, &window[..first], tip, prepare) else {
                     return Claim::Full;

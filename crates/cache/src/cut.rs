@@ -2,6 +2,7 @@
 
 use kvist_base::{CHUNK, ChunkId};
 
+use crate::campaign::Canary;
 use crate::node::State;
 use crate::path::Path;
 use crate::tree::Cache;
@@ -45,9 +46,8 @@ impl Cache {
         if keep == 0 || node.is_public() {
             return self.detach(index);
         }
-        for child in node.children.clone() {
-            self.detach(child);
-        }
+        let children = std::mem::take(&mut self.arena[index].children);
+        self.drop_all(children, index);
         self.tokens -= u64::from(self.arena[index].len - keep);
         self.arena.shrink(index, keep);
         if self.arena[index].refs > 0 {
@@ -59,7 +59,11 @@ impl Cache {
     pub(crate) fn detach(&mut self, top: u32) {
         let parent = self.arena[top].parent;
         self.arena.unlink(top);
-        let mut stack = vec![top];
+        self.drop_all(vec![top], parent);
+    }
+
+    /// Drops nodes that were taken from the children of `parent`, and all below them.
+    fn drop_all(&mut self, mut stack: Vec<u32>, parent: u32) {
         while let Some(index) = stack.pop() {
             let node = &mut self.arena[index];
             stack.append(&mut node.children);
@@ -79,7 +83,7 @@ impl Cache {
 
     /// Brings a path up to date with cuts, unlinked nodes and merges.
     pub(crate) fn sync(&mut self, path: &mut Path) {
-        if path.seen == self.epoch {
+        if path.seen == self.epoch || self.arena.canary == Canary::IgnoreLoss {
             return;
         }
         let pinned = path.tip().map(|tip| self.arena.index(tip));
@@ -88,15 +92,20 @@ impl Cache {
         // The pin holds the tip and all above it, so parents are right where the handles on the path may be stale.
         for level in (0..path.nodes.len()).rev() {
             let mut index = next.expect("as many nodes above as the path has");
+            let mut stands = CHUNK;
             while self.arena[index].state == State::Merged {
+                stands = stands.min(self.arena[index].stands(path.seen));
                 index = self.arena[index].parent;
             }
             let node = &self.arena[index];
-            let stands = if node.is_linked() { node.stands(path.seen) } else { 0 };
+            // What a node lost before it took another's place, the paths over the other did not lose.
+            let id = self.arena.id(index);
+            let since = if path.nodes[level] == id { path.seen } else { path.seen.max(node.merged) };
+            stands = if node.is_linked() { stands.min(node.stands(since)) } else { 0 };
             if stands < CHUNK {
                 used = used.min(level * CHUNK + stands);
             }
-            path.nodes[level] = self.arena.id(index);
+            path.nodes[level] = id;
             next = Some(node.parent);
         }
         path.used = used;

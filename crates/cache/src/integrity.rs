@@ -131,6 +131,13 @@ impl Cache {
         self.arena.whole(parent, kvist_base::DomainId::PUBLIC, node.tokens()).is_some()
     }
 
+    /// What a node is worth to the eviction queue, once it gets there.
+    pub(crate) fn worth(&self, chunk: kvist_base::ChunkId) -> Key {
+        let index = self.arena.of_chunk(chunk).expect("a slab of the pool");
+        let node = &self.arena[index];
+        Key::new(self.guards.rank(index), node.score, node.last)
+    }
+
     /// The slab of the node that a ticket protects.
     pub(crate) fn guarded(&self, ticket: u64) -> Option<kvist_base::ChunkId> {
         self.guards.node(ticket).filter(|&node| node != ROOT).map(Arena::chunk)

@@ -5,12 +5,15 @@
 //! ordered by (domain, tokens) and compared by tokens; no hash is used anywhere, so there is nothing to collide.
 #![forbid(unsafe_code)]
 
+#[doc(hidden)]
+pub mod campaign;
 mod children;
 mod claim;
 mod cut;
 mod evict;
 mod guard;
 mod integrity;
+mod model;
 mod node;
 mod path;
 pub mod policy;

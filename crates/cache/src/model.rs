@@ -77,8 +77,8 @@ impl Model {
     /// Longest prefix computed and visible.
     pub fn computed(&self, domain: u32, text: &[TokenId]) -> usize {
         let valid = |node: &Node| {
-            let above = self.above(node).find(|above| above.valid < above.text.len());
-            above.map_or(node.valid, |above| above.valid)
+            let above = self.above(node).filter(|above| above.valid < above.text.len()).map(|above| above.valid);
+            above.min().unwrap_or(node.valid)
         };
         self.visible(domain).map(|(_, node)| common(&node.text, text).min(valid(node))).max().unwrap_or(0)
     }
@@ -180,7 +180,7 @@ impl Model {
     }
 
     /// Takes what lies behind the first `keep` slots of a node out of the tree, and off all paths.
-    pub fn cut<'a>(&mut self, uid: Uid, keep: usize, tracks: &mut [&'a mut Track]) -> u64 {
+    pub fn cut(&mut self, uid: Uid, keep: usize, tracks: &mut [&mut Track]) -> u64 {
         let node = &self.nodes[&uid];
         let end = node.start() + keep;
         if !node.linked || end >= node.text.len() {

@@ -4,6 +4,7 @@ use std::ops::{Index, IndexMut};
 
 use kvist_base::{CHUNK, ChunkId, DomainId, TokenId};
 
+use crate::campaign::Canary;
 use crate::policy::Key;
 
 /// Index of the root: it has no tokens and no slab, and is never unpinned.
@@ -54,6 +55,8 @@ pub(crate) struct Node {
     pub children: Vec<u32>,
     /// (epoch, slots kept) of the cuts since the node was last unpinned; both strictly ascending.
     pub cuts: Vec<(u64, u8)>,
+    /// Epoch in which others were merged into it.
+    pub merged: u64,
     tokens: [TokenId; CHUNK],
 }
 
@@ -75,6 +78,7 @@ impl Node {
             key: None,
             children: Vec::new(),
             cuts: Vec::new(),
+            merged: 0,
             tokens: [0; CHUNK],
         }
     }
@@ -123,12 +127,14 @@ pub(crate) struct Arena {
     nodes: Vec<Node>,
     free: Vec<u32>,
     slabs: u32,
+    /// A fault that a campaign asked for.
+    pub canary: Canary,
 }
 
 impl Arena {
     pub fn new(slabs: u32) -> Arena {
         let root = Node { state: State::Linked, refs: 1, ..Node::new() };
-        Arena { nodes: vec![root], free: Vec::new(), slabs }
+        Arena { nodes: vec![root], free: Vec::new(), slabs, canary: Canary::None }
     }
 
     pub fn slabs(&self) -> u32 {

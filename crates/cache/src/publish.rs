@@ -35,7 +35,12 @@ impl Cache {
                     self.arena.unlink(own);
                     self.arena[own].domain = DomainId::PUBLIC;
                     self.arena.link(own);
-                    for other in self.equals(parent, window) {
+                    let equals = self.equals(parent, window);
+                    if !equals.is_empty() {
+                        self.epoch += 1;
+                        self.arena[own].merged = self.epoch;
+                    }
+                    for other in equals {
                         out.remap.push((self.arena.id(other), self.arena.id(own)));
                         self.merge(other, own);
                     }
@@ -44,9 +49,6 @@ impl Cache {
             };
             out.tokens += CHUNK;
             parent = node;
-        }
-        if !out.remap.is_empty() {
-            self.epoch += 1;
         }
         out
     }
@@ -93,9 +95,11 @@ impl Cache {
         let parent = self.arena[into].parent;
         self.arena.unlink(from);
         let used = self.arena[from].refs > 0;
-        for child in std::mem::take(&mut self.arena[from].children) {
+        let children = std::mem::take(&mut self.arena[from].children);
+        let at = self.arena.lower_bound(into, self.arena[from].domain, &[]);
+        self.arena[into].children.splice(at..at, children.iter().copied());
+        for child in children {
             self.arena[child].parent = into;
-            self.arena.link(child);
             if self.arena[child].refs > 0 {
                 self.pin(into);
                 self.arena[from].refs -= 1;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use kvist_base::{CHUNK, ChunkId, DomainId, TokenId};
 
+use crate::campaign::Canary;
 use crate::guard::Guards;
 use crate::node::{Arena, NodeId, ROOT};
 use crate::path::Path;
@@ -146,7 +147,9 @@ impl Cache {
         if old == new {
             return;
         }
-        if let Some(new) = new {
+        if let Some(new) = new
+            && self.arena.canary != Canary::ForgetPin
+        {
             self.pin(new);
         }
         if let Some(old) = old {

@@ -68,14 +68,14 @@ const LENGTHS: [usize; 13] = [0, 1, 63, 64, 65, 127, 128, 129, 511, 512, 513, 30
 
 /// Loses a slice now and then, in any layer.
 struct Flaky {
-    permille: u64,
+    per_myriad: u64,
     counter: AtomicU64,
 }
 
 impl Residency for Flaky {
     fn wait(&self, layer: usize, chunk: ChunkId) -> Result<(), Gone> {
         let n = self.counter.fetch_add(1, Ordering::Relaxed);
-        let lost = Random::new(n ^ (layer as u64) << 40).word() % 1000 < self.permille;
+        let lost = Random::new(n ^ (layer as u64) << 40).word() % 10_000 < self.per_myriad;
         if lost { Err(Gone(chunk)) } else { Ok(()) }
     }
 }
@@ -89,7 +89,7 @@ struct Case {
     config: EngineConfig,
     chunks: u32,
     threads: usize,
-    permille: u64,
+    per_myriad: u64,
     publish: bool,
 }
 
@@ -150,7 +150,7 @@ fn collect(engine: &mut Engine, streams: &mut Streams) {
 fn together(case: &Case, subject: &dyn Subject) -> Result<(Bits, Streams, kvist_engine::EngineStats), String> {
     let mut executor = Recorder::new(subject.executor(case.chunks, case.threads));
     let mut engine = Engine::new(case.config.clone(), executor.info().clone());
-    let flaky = Flaky { permille: case.permille, counter: AtomicU64::new(case.requests[0].sampling.seed) };
+    let flaky = Flaky { per_myriad: case.per_myriad, counter: AtomicU64::new(case.requests[0].sampling.seed) };
     let mut streams = Streams::new();
     let mut output = StepOutput::default();
     for step in 0..100_000 {
@@ -182,10 +182,16 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
     let mut random = Random::new(seed.wrapping_mul(0x9e37_79b9).wrapping_add(17));
     let light = !subject.heavy();
     let lengths: &[usize] = if light { &LENGTHS } else { &LENGTHS[..9] };
-    let context = subject.context().min(1024);
+    // Three softmax segments and more, where the order in which they are folded matters.
+    let deep = light && random.chance(12);
+    let context = subject.context().min(if deep { 1800 } else { 1024 });
     let mut prompts: Vec<Vec<TokenId>> = Vec::new();
-    for _ in 0..2 + random.below(if light { 6 } else { 3 }) {
+    for _ in 0..2 + random.below(if light && !deep { 6 } else { 3 }) {
         let mut prompt = Vec::new();
+        if prompts.is_empty() && deep {
+            let n = random.pick(&[1023, 1024, 1025, 1100, 1500, 1537]);
+            prompt.extend((0..n).map(|_| random.below(subject.vocab()) as TokenId));
+        }
         if !prompts.is_empty() && random.chance(80) {
             let base = &prompts[random.below(prompts.len())];
             // Whole (a fully matched prompt), at a border, or anywhere.
@@ -233,14 +239,18 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
     let need = |r: &Request| (r.prompt.len() + r.max_tokens as usize).div_ceil(CHUNK) as u32 + 1;
     let largest = requests.iter().map(need).max().expect("some");
     let all: u32 = requests.iter().map(|r| need(r) * r.n).sum();
-    let cancels = if random.chance(18) { vec![(random.below(12) as u64, random.below(requests.len()))] } else { vec![] };
+    let cancels =
+        if random.chance(18) { vec![(random.below(12) as u64, random.below(requests.len()))] } else { vec![] };
     let spread = random.pick(&[1, 4, 30]);
+    let max_step_rows = random.pick(&[5, 33, 64, 100, 512]);
+    // Many small steps over a long path ask often: losses must leave room to get through.
+    let per_myriad = if random.chance(70) { 0 } else if max_step_rows < 64 || deep { 1 } else { random.pick(&[2, 10]) };
     Case {
         arrivals: requests.iter().map(|_| random.below(spread) as u64).collect(),
         cancels,
         config: EngineConfig {
             max_batch: random.pick(&[4, 8, 64]),
-            max_step_rows: random.pick(&[5, 33, 64, 100, 512]),
+            max_step_rows,
             max_logit_rows: random.pick(&[4, 64]),
             min_prefill_rows: random.pick(&[1, 16]),
             ask_residency: true,
@@ -248,7 +258,7 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
         },
         chunks: if tight { largest + random.below(4) as u32 } else { all + 8 },
         threads: 1 + random.below(8),
-        permille: if random.chance(25) { random.pick(&[1, 5]) } else { 0 },
+        per_myriad,
         publish: random.chance(20),
         requests,
     }

@@ -35,6 +35,7 @@ fn commit() -> String {
         Some(String::from_utf8_lossy(&out.stdout).trim().to_string())
     };
     let Some(id) = git(&["rev-parse", "--short", "HEAD"]) else { return "unknown".into() };
-    let changed = git(&["status", "--porcelain", "--untracked-files=no", "--", "crates"]).is_some_and(|s| !s.is_empty());
+    let changed =
+        git(&["status", "--porcelain", "--untracked-files=no", "--", "crates"]).is_some_and(|s| !s.is_empty());
     if changed { format!("{id}+") } else { id }
 }

@@ -1,2 +1,113 @@
+//! `kvist-campaign NAME --seeds A..B [--ledger LEDGER.md]`
 #![forbid(unsafe_code)]
-fn main() {}
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use kvist_campaign::bitwise::Subject;
+use kvist_campaign::{bitwise, ledger::Entry, parallel, subjects};
+use kvist_kernels::Isa;
+
+/// Long seeded campaigns against kvist's own invariants (for development).
+///
+/// Every case is a function of its seed: a failure names the seed, and `--seeds N..N+1` repeats it.
+#[derive(Parser)]
+#[command(name = "kvist-campaign", version)]
+struct Args {
+    #[command(subcommand)]
+    campaign: Campaign,
+}
+
+#[derive(clap::Args)]
+struct Common {
+    /// Seeds to run.
+    #[arg(long, value_name = "A..B", value_parser = range)]
+    seeds: Range<u64>,
+    /// Cases at a time.
+    #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, |n| n.get()))]
+    jobs: usize,
+    /// Append the result to this file.
+    #[arg(long)]
+    ledger: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Campaign {
+    /// Cold = warm = any batch, bit for bit, on the small fixtures and the embedded model.
+    Bitwise {
+        #[command(flatten)]
+        common: Common,
+        /// ISA path: avx512, avx2, portable; default: all that the machine has, in turn.
+        #[arg(long)]
+        isa: Option<Isa>,
+    },
+    /// The scheduler in simulation, with faults.
+    Scheduler {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// The prefix tree against a naive model; each seed is a run of `--steps` operations.
+    Tree {
+        #[command(flatten)]
+        common: Common,
+        #[arg(long, default_value_t = 1_000_000)]
+        steps: u64,
+    },
+}
+
+fn range(text: &str) -> Result<Range<u64>, String> {
+    let parse = |s: &str| s.replace('_', "").parse::<u64>().map_err(|e| format!("{s:?}: {e}"));
+    let (a, b) = text.split_once("..").ok_or("write A..B, for example 0..1000")?;
+    let range = parse(a)?..parse(b)?;
+    if range.is_empty() { Err("the range is empty".into()) } else { Ok(range) }
+}
+
+fn main() -> ExitCode {
+    let outcome = match Args::parse().campaign {
+        Campaign::Bitwise { common, isa } => {
+            let subjects = subjects::all(isa);
+            let names: Vec<String> = subjects.iter().map(|s| s.name()).collect();
+            let case = |seed: u64| bitwise::run(seed, subjects::pick(&subjects, seed));
+            let result =
+                parallel::seeds(common.seeds.clone(), common.jobs, case, |a: &mut bitwise::Report, b| a.add(&b));
+            report("bitwise", common, names.join(", "), result.map(|r| r.to_string()))
+        }
+        Campaign::Scheduler { common } => {
+            use kvist_sim::campaign::{Canary, Report, run};
+            let case = |seed| run(seed, Canary::None);
+            let result = parallel::seeds(common.seeds.clone(), common.jobs, case, |a: &mut Report, b| a.add(&b));
+            report("scheduler", common, "simulated".into(), result.map(|r| format!("{r:?}")))
+        }
+        Campaign::Tree { common, steps } => {
+            let case = |seed| kvist_cache::campaign::run(seed, steps);
+            let result =
+                parallel::seeds(common.seeds.clone(), common.jobs, case, |a: &mut kvist_cache::campaign::Report, b| {
+                    a.merge(&b)
+                });
+            report("tree", common, format!("{steps} steps a seed"), result.map(|r| r.to_string()))
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn report(name: &str, common: Common, scope: String, result: Result<String, String>) -> Result<(), String> {
+    let failed = result.as_ref().err().cloned();
+    let result = match result {
+        Ok(report) => format!("passed: {report}"),
+        Err(e) => format!("FAILED: {e}"),
+    };
+    let entry = Entry { campaign: name, seeds: common.seeds, scope, result };
+    println!("{}", entry.line());
+    if let Some(file) = common.ledger {
+        entry.append(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+    }
+    failed.map_or(Ok(()), Err)
+}

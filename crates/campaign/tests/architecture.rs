@@ -103,7 +103,8 @@ fn files_stay_short() {
 /// The cache and the engine must be replayable: no clock, no threads, no I/O, no environment.
 #[test]
 fn the_core_is_pure() {
-    let banned = ["std::time", "Instant::now", "SystemTime", "std::fs", "std::net", "std::thread", "std::env", "async fn"];
+    let banned =
+        ["std::time", "Instant::now", "SystemTime", "std::fs", "std::net", "std::thread", "std::env", "async fn"];
     for name in ["cache", "engine"] {
         let mut files = Vec::new();
         sources(&crates().join(name).join("src"), &mut files);

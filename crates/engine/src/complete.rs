@@ -7,7 +7,7 @@ use crate::request::{Effect, Finish};
 use crate::sampler::{logprobs, sample};
 use crate::sequence::{Sequence, StepRows};
 
-/// A sequence that was thrown back this often ends with an error: something is broken for good.
+/// A sequence that was thrown back this often without getting further ends with an error: something is broken for good.
 const SETBACKS: u32 = 100;
 
 impl Engine {
@@ -161,6 +161,9 @@ impl Engine {
             }
         }
         s.pos += good;
+        if s.pos > s.furthest {
+            (s.furthest, s.setbacks) = (s.pos, 0);
+        }
     }
 
     /// Draws the next token of a sequence whose rows have all run; parts the choices at the first one. `Some` ends it.
@@ -201,6 +204,7 @@ impl Engine {
                     number: s.number,
                     cached_guess: s.cached_guess,
                     setbacks: 0,
+                    furthest: 0,
                     suspect: false,
                     step: StepRows::default(),
                 };

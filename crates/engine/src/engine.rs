@@ -113,6 +113,7 @@ impl Engine {
             number: self.next_number,
             cached_guess,
             setbacks: 0,
+            furthest: 0,
             suspect: false,
             step: StepRows::default(),
             tokens,

@@ -21,8 +21,9 @@ pub struct Sequence {
     pub number: u64,
     /// What the tree would save, at the last look.
     pub cached_guess: usize,
-    /// Times that a lost chunk threw it back.
+    /// Times that a lost chunk threw it back since it last got further than ever.
     pub setbacks: u32,
+    pub furthest: usize,
     /// It was part of a step that broke; runs by itself until a step succeeds.
     pub suspect: bool,
     pub step: StepRows,

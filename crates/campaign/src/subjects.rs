@@ -1,0 +1,103 @@
+//! What the bitwise campaign runs on: the committed fixture models and the embedded model, on every ISA path.
+
+use std::path::{Path, PathBuf};
+
+use kvist_base::Executor;
+use kvist_kernels::Isa;
+use kvist_model::{Canary, LoadOptions, Model, ModelSource};
+
+use crate::bitwise::Subject;
+
+/// The embedded model runs once in this many cases; the fixtures share the rest.
+const EMBEDDED_EVERY: u64 = 40;
+
+pub struct CpuSubject {
+    name: String,
+    model: Model,
+    isa: Isa,
+    heavy: bool,
+    canary: Option<Canary>,
+}
+
+impl Subject for CpuSubject {
+    fn name(&self) -> String {
+        format!("{} on {}", self.name, self.isa)
+    }
+
+    fn vocab(&self) -> usize {
+        self.model.config().vocab
+    }
+
+    fn context(&self) -> usize {
+        self.model.config().context
+    }
+
+    fn heavy(&self) -> bool {
+        self.heavy
+    }
+
+    fn executor(&self, chunks: u32, threads: usize) -> Box<dyn Executor> {
+        let executor =
+            self.model.clone().into_executor(chunks, None, self.isa, threads).expect("room for a small pool");
+        match self.canary {
+            None => Box::new(executor),
+            Some(canary) => Box::new(executor.with_canary(canary)),
+        }
+    }
+}
+
+/// Root of the repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The model that the program carries.
+pub fn embedded() -> Model {
+    load(&root().join("assets/model"))
+}
+
+fn load(dir: &Path) -> Model {
+    let options = LoadOptions { threads: 2, progress: &|_, _| () };
+    Model::load(&ModelSource::Dir(dir.to_path_buf()), &options).unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
+}
+
+/// Every fixture and, last for each path, the embedded model; on `isa`, or on every path that the machine has.
+pub fn all(isa: Option<Isa>) -> Vec<CpuSubject> {
+    build(isa, None)
+}
+
+/// The same with a deliberate bug.
+pub fn with_canary(isa: Option<Isa>, canary: Canary) -> Vec<CpuSubject> {
+    build(isa, Some(canary))
+}
+
+fn build(isa: Option<Isa>, canary: Option<Canary>) -> Vec<CpuSubject> {
+    let fixtures = root().join("crates/model/tests/fixtures");
+    let mut dirs: Vec<PathBuf> = std::fs::read_dir(&fixtures)
+        .expect("the fixtures are committed")
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.join("config.json").exists())
+        .collect();
+    dirs.sort();
+    assert!(dirs.len() >= 3, "at least three fixtures: {dirs:?}");
+    dirs.push(root().join("assets/model"));
+    let models: Vec<(String, Model)> = dirs
+        .iter()
+        .map(|d| (d.file_name().expect("a directory").to_string_lossy().replace("model", "embedded"), load(d)))
+        .collect();
+    let paths = isa.map_or_else(Isa::available, |isa| vec![isa]);
+    let subject = |(name, model): &(String, Model), isa| {
+        let heavy = name == "embedded";
+        CpuSubject { name: name.clone(), model: model.clone(), isa, heavy, canary }
+    };
+    paths.iter().flat_map(|&isa| models.iter().map(move |m| subject(m, isa))).collect()
+}
+
+/// The subject of a seed: paths and fixtures in turn, the embedded model now and then.
+pub fn pick(subjects: &[CpuSubject], seed: u64) -> &CpuSubject {
+    let heavy = seed % EMBEDDED_EVERY == EMBEDDED_EVERY - 1;
+    let of_weight: Vec<&CpuSubject> = subjects.iter().filter(|s| s.heavy == heavy).collect();
+    let turn = if heavy { seed / EMBEDDED_EVERY } else { seed };
+    of_weight[turn as usize % of_weight.len()]
+}

@@ -1,0 +1,266 @@
+//! The executor in earnest: weights, KV, queries and matrix inputs in bf16, everything else in f32, on the kernels.
+
+use std::sync::Arc;
+
+use kvist_base::{ChunkId, Executor, ExecutorInfo, Prepare, Residency, Row, Slot, StepOutput, StepPlan};
+use kvist_kernels::{self as kernels, AttnPlan, AttnShape, Isa, KvPool, PackedBf16, Pool, Queries, RopeTable};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::forward::{Ops, Scratch, counters, forward};
+use crate::model::{Model, context_of};
+use crate::rows::for_parts;
+use crate::weights::Weights;
+
+/// Runs steps on the CPU.
+pub struct CpuExecutor {
+    weights: Arc<Weights<PackedBf16>>,
+    config: Config,
+    ops: Cpu,
+    scratch: Scratch<Vec<u16>>,
+    info: ExecutorInfo,
+}
+
+/// A deliberate breach of the numerics contract. Only tests use it: a harness that cannot tell a canary from the real
+/// executor proves nothing.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Canary {
+    /// Segments of the softmax are folded in the order in which threads finish them.
+    FoldByCompletion,
+    /// The running maximum is taken over a block of rows.
+    BlockRescale,
+    /// The step that computes K and V attends to other bits than those that it leaves behind.
+    RoundAfterUse,
+}
+
+impl CpuExecutor {
+    pub(crate) fn new(
+        model: Model,
+        chunks: u32,
+        context: Option<usize>,
+        isa: Isa,
+        threads: usize,
+    ) -> Result<CpuExecutor> {
+        let Model { config, weights } = model;
+        let layout = config.kv_layout();
+        let bytes = layout.bytes as u64 * chunks as u64;
+        let kv = KvPool::new(layout.clone(), chunks).map_err(|e| Error::Pool { bytes, what: e.to_string() })?;
+        let info = ExecutorInfo {
+            vocab: config.vocab,
+            context: context_of(&config, context)?,
+            layout,
+            chunks,
+            name: format!("cpu, bf16, {isa}, {threads} threads"),
+        };
+        let ops = Cpu {
+            isa,
+            pool: Pool::new(threads),
+            kv,
+            frequencies: config.rope.frequencies(config.head_dim),
+            tables: Vec::new(),
+            shifts: Vec::new(),
+            attention: plans(&config, kernels::Canary::None),
+            slots: Vec::new(),
+            queries: Vec::new(),
+            attended: Vec::new(),
+            round_after_use: false,
+            config: config.clone(),
+        };
+        Ok(CpuExecutor { weights, config, ops, scratch: Scratch::default(), info })
+    }
+
+    /// The same executor with a fault.
+    #[doc(hidden)]
+    pub fn with_canary(mut self, canary: Canary) -> CpuExecutor {
+        self.ops.round_after_use = canary == Canary::RoundAfterUse;
+        self.ops.attention = match canary {
+            Canary::FoldByCompletion => plans(&self.config, kernels::Canary::FoldByCompletion),
+            Canary::BlockRescale => plans(&self.config, kernels::Canary::BlockWideRescale),
+            Canary::RoundAfterUse => plans(&self.config, kernels::Canary::None),
+        };
+        self
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+}
+
+impl Executor for CpuExecutor {
+    fn info(&self) -> &ExecutorInfo {
+        &self.info
+    }
+
+    fn step(&mut self, plan: &StepPlan, residency: &dyn Residency, out: &mut StepOutput) {
+        plan.check(&self.info).expect("a valid plan");
+        out.counters = counters(&self.info.layout, plan);
+        forward(&self.config, &self.weights, &mut self.ops, &mut self.scratch, plan, residency, out);
+    }
+
+    fn read_chunk(&self, chunk: ChunkId, out: &mut Vec<u8>) {
+        out.extend(self.ops.kv.chunk(chunk).elements().iter().flat_map(|v| v.to_le_bytes()));
+    }
+}
+
+/// One attention plan per layer class.
+fn plans(config: &Config, canary: kernels::Canary) -> Vec<AttnPlan> {
+    let Config { heads, kv_heads, head_dim, .. } = *config;
+    let classes = config.kv_layout().layers.iter().map(|layer| layer.class + 1).max().unwrap_or(0);
+    (0..classes).map(|_| AttnPlan::with_canary(AttnShape { heads, kv_heads, head_dim }, canary)).collect()
+}
+
+struct Cpu {
+    config: Config,
+    isa: Isa,
+    pool: Pool,
+    kv: KvPool,
+    frequencies: Vec<f64>,
+    /// The distinct shifts of the step's runs, 0 first, and the angles of every row for each.
+    shifts: Vec<u32>,
+    tables: Vec<RopeTable>,
+    /// Per layer class.
+    attention: Vec<AttnPlan>,
+    /// Where the rows' KV goes.
+    slots: Vec<Option<Slot>>,
+    /// `[shift][row][head][head_dim]`.
+    queries: Vec<u16>,
+    /// `[row][head][head_dim]`.
+    attended: Vec<f32>,
+    round_after_use: bool,
+}
+
+impl Ops for Cpu {
+    type Matrix = PackedBf16;
+    type Input = Vec<u16>;
+
+    fn prepare(&mut self, prepare: Prepare) {
+        match prepare {
+            Prepare::Zero(chunk) => self.kv.zero(chunk),
+            Prepare::Copy { from, to, n } => self.kv.copy_slots(from, to, n as usize),
+        }
+    }
+
+    fn begin(&mut self, plan: &StepPlan) {
+        self.slots.clear();
+        self.slots.extend(plan.rows.iter().map(|row| row.write));
+
+        self.shifts.clear();
+        self.shifts.push(0);
+        for run in plan.classes.iter().flat_map(|list| &list.runs) {
+            if !self.shifts.contains(&run.shift) {
+                self.shifts.push(run.shift);
+            }
+        }
+        if self.tables.len() < self.shifts.len() {
+            self.tables.resize_with(self.shifts.len(), RopeTable::default);
+        }
+        for (table, shift) in self.tables.iter_mut().zip(&self.shifts) {
+            table.fill(&self.frequencies, plan.rows.iter().map(|row| row.position + shift));
+        }
+
+        for (attention, runs) in self.attention.iter_mut().zip(&plan.classes) {
+            attention.build(runs, plan.rows.len(), self.pool.threads());
+        }
+    }
+
+    fn embed(&self, table: &PackedBf16, rows: &[Row], x: &mut [f32]) {
+        for_parts(&self.pool, x, self.config.hidden, |first, part| {
+            for (row, x) in rows[first..].iter().zip(part.chunks_exact_mut(self.config.hidden)) {
+                table.row(row.token as usize, x);
+            }
+        });
+    }
+
+    fn norm(&self, x: &[f32], weight: &[f32], out: &mut Vec<u16>) {
+        out.resize(x.len(), 0);
+        kernels::rms_norm(self.isa, &self.pool, x, weight, self.config.norm_eps, out);
+    }
+
+    fn matmul(&self, input: &Vec<u16>, rows: usize, matrix: &PackedBf16, y: &mut [f32]) {
+        kernels::matmul(self.isa, &self.pool, input, rows, matrix, y, false);
+    }
+
+    fn matmul_add(&self, input: &Vec<u16>, rows: usize, matrix: &PackedBf16, y: &mut [f32]) {
+        kernels::matmul(self.isa, &self.pool, input, rows, matrix, y, true);
+    }
+
+    fn add_bias(&self, y: &mut [f32], bias: &[f32]) {
+        for_parts(&self.pool, y, bias.len(), |_, part| kernels::add_bias(part, bias));
+    }
+
+    fn split(&self, qkv: &[f32], q: &mut [f32], k: &mut [f32], v: &mut [f32]) {
+        let Config { heads, kv_heads, head_dim, .. } = self.config;
+        self.columns(qkv, 0, heads * head_dim, q);
+        self.columns(qkv, heads * head_dim, kv_heads * head_dim, k);
+        self.columns(qkv, (heads + kv_heads) * head_dim, kv_heads * head_dim, v);
+    }
+
+    fn norm_heads(&self, x: &mut [f32], weight: &[f32]) {
+        kernels::rms_norm_heads(self.isa, &self.pool, x, weight, self.config.norm_eps);
+    }
+
+    fn rotate_and_write(&mut self, layer: usize, _: &StepPlan, k: &mut [f32], v: &[f32]) {
+        kernels::rope(&self.pool, k, self.config.kv_heads, self.config.head_dim, &self.tables[0]);
+        if self.round_after_use {
+            let off: Vec<f32> = k.iter().map(|k| k * (1.0 + 1.0 / 256.0)).collect();
+            return self.kv.write(&self.pool, layer, &self.slots, &off, v);
+        }
+        self.kv.write(&self.pool, layer, &self.slots, k, v);
+    }
+
+    fn attend(&mut self, layer: usize, plan: &StepPlan, q: &[f32], out: &mut Vec<u16>) {
+        let Config { heads, head_dim, .. } = self.config;
+        let scale = std::f64::consts::LOG2_E / (head_dim as f64).sqrt();
+        self.queries.resize(self.shifts.len() * q.len(), 0);
+        for (table, queries) in self.tables.iter().zip(self.queries.chunks_exact_mut(q.len())) {
+            kernels::rope_queries(&self.pool, q, heads, head_dim, table, scale as f32, queries);
+        }
+        let class = self.kv.layout().layers[layer].class;
+        let queries = Queries { data: &self.queries, shifts: &self.shifts };
+        self.attended.resize(q.len(), 0.0);
+        kernels::attend(
+            self.isa,
+            &self.pool,
+            &mut self.attention[class],
+            &plan.classes[class],
+            &self.kv,
+            layer,
+            &queries,
+            &mut self.attended,
+        );
+        out.resize(q.len(), 0);
+        kernels::round_bf16(self.isa, &self.pool, &self.attended, out);
+    }
+
+    fn after_attention(&mut self, layer: usize, _: &StepPlan, k: &[f32], v: &[f32]) {
+        if self.round_after_use {
+            self.kv.write(&self.pool, layer, &self.slots, k, v);
+        }
+    }
+
+    fn silu_mul(&self, gate_up: &[f32], out: &mut Vec<u16>) {
+        let width = self.config.intermediate;
+        out.resize(gate_up.len() / 2, 0);
+        for_parts(&self.pool, out, width, |first, part| {
+            for (row, out) in gate_up.chunks_exact(2 * width).skip(first).zip(part.chunks_exact_mut(width)) {
+                kernels::silu_mul(self.isa, &self.pool, &row[..width], &row[width..], out);
+            }
+        });
+    }
+
+    fn zero_slot(&mut self, slot: Slot) {
+        self.kv.zero_slot(slot);
+    }
+}
+
+impl Cpu {
+    /// Copies the columns `from..from + width` of `qkv`.
+    fn columns(&self, qkv: &[f32], from: usize, width: usize, out: &mut [f32]) {
+        for_parts(&self.pool, out, width, |first, part| {
+            for (row, out) in qkv.chunks_exact(self.config.qkv_width()).skip(first).zip(part.chunks_exact_mut(width)) {
+                out.copy_from_slice(&row[from..from + width]);
+            }
+        });
+    }
+}

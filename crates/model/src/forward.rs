@@ -1,0 +1,174 @@
+//! The decoder block, once, for every family and every executor.
+
+use kvist_base::{ChunkLayout, Prepare, Residency, Row, RowOutcome, Slot, StepCounters, StepOutput, StepPlan};
+
+use crate::config::Config;
+use crate::lost::Lost;
+use crate::weights::Weights;
+
+/// What an executor provides. Buffers are row-major with one row per row of the plan, unless said otherwise.
+pub(crate) trait Ops {
+    type Matrix;
+    /// Activations as a matrix reads them: f32, or rounded to bf16.
+    type Input: Default;
+
+    fn prepare(&mut self, prepare: Prepare);
+    /// Called once per step, before the first layer: rotation angles, tasks of the attention.
+    fn begin(&mut self, plan: &StepPlan);
+
+    /// `x` = the rows' entries in the table.
+    fn embed(&self, table: &Self::Matrix, rows: &[Row], x: &mut [f32]);
+    /// `out` = RMSNorm of each row of `x`.
+    fn norm(&self, x: &[f32], weight: &[f32], out: &mut Self::Input);
+    /// `y` = `input` times the transposed matrix.
+    fn matmul(&self, input: &Self::Input, rows: usize, matrix: &Self::Matrix, y: &mut [f32]);
+    /// As [`Ops::matmul`], added to `y`.
+    fn matmul_add(&self, input: &Self::Input, rows: usize, matrix: &Self::Matrix, y: &mut [f32]);
+    /// Adds `bias` to each row of `y`.
+    fn add_bias(&self, y: &mut [f32], bias: &[f32]);
+    /// Takes `qkv`, `[row][q | k | v]`, apart.
+    fn split(&self, qkv: &[f32], q: &mut [f32], k: &mut [f32], v: &mut [f32]);
+    /// RMSNorm of each head of `weight.len()` elements, in place.
+    fn norm_heads(&self, x: &mut [f32], weight: &[f32]);
+    /// Rotates the keys by their positions, in place, and stores k and v of every row that has a slot.
+    fn rotate_and_write(&mut self, layer: usize, plan: &StepPlan, k: &mut [f32], v: &[f32]);
+    /// `out` = attention of the queries, rotated by their positions, over the plan's runs: `[row][head][head_dim]`.
+    fn attend(&mut self, layer: usize, plan: &StepPlan, q: &[f32], out: &mut Self::Input);
+    /// What a canary does to a layer after its attention; nothing in earnest.
+    fn after_attention(&mut self, _layer: usize, _plan: &StepPlan, _k: &[f32], _v: &[f32]) {}
+    /// `out` = silu(gate) * up. `gate_up` is `[row][gate | up]`.
+    fn silu_mul(&self, gate_up: &[f32], out: &mut Self::Input);
+
+    /// Makes a slot zero in all layers.
+    fn zero_slot(&mut self, slot: Slot);
+}
+
+/// Buffers of a step, kept from step to step.
+#[derive(Default)]
+pub(crate) struct Scratch<I> {
+    /// The residual stream.
+    x: Vec<f32>,
+    qkv: Vec<f32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    gate_up: Vec<f32>,
+    input: I,
+    /// The rows of `x` whose logits are wanted.
+    last: Vec<f32>,
+    lost: Lost,
+}
+
+/// Runs one step.
+pub(crate) fn forward<O: Ops>(
+    config: &Config,
+    weights: &Weights<O::Matrix>,
+    ops: &mut O,
+    scratch: &mut Scratch<O::Input>,
+    plan: &StepPlan,
+    residency: &dyn Residency,
+    out: &mut StepOutput,
+) {
+    let Scratch { x, qkv, q, k, v, gate_up, input, last, lost } = scratch;
+    let rows = plan.rows.len();
+    x.resize(rows * config.hidden, 0.0);
+    qkv.resize(rows * config.qkv_width(), 0.0);
+    q.resize(rows * config.heads * config.head_dim, 0.0);
+    k.resize(rows * config.kv_heads * config.head_dim, 0.0);
+    v.resize(k.len(), 0.0);
+    gate_up.resize(rows * 2 * config.intermediate, 0.0);
+    lost.reset(rows);
+
+    prepare(config.layers, ops, plan, residency, lost);
+    ops.begin(plan);
+    ops.embed(&weights.embedding, &plan.rows, x);
+    for (l, layer) in weights.layers.iter().enumerate() {
+        if lost.all() {
+            break;
+        }
+        ops.norm(x, &layer.attention_norm, input);
+        ops.matmul(input, rows, &layer.qkv, qkv);
+        if let Some(bias) = &layer.qkv_bias {
+            ops.add_bias(qkv, bias);
+        }
+        ops.split(qkv, q, k, v);
+        if let Some((q_norm, k_norm)) = &layer.qk_norm {
+            ops.norm_heads(q, q_norm);
+            ops.norm_heads(k, k_norm);
+        }
+        ops.rotate_and_write(l, plan, k, v);
+        for &chunk in &plan.arriving {
+            if !lost.is_lost(chunk) && residency.wait(l, chunk).is_err() {
+                lost.chunk(plan, chunk);
+            }
+        }
+        ops.attend(l, plan, q, input);
+        ops.after_attention(l, plan, k, v);
+        ops.matmul_add(input, rows, &layer.o, x);
+        if let Some(bias) = &layer.o_bias {
+            ops.add_bias(x, bias);
+        }
+
+        ops.norm(x, &layer.mlp_norm, input);
+        ops.matmul(input, rows, &layer.gate_up, gate_up);
+        ops.silu_mul(gate_up, input);
+        ops.matmul_add(input, rows, &layer.down, x);
+    }
+
+    // The last norm and the widest matrix only for rows whose logits are wanted.
+    out.outcomes.clear();
+    last.clear();
+    let mut wanted = 0;
+    for (i, row) in plan.rows.iter().enumerate() {
+        out.outcomes.push(match lost.row(i) {
+            Some(chunk) => RowOutcome::Lost(chunk),
+            None if row.logits => {
+                last.extend_from_slice(&x[i * config.hidden..(i + 1) * config.hidden]);
+                wanted += 1;
+                RowOutcome::Logits(wanted - 1)
+            }
+            None => RowOutcome::Done,
+        });
+    }
+    let wanted = wanted as usize;
+    out.logits.resize(wanted * config.vocab, 0.0);
+    if wanted > 0 {
+        ops.norm(last, &weights.final_norm, input);
+        ops.matmul(input, wanted, weights.output(), &mut out.logits);
+    }
+    if lost.any() {
+        for (i, row) in plan.rows.iter().enumerate().filter(|(i, _)| lost.row(*i).is_some()) {
+            debug_assert!(matches!(out.outcomes[i], RowOutcome::Lost(_)));
+            row.write.into_iter().for_each(|slot| ops.zero_slot(slot));
+        }
+    }
+}
+
+/// Zeroes and copies chunks. A copy needs its source whole, so one that is still arriving is waited for in all layers;
+/// if it is lost, the copy is lost with it and stays zero.
+fn prepare<O: Ops>(layers: usize, ops: &mut O, plan: &StepPlan, residency: &dyn Residency, lost: &mut Lost) {
+    for &prepare in &plan.prepare {
+        if let Prepare::Copy { from, to, n } = prepare {
+            let arrives = |chunk| (0..layers).all(|layer| residency.wait(layer, chunk).is_ok());
+            if !lost.is_lost(from) && plan.arriving.contains(&from) && !arrives(from) {
+                lost.chunk(plan, from);
+            }
+            if lost.is_lost(from) {
+                lost.copy(plan, from, to, n as usize);
+                continue;
+            }
+        }
+        ops.prepare(prepare);
+    }
+}
+
+/// Bytes of KV that the plan's attention reads, all layers together.
+pub(crate) fn counters(layout: &ChunkLayout, plan: &StepPlan) -> StepCounters {
+    let mut total = StepCounters::default();
+    for (class, runs) in plan.classes.iter().enumerate() {
+        let StepCounters { kv_bytes_read, kv_bytes_unshared } = kvist_kernels::kv_bytes(runs, layout, class);
+        total.kv_bytes_read += kv_bytes_read;
+        total.kv_bytes_unshared += kv_bytes_unshared;
+    }
+    total
+}

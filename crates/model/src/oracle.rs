@@ -1,0 +1,276 @@
+//! The reference executor: f32 scalar code, no kernels, no packing, one thread, a KV store of its own. Slow, and meant
+//! to be obviously right.
+
+use kvist_base::{CHUNK, ChunkId, Dtype, Executor, ExecutorInfo, Prepare, Residency, Row, Slot, StepOutput, StepPlan};
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::forward::{Ops, Scratch, counters, forward};
+use crate::model::context_of;
+use crate::source::{Checkpoint, ModelSource};
+use crate::weights::Weights;
+
+/// Computes every step in f32, from weights exactly as the file holds them.
+pub struct OracleExecutor {
+    config: Config,
+    weights: Weights<Dense>,
+    ops: Scalar,
+    scratch: Scratch<Vec<f32>>,
+    info: ExecutorInfo,
+}
+
+impl OracleExecutor {
+    /// Reads the weights. `context`: tokens in a sequence at most, `None` for all that the model was made for.
+    pub fn new(source: &ModelSource, chunks: u32, context: Option<usize>) -> Result<OracleExecutor> {
+        let checkpoint = Checkpoint::open(source)?;
+        let pack = |elements: &[f32], inputs| Ok(Dense { elements: elements.to_vec(), inputs });
+        let weights = Weights::load(&checkpoint, 1, pack, &|_, _| ())?;
+        let config = checkpoint.config;
+        let info = ExecutorInfo {
+            vocab: config.vocab,
+            context: context_of(&config, context)?,
+            layout: config.layout_of(Dtype::F32),
+            chunks,
+            name: "oracle, f32".into(),
+        };
+        let ops = Scalar {
+            frequencies: config.rope.frequencies(config.head_dim),
+            kv: vec![Vec::new(); chunks as usize],
+            config: config.clone(),
+        };
+        Ok(OracleExecutor { config, weights, ops, scratch: Scratch::default(), info })
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+}
+
+impl Executor for OracleExecutor {
+    fn info(&self) -> &ExecutorInfo {
+        &self.info
+    }
+
+    fn step(&mut self, plan: &StepPlan, residency: &dyn Residency, out: &mut StepOutput) {
+        plan.check(&self.info).expect("a valid plan");
+        out.counters = counters(&self.info.layout, plan);
+        forward(&self.config, &self.weights, &mut self.ops, &mut self.scratch, plan, residency, out);
+    }
+
+    /// f32 in the oracle's own order, `[layer][slot][kv-head][K | V]`.
+    fn read_chunk(&self, chunk: ChunkId, out: &mut Vec<u8>) {
+        let kv = &self.ops.kv[chunk.0 as usize];
+        out.extend(kv.iter().flat_map(|v| v.to_le_bytes()));
+        out.resize(out.len() + self.info.layout.bytes - kv.len() * 4, 0);
+    }
+}
+
+/// `[outputs][inputs]`.
+struct Dense {
+    elements: Vec<f32>,
+    inputs: usize,
+}
+
+impl Dense {
+    fn row(&self, i: usize) -> &[f32] {
+        &self.elements[i * self.inputs..(i + 1) * self.inputs]
+    }
+}
+
+struct Scalar {
+    config: Config,
+    frequencies: Vec<f64>,
+    /// Per chunk `[layer][slot][kv-head][K | V]`; empty until first zeroed or written.
+    kv: Vec<Vec<f32>>,
+}
+
+impl Scalar {
+    /// Where the K and V of all heads of a slot begin.
+    fn at(&self, layer: usize, slot: usize) -> usize {
+        (layer * CHUNK + slot) * self.slot_width()
+    }
+
+    fn slot_width(&self) -> usize {
+        2 * self.config.kv_heads * self.config.head_dim
+    }
+
+    fn chunk(&mut self, chunk: ChunkId) -> &mut [f32] {
+        let len = self.config.layers * CHUNK * self.slot_width();
+        let kv = &mut self.kv[chunk.0 as usize];
+        kv.resize(len, 0.0);
+        kv
+    }
+
+    /// Turns each pair (i, i + d/2) of a head by `position` times its frequency.
+    fn rotate(&self, head: &mut [f32], position: u64) {
+        let half = head.len() / 2;
+        for (i, frequency) in self.frequencies.iter().enumerate() {
+            let (sin, cos) = (position as f64 * frequency).sin_cos();
+            let (sin, cos) = (sin as f32, cos as f32);
+            let (a, b) = (head[i], head[i + half]);
+            (head[i], head[i + half]) = (a * cos - b * sin, b * cos + a * sin);
+        }
+    }
+
+    /// Softmax attention of one unrotated query head over everything that plan row `row` sees.
+    fn attend_head(&self, layer: usize, plan: &StepPlan, row: usize, kv_head: usize, query: &[f32], out: &mut [f32]) {
+        let d = query.len();
+        let position = plan.rows[row].position as u64;
+        let list = &plan.classes[0];
+        let mut scores = Vec::new();
+        let mut values = Vec::new();
+        for run in list.runs.iter().filter(|run| run.rows.contains(&(row as u32))) {
+            let mut query = query.to_vec();
+            self.rotate(&mut query, position + run.shift as u64);
+            for i in 0..run.chunks.end - run.chunks.start {
+                let mask = list.mask(run, i, row as u32);
+                let chunk = &self.kv[list.chunks[(run.chunks.start + i) as usize].0 as usize];
+                for slot in (0..CHUNK).filter(|slot| mask >> slot & 1 == 1) {
+                    let at = self.at(layer, slot) + 2 * kv_head * d;
+                    scores.push(dot(&query, &chunk[at..at + d]) / (d as f32).sqrt());
+                    values.push(&chunk[at + d..at + 2 * d]);
+                }
+            }
+        }
+        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f32 = scores.iter().map(|s| (s - max).exp()).sum();
+        out.fill(0.0);
+        for (score, value) in scores.iter().zip(values) {
+            let p = (score - max).exp() / sum;
+            out.iter_mut().zip(value).for_each(|(o, v)| *o += p * v);
+        }
+    }
+}
+
+impl Ops for Scalar {
+    type Matrix = Dense;
+    type Input = Vec<f32>;
+
+    fn prepare(&mut self, prepare: Prepare) {
+        match prepare {
+            Prepare::Zero(chunk) => self.chunk(chunk).fill(0.0),
+            Prepare::Copy { from, to, n } => {
+                let source = self.chunk(from).to_vec();
+                for layer in 0..self.config.layers {
+                    let part = self.at(layer, 0)..self.at(layer, n as usize);
+                    self.chunk(to)[part.clone()].copy_from_slice(&source[part]);
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, plan: &StepPlan) {
+        plan.classes.iter().flat_map(|list| &list.chunks).for_each(|&chunk| {
+            self.chunk(chunk);
+        });
+    }
+
+    fn embed(&self, table: &Dense, rows: &[Row], x: &mut [f32]) {
+        for (row, x) in rows.iter().zip(x.chunks_exact_mut(table.inputs)) {
+            x.copy_from_slice(table.row(row.token as usize));
+        }
+    }
+
+    fn norm(&self, x: &[f32], weight: &[f32], out: &mut Vec<f32>) {
+        out.clear();
+        out.extend_from_slice(x);
+        out.chunks_exact_mut(weight.len()).for_each(|row| rms_norm(row, weight, self.config.norm_eps));
+    }
+
+    fn matmul(&self, input: &Vec<f32>, rows: usize, matrix: &Dense, y: &mut [f32]) {
+        y.fill(0.0);
+        self.matmul_add(input, rows, matrix, y);
+    }
+
+    fn matmul_add(&self, input: &Vec<f32>, rows: usize, matrix: &Dense, y: &mut [f32]) {
+        let outputs = y.len() / rows;
+        for (j, weights) in matrix.elements.chunks_exact(matrix.inputs).enumerate() {
+            for (i, x) in input.chunks_exact(matrix.inputs).enumerate() {
+                y[i * outputs + j] += dot(x, weights);
+            }
+        }
+    }
+
+    fn add_bias(&self, y: &mut [f32], bias: &[f32]) {
+        for row in y.chunks_exact_mut(bias.len()) {
+            row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        }
+    }
+
+    fn split(&self, qkv: &[f32], q: &mut [f32], k: &mut [f32], v: &mut [f32]) {
+        let (rows, kv_width) = (qkv.len() / self.config.qkv_width(), self.config.kv_heads * self.config.head_dim);
+        let q_width = q.len() / rows;
+        for (i, row) in qkv.chunks_exact(self.config.qkv_width()).enumerate() {
+            q[i * q_width..(i + 1) * q_width].copy_from_slice(&row[..q_width]);
+            k[i * kv_width..(i + 1) * kv_width].copy_from_slice(&row[q_width..q_width + kv_width]);
+            v[i * kv_width..(i + 1) * kv_width].copy_from_slice(&row[q_width + kv_width..]);
+        }
+    }
+
+    fn norm_heads(&self, x: &mut [f32], weight: &[f32]) {
+        x.chunks_exact_mut(weight.len()).for_each(|head| rms_norm(head, weight, self.config.norm_eps));
+    }
+
+    fn rotate_and_write(&mut self, layer: usize, plan: &StepPlan, k: &mut [f32], v: &[f32]) {
+        let Config { kv_heads, head_dim, .. } = self.config;
+        let heads = k.chunks_exact_mut(kv_heads * head_dim).zip(v.chunks_exact(kv_heads * head_dim));
+        for (row, (k, v)) in plan.rows.iter().zip(heads) {
+            k.chunks_exact_mut(head_dim).for_each(|head| self.rotate(head, row.position as u64));
+            let Some(slot) = row.write else { continue };
+            let at = self.at(layer, slot.slot as usize);
+            let width = self.slot_width();
+            let chunk = &mut self.chunk(slot.chunk)[at..at + width];
+            let heads = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
+            for (kv, (k, v)) in chunk.chunks_exact_mut(2 * head_dim).zip(heads) {
+                kv[..head_dim].copy_from_slice(k);
+                kv[head_dim..].copy_from_slice(v);
+            }
+        }
+    }
+
+    fn attend(&mut self, layer: usize, plan: &StepPlan, q: &[f32], out: &mut Vec<f32>) {
+        let Config { heads, kv_heads, head_dim, .. } = self.config;
+        out.resize(q.len(), 0.0);
+        for (i, (query, out)) in q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)).enumerate() {
+            let (row, head) = (i / heads, i % heads);
+            self.attend_head(layer, plan, row, head * kv_heads / heads, query, out);
+        }
+    }
+
+    fn silu_mul(&self, gate_up: &[f32], out: &mut Vec<f32>) {
+        out.clear();
+        for row in gate_up.chunks_exact(2 * self.config.intermediate) {
+            let (gate, up) = row.split_at(self.config.intermediate);
+            out.extend(gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u));
+        }
+    }
+
+    fn zero_slot(&mut self, slot: Slot) {
+        let width = self.slot_width();
+        for layer in 0..self.config.layers {
+            let at = self.at(layer, slot.slot as usize);
+            self.chunk(slot.chunk)[at..at + width].fill(0.0);
+        }
+    }
+}
+
+/// `x` over its root mean square, times `weight` (Zhang and Sennrich 2019).
+fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
+    let mean = x.iter().map(|v| (v * v) as f64).sum::<f64>() / x.len() as f64;
+    let scale = (1.0 / (mean + eps as f64).sqrt()) as f32;
+    x.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * scale * w);
+}
+
+/// Sixteen running sums, so that the compiler may use vectors; the order is the same for every caller.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a, a_rest) = a.as_chunks::<16>();
+    let (b, b_rest) = b.as_chunks::<16>();
+    let mut sums = [0.0; 16];
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..16 {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
+}

@@ -1,0 +1,39 @@
+//! The bits of the embedded model's logits and KV, per ISA path. They change only together with the numerics version:
+//! stored KV depends on them.
+
+mod common;
+
+use common::{embedded, load};
+use kvist_base::{CHUNK, ChunkId, Executor};
+use kvist_kernels::Isa;
+use kvist_model::testing::logits;
+use kvist_model::{ModelSource, NUMERICS_VERSION};
+
+/// (numerics version, ISA path, digest).
+const DIGESTS: [(u32, Isa, u64); 2] =
+    [(1, Isa::Avx2, 0xb619_3f36_45d4_6122), (1, Isa::Portable, 0x7c31_08a7_c4d3_7d5f)];
+
+#[test]
+fn bits_of_the_embedded_model() {
+    let model = load(&ModelSource::Dir(embedded()));
+    let ids: Vec<u32> = (0..600).map(|i| i * i % 4093).collect();
+    let mut wrong = Vec::new();
+    for isa in Isa::available() {
+        let mut executor = model.clone().into_executor(10, None, isa, 2).unwrap();
+        let mut bytes: Vec<u8> = logits(&mut executor, &ids, &[], 590).into_iter().flat_map(f32::to_le_bytes).collect();
+        (0..ids.len().div_ceil(CHUNK) as u32).for_each(|chunk| executor.read_chunk(ChunkId(chunk), &mut bytes));
+        let digest = fnv(&bytes);
+        println!("(NUMERICS_VERSION, Isa::{isa:?}, {digest:#018x})");
+        match DIGESTS.iter().find(|(version, of, _)| (*version, *of) == (NUMERICS_VERSION, isa)) {
+            Some((.., expected)) if *expected == digest => {}
+            Some(_) => wrong.push(isa),
+            None => println!("no digest is recorded for the {isa} path"),
+        }
+    }
+    assert!(wrong.is_empty(), "other bits on {wrong:?}: raise NUMERICS_VERSION and record the digests printed above");
+}
+
+/// FNV-1a.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ *b as u64).wrapping_mul(0x100_0000_01b3))
+}

@@ -1,0 +1,47 @@
+//! Cold = warm = any batch, on hand-made step plans.
+
+mod common;
+
+use common::{battery, dir, embedded, load};
+use kvist_kernels::Isa;
+use kvist_model::testing::logits;
+use kvist_model::{ModelSource, OracleExecutor};
+
+#[test]
+fn oracle() {
+    battery::run(&|| Box::new(OracleExecutor::new(&dir("qwen3"), 64, None).unwrap()));
+}
+
+#[test]
+fn cpu() {
+    for name in ["llama-odd", "smollm2", "qwen3"] {
+        let model = load(&dir(name));
+        for isa in Isa::available() {
+            for threads in [1, 3] {
+                println!("{name}, {isa}, {threads} threads");
+                battery::run(&|| Box::new(model.clone().into_executor(64, Some(1024), isa, threads).unwrap()));
+            }
+        }
+    }
+}
+
+#[test]
+fn embedded_model() {
+    let model = load(&ModelSource::Dir(embedded()));
+    battery::run(&|| Box::new(model.clone().into_executor(64, Some(1024), Isa::detect(), 4).unwrap()));
+}
+
+/// More threads than kv-heads too, and several segments for them to share.
+#[test]
+fn threads_do_not_matter() {
+    let model = load(&dir("qwen3"));
+    let ids: Vec<u32> = (0..1600).map(|i| i * i % 509).collect();
+    for isa in Isa::available() {
+        let run = |threads| {
+            let mut executor = model.clone().into_executor(25, None, isa, threads).unwrap();
+            logits(&mut executor, &ids, &[500, 1100, 1101, 1102, 1590], 1095)
+        };
+        let one = run(1);
+        assert!((2..=8).all(|threads| run(threads) == one), "{isa}");
+    }
+}
