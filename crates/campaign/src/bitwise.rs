@@ -220,7 +220,7 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
             id: RequestId(id as u64),
             domain: DomainId(if random.chance(85) { 2 } else { 3 }),
             prompt,
-            n: if random.chance(if tight { 50 } else { 80 }) { 1 } else { 2 + random.below(3) as u32 },
+            n: if random.chance(if tight { 50 } else { 80 }) { 1 } else { 2 + random.below(2) as u32 },
             max_tokens: if light { random.pick(&[1, 3, 10, 70, 130]) } else { random.pick(&[1, 3, 10]) },
             sampling: Sampling {
                 temperature: random.pick(&[0.0, 0.8]),
@@ -244,7 +244,13 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
     let spread = random.pick(&[1, 4, 30]);
     let max_step_rows = random.pick(&[5, 33, 64, 100, 512]);
     // Many small steps over a long path ask often: losses must leave room to get through.
-    let per_myriad = if random.chance(70) { 0 } else if max_step_rows < 64 || deep { 1 } else { random.pick(&[2, 10]) };
+    let per_myriad = if random.chance(70) {
+        0
+    } else if max_step_rows < 64 || deep {
+        1
+    } else {
+        random.pick(&[2, 10])
+    };
     Case {
         arrivals: requests.iter().map(|_| random.below(spread) as u64).collect(),
         cancels,

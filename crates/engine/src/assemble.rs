@@ -33,6 +33,10 @@ pub fn assemble(branches: &[Branch], out: &mut RunList) -> Vec<usize> {
     };
     descend(&mut open, &walk, 0, order.len(), 0);
     while let Some((from, to, depth)) = open.pop() {
+        if to - from == 1 {
+            (depth..walk.branch(from).chunks.len()).for_each(|d| walk.emit(from, to, d));
+            continue;
+        }
         walk.emit(from, to, depth);
         descend(&mut open, &walk, from, to, depth + 1);
     }

@@ -21,7 +21,7 @@ impl Engine {
         self.stats.steps += 1;
         self.stats.kv_bytes_read += output.counters.kv_bytes_read;
         self.stats.kv_bytes_unshared += output.counters.kv_bytes_unshared;
-        self.drop_lost(output);
+        let lost = self.drop_lost(output);
         self.cache.commit();
         let mut running = std::mem::take(&mut self.running);
         let mut forks = Vec::new();
@@ -56,7 +56,7 @@ impl Engine {
             }
         }
         self.running.sort_by_key(|s| s.seniority);
-        if self.stats_lost(output) {
+        if lost > 0 {
             self.reseat();
         }
         self.deferred_cancels(now);
@@ -66,21 +66,16 @@ impl Engine {
     /// the one that breaks the step ends with an error and the others do not.
     pub fn abort_step(&mut self, now: Micros) {
         self.in_step.take().expect("a step is in flight");
-        // Chunks that were new in this step may not even have been prepared.
-        let fresh: Vec<ChunkId> = self.plan.prepare.iter().map(prepared).collect();
         let alone = self.running.iter().filter(|s| s.step.n > 0).count() == 1;
         let mut broken = None;
         for s in &mut self.running {
             let rows = std::mem::take(&mut s.step);
-            for claim in &rows.claims {
-                self.cache.invalidate(claim.chunk, if fresh.contains(&claim.chunk) { 0 } else { claim.slot });
-            }
             if rows.n > 0 {
                 s.suspect = true;
                 broken = alone.then(|| s.key()).or(broken);
             }
         }
-        self.cache.commit();
+        self.cache.abort();
         self.reseat();
         if let Some(at) = self.running.iter().position(|s| Some(s.key()) == broken) {
             let sequence = self.running.remove(at);
@@ -95,42 +90,30 @@ impl Engine {
         }
     }
 
-    fn stats_lost(&mut self, output: &StepOutput) -> bool {
-        let lost = output.outcomes.iter().filter(|o| matches!(o, RowOutcome::Lost(_))).count();
-        self.stats.lost_rows += lost as u64;
-        lost > 0
-    }
-
-    /// Takes what lost rows claimed, and the lost chunks themselves, out of the tree.
-    fn drop_lost(&mut self, output: &StepOutput) {
-        let mut lost_chunks: Vec<ChunkId> = Vec::new();
-        for s in &self.running {
-            let outcomes = &output.outcomes[s.step.first_row..s.step.first_row + s.step.n];
-            let Some(first) = outcomes.iter().position(|o| matches!(o, RowOutcome::Lost(_))) else { continue };
-            for claim in &s.step.claims {
-                let lost_from = s.pos + first;
-                if claim.pos + claim.n > lost_from {
-                    self.cache.invalidate(claim.chunk, claim.slot + lost_from.saturating_sub(claim.pos));
-                }
-            }
-            lost_chunks.extend(outcomes.iter().filter_map(|o| match o {
-                RowOutcome::Lost(chunk) => Some(*chunk),
-                _ => None,
-            }));
-        }
+    /// Takes the lost chunks, and with them all that lost rows claimed below them, out of the tree. Returns the number
+    /// of lost rows.
+    fn drop_lost(&mut self, output: &StepOutput) -> usize {
+        let lost = |o: &RowOutcome| match o {
+            RowOutcome::Lost(chunk) => Some(*chunk),
+            _ => None,
+        };
+        let mut lost_chunks: Vec<ChunkId> = output.outcomes.iter().filter_map(lost).collect();
+        let rows = lost_chunks.len();
+        self.stats.lost_rows += rows as u64;
         lost_chunks.sort_unstable();
         lost_chunks.dedup();
-        for &chunk in &lost_chunks {
-            self.cache.invalidate(chunk, 0);
-        }
-        // What was to be copied from a lost chunk is not there either.
+        // What was to be copied from a lost chunk is not there either, nor a copy of that copy: they are in order.
         for prepare in &self.plan.prepare {
             if let Prepare::Copy { from, to, .. } = prepare
                 && lost_chunks.contains(from)
             {
-                self.cache.invalidate(*to, 0);
+                lost_chunks.push(*to);
             }
         }
+        for chunk in lost_chunks {
+            self.cache.invalidate(chunk, 0);
+        }
+        rows
     }
 
     /// Moves a sequence over the rows that succeeded and accounts for them.
@@ -144,10 +127,9 @@ impl Engine {
         let in_prompt = state.prompt.saturating_sub(s.pos).min(good);
         let new = (s.pos + in_prompt).saturating_sub(s.pos.max(state.counted));
         state.computed += new as u32;
-        state.counted = state.counted.max(s.pos + in_prompt);
+        state.counted = state.counted.max(s.pos + in_prompt).min(state.prompt);
         self.stats.prompt_rows += in_prompt as u64;
         self.stats.decode_rows += (good - in_prompt) as u64;
-        self.fairness.charge(s.domain, in_prompt, 0);
         if state.scoring() {
             let top = state.request.prompt_logprobs.unwrap_or(0) as usize;
             for (k, outcome) in outcomes[..good].iter().enumerate() {
@@ -231,13 +213,6 @@ impl Engine {
             return Some(Finish::Stop(token));
         }
         (s.tokens.len() - state.prompt == request.max_tokens as usize).then_some(Finish::Length)
-    }
-}
-
-/// A chunk that a step prepares.
-fn prepared(prepare: &Prepare) -> ChunkId {
-    match *prepare {
-        Prepare::Zero(chunk) | Prepare::Copy { to: chunk, .. } => chunk,
     }
 }
 

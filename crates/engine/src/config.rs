@@ -11,11 +11,13 @@ pub struct EngineConfig {
     pub max_n: u32,
     /// Rows of one step at most.
     pub max_step_rows: usize,
-    /// Rows of one step at most whose logits are computed (their memory is rows x vocabulary x 4 bytes).
+    /// Prompt tokens at most that one step scores (`prompt_logprobs`). A step has at most `max_batch` rows of logits
+    /// besides, and each row takes vocabulary x 4 bytes.
     pub max_logit_rows: usize,
     /// Inter-token latency that mixed steps aim at: prefill shrinks to meet it while anyone decodes.
     pub itl_target: Micros,
-    /// Prefill rows of a mixed step at least, so that prompts always advance.
+    /// Prefill rows of a mixed step at least, so that prompts always advance; at most half of `max_step_rows`.
+    /// `max_batch` is cut to what these leave of a step.
     pub min_prefill_rows: usize,
     /// Who waited this long goes first, in order of arrival, whatever its priority.
     pub overdue: Micros,

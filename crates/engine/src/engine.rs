@@ -20,7 +20,7 @@ pub struct EngineStats {
     /// Rows run, by kind.
     pub prompt_rows: u64,
     pub decode_rows: u64,
-    /// Prompt tokens of admitted requests, and those that were not computed for them.
+    /// Prompt tokens of ended requests, and those that were not computed for them.
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub generated_tokens: u64,
@@ -68,9 +68,12 @@ impl Engine {
     /// An engine for an executor; its pool starts empty.
     ///
     /// # Panics
-    /// If a bound in `config` is zero.
-    pub fn new(config: EngineConfig, info: ExecutorInfo) -> Engine {
-        assert!(config.max_batch > 0 && config.max_step_rows > 0 && config.max_n > 0 && config.min_prefill_rows > 0);
+    /// If a bound in `config` is zero, or `max_step_rows` is 1.
+    pub fn new(mut config: EngineConfig, info: ExecutorInfo) -> Engine {
+        assert!(config.max_batch > 0 && config.max_step_rows > 1 && config.max_n > 0 && config.min_prefill_rows > 0);
+        assert!(config.max_logit_rows > 0);
+        config.min_prefill_rows = config.min_prefill_rows.min(config.max_step_rows / 2);
+        config.max_batch = config.max_batch.min(config.max_step_rows - config.min_prefill_rows);
         let cache = Cache::new(CacheConfig { slabs: info.chunks, ..CacheConfig::default() });
         let plan = StepPlan { classes: vec![Default::default()], ..StepPlan::default() };
         Engine {
@@ -303,9 +306,8 @@ impl Engine {
                 return Err(format!("request {}: {held} choices held, {} open", id.0, state.open));
             }
         }
-        let pinned: usize = self.running.iter().map(|s| s.path.nodes.len()).sum();
         if self.running.is_empty() && self.cache.stats().pinned != 0 {
-            return Err(format!("nothing runs, but {} chunks are pinned ({pinned})", self.cache.stats().pinned));
+            return Err(format!("nothing runs, but {} chunks are pinned", self.cache.stats().pinned));
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Planning a step: who is admitted, who gives way, which rows run.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 use kvist_base::{CHUNK, ChunkId, Micros, Prepare, Row, Slot, StepPlan};
 use kvist_cache::Claim;
@@ -11,8 +12,6 @@ use crate::queue::{Candidate, Moment, compare};
 use crate::request::{Finish, RequestId};
 use crate::sequence::{ClaimedRows, Sequence, StepRows};
 
-/// Prompts that share the prefill budget at least, so that a short one is not stuck behind a long one.
-const PREFILL_SHARES: usize = 2;
 /// Prefill rows of a mixed step until the budget is fitted.
 const UNFITTED_ROWS: usize = 64;
 /// Waiting sequences whose expected hit is looked up again per plan.
@@ -27,13 +26,13 @@ impl Engine {
     /// If a step is in flight.
     pub fn plan(&mut self, now: Micros) -> Option<&StepPlan> {
         assert!(self.in_step.is_none(), "one step at a time");
-        let gave_way = self.starved && self.preempt_youngest();
+        let gave_way = self.starved && self.cache.available() == 0 && self.preempt_youngest();
         self.starved = false;
         if !gave_way {
             self.admit(now);
         }
         loop {
-            let attended = self.choose_rows();
+            let attended = self.choose_rows(now);
             if self.running.iter().any(|s| s.step.n > 0) {
                 self.assemble();
                 self.in_step = Some(InStep { planned_at: now, attended });
@@ -106,10 +105,11 @@ impl Engine {
                 }
             }
             let Some((i, candidate)) = best else { return };
-            if self.batch_weight() + self.weight(&self.waiting[i]) > self.config.max_batch && !self.running.is_empty() {
+            let batch = self.batch_weight();
+            if batch >= self.config.max_batch {
                 return;
             }
-            if self.seat(i, now) {
+            if batch + self.weight(&self.waiting[i]) <= self.config.max_batch && self.seat(i, now) {
                 continue;
             }
             // Others may use the room that this one cannot, but not past its patience.
@@ -145,20 +145,30 @@ impl Engine {
 
     /// Lets a waiting sequence run if its prompt fits beside what the oldest running sequence needs to its end.
     fn seat(&mut self, i: usize, now: Micros) -> bool {
-        let s = &mut self.waiting[i];
-        self.cache.follow(&mut s.path, s.domain, &s.tokens, self.stats.steps);
-        // Room for all tokens, the next one, and a copy of an open chunk.
-        let needed = (s.tokens.len() + 1).div_ceil(CHUNK) + 1 - s.path.nodes.len();
         let reserved = match self.running.first() {
             None => 0,
-            Some(oldest) => self.chunks_to_end(oldest) + self.running.len() - 1,
+            // What a request may use is not what it will use: an open end must not keep the pool empty.
+            Some(oldest) => self.chunks_to_end(oldest).min(self.info.chunks as usize / 4) + self.running.len() - 1,
         };
-        if needed + reserved > self.cache.available() as usize && !self.running.is_empty() {
+        let s = &mut self.waiting[i];
+        // Room for all tokens, the next one, and a copy of an open chunk.
+        let wanted = (s.tokens.len() + 1).div_ceil(CHUNK) + 1 + reserved;
+        // Following counts as a use: not for one that will not fit whatever it hits.
+        let hit = self.cache.probe(s.domain, &s.tokens).div_ceil(CHUNK);
+        if wanted - hit > self.cache.available() as usize && !self.running.is_empty() {
+            return false;
+        }
+        self.cache.follow(&mut s.path, s.domain, &s.tokens, self.stats.steps);
+        let needed = wanted - s.path.nodes.len();
+        if needed > self.cache.available() as usize && !self.running.is_empty() {
             let path = std::mem::take(&mut self.waiting[i].path);
             self.cache.release(path);
             return false;
         }
         let mut s = self.waiting.swap_remove(i);
+        if s.seniority.is_none() {
+            self.fairness.charge(s.domain, s.tokens.len() - s.path.used, 0);
+        }
         self.cache.unprotect(s.ticket());
         let state = self.requests.get_mut(&s.id).expect("known");
         state.admitted.get_or_insert(now);
@@ -172,11 +182,11 @@ impl Engine {
     }
 
     /// Decode rows first, then prompts within the budget. Returns the chunks attended to, summed over rows.
-    fn choose_rows(&mut self) -> usize {
+    fn choose_rows(&mut self, now: Micros) -> usize {
         self.plan.clear();
         let mut attended = 0;
         let mut rows = 0;
-        let mut logit_rows = 0;
+        let mut scored = 0;
         let mut prompts = Vec::new();
         self.running.iter_mut().for_each(|s| s.step = StepRows::default());
         let suspect = self.running.iter().position(|s| s.suspect);
@@ -186,34 +196,47 @@ impl Engine {
             if s.pending() == 1 && rows < self.config.max_step_rows {
                 self.take_rows(i, 1);
                 rows += self.running[i].step.n;
-                logit_rows += self.running[i].step.n;
                 attended += self.chunks_attended(i);
             } else {
                 prompts.push(i);
             }
         }
+        self.order_prompts(&mut prompts, now);
         let mut budget = self.prefill_budget(rows, attended, &prompts);
-        let most_logits = self.config.max_logit_rows.max(self.config.max_batch);
         for (k, &i) in prompts.iter().enumerate() {
             // Others may have computed, in this very step, what this one was about to.
             self.catch_up(i);
-            let shares = PREFILL_SHARES.saturating_sub(k).min(prompts.len() - k).max(1);
-            let mut most = budget.div_ceil(shares).min(self.running[i].pending());
-            let state = &self.requests[&self.running[i].id];
-            let scoring = state.scoring();
-            let left = most_logits.saturating_sub(logit_rows);
+            let mut most = budget.min(self.running[i].pending());
+            if k == 0 {
+                // The first leaves half to the others, as far as they can use it.
+                let others: usize = prompts[1..].iter().map(|&i| self.running[i].pending()).sum();
+                most = most.min(budget.saturating_sub(others).max(budget.div_ceil(2)));
+            }
+            let scoring = self.requests[&self.running[i].id].scoring();
             if scoring {
-                most = most.min(left);
-            } else if left == 0 {
-                most = most.min(self.running[i].pending() - 1);
+                most = most.min(self.config.max_logit_rows - scored);
             }
             self.take_rows(i, most);
-            let s = &self.running[i];
-            budget -= s.step.n;
-            logit_rows += if scoring { s.step.n } else { usize::from(s.step.n == s.pending() && s.step.n > 0) };
+            let n = self.running[i].step.n;
+            budget -= n;
+            scored += if scoring { n } else { 0 };
             attended += self.chunks_attended(i);
         }
         attended
+    }
+
+    /// The oldest prompt first, so that there is progress; the others as the queue would order them.
+    fn order_prompts(&self, prompts: &mut [usize], now: Micros) {
+        if prompts.len() > 2 {
+            let moment = Moment { now, overdue: self.config.overdue, token_cost: self.budget.row_cost() };
+            let candidate = |i: usize| {
+                let s = &self.running[i];
+                Candidate { resumes: None, uncached: s.pending(), ..self.candidate(s) }
+            };
+            let mut rest: Vec<(Candidate, usize)> = prompts[1..].iter().map(|&i| (candidate(i), i)).collect();
+            rest.sort_by(|a, b| compare(&a.0, &b.0, &moment));
+            prompts[1..].iter_mut().zip(rest).for_each(|(p, r)| *p = r.1);
+        }
     }
 
     /// Moves a sequence over everything that the tree holds by now. Its last token's row runs in any case: it gives
@@ -221,9 +244,9 @@ impl Engine {
     fn catch_up(&mut self, i: usize) {
         let s = &mut self.running[i];
         let used = self.cache.follow(&mut s.path, s.domain, &s.tokens, self.stats.steps);
-        if !self.requests[&s.id].scoring() {
-            s.pos = s.pos.max(used.min(s.tokens.len() - 1));
-        }
+        let state = &self.requests[&s.id];
+        let known = if state.scoring() { state.scores.len() - 1 } else { s.tokens.len() - 1 };
+        s.pos = s.pos.max(used.min(known));
     }
 
     /// Plans up to `most` rows of a sequence; fewer where there is no room, or where a copy must wait for a step.
@@ -309,7 +332,7 @@ impl Engine {
     /// Every stored chunk that the step reads; chunks that it fills itself are there by construction.
     fn list_arriving(&mut self) {
         let plan = &mut self.plan;
-        let written: Vec<ChunkId> = plan.rows.iter().filter_map(|r| r.write.map(|w| w.chunk)).collect();
+        let written: BTreeSet<ChunkId> = plan.rows.iter().filter_map(|r| r.write.map(|w| w.chunk)).collect();
         let sources = plan.prepare.iter().filter_map(|p| match p {
             Prepare::Copy { from, .. } => Some(from),
             Prepare::Zero(_) => None,

@@ -51,13 +51,14 @@ impl Candidate {
     }
 }
 
-/// `Less` = `a` goes first. Overdue by arrival; then priority; then preempted sequences by seniority; then earliest
-/// feasible deadline; then the least-served domain; within a domain, highest response ratio. Response ratios are
-/// never compared across domains: the order must not tell one tenant what another has cached.
+/// `Less` = `a` goes first. Overdue ones first, of the least-served domain, by arrival; then priority; then preempted
+/// sequences by seniority; then the least-served domain; within a domain, earliest feasible deadline, then highest
+/// response ratio. Deadlines and response ratios are never compared across domains: they are what a tenant claims,
+/// or what it has cached.
 pub fn compare(a: &Candidate, b: &Candidate, m: &Moment) -> Ordering {
     let by_arrival = || a.number.cmp(&b.number);
     match (a.overdue(m), b.overdue(m)) {
-        (true, true) => return by_arrival(),
+        (true, true) => return a.served.total_cmp(&b.served).then_with(by_arrival),
         (true, false) => return Ordering::Less,
         (false, true) => return Ordering::Greater,
         (false, false) => {}
@@ -71,10 +72,10 @@ pub fn compare(a: &Candidate, b: &Candidate, m: &Moment) -> Ordering {
     a.priority
         .cmp(&b.priority)
         .then_with(|| some_first(a.resumes, b.resumes))
-        .then_with(|| some_first(a.deadline(m), b.deadline(m)))
         .then_with(|| {
             if a.domain == b.domain {
-                b.response_ratio(m).total_cmp(&a.response_ratio(m))
+                some_first(a.deadline(m), b.deadline(m))
+                    .then_with(|| b.response_ratio(m).total_cmp(&a.response_ratio(m)))
             } else {
                 a.served.total_cmp(&b.served).then(a.domain.cmp(&b.domain))
             }
@@ -117,8 +118,20 @@ mod tests {
     #[test]
     fn overdue_beats_priority_and_deadlines() {
         let overdue = Candidate { arrival: 50_000, priority: 9, ..candidate(7) };
+        assert_eq!(
+            first(vec![overdue.clone(), Candidate { domain: DomainId(3), served: 1.0, number: 5, ..overdue.clone() }]),
+            7
+        );
         let urgent = Candidate { priority: -5, deadline: Some(2_000_000), ..candidate(1) };
         assert_eq!(first(vec![urgent, overdue]), 7);
+    }
+
+    #[test]
+    fn priority_and_preemption_come_before_fairness() {
+        assert_eq!(first(vec![candidate(1), Candidate { priority: -1, served: 9.0, ..candidate(2) }]), 2);
+        assert_eq!(first(vec![candidate(1), Candidate { resumes: Some(3), uncached: 9999, ..candidate(2) }]), 2);
+        let loose = Candidate { domain: DomainId(3), deadline: Some(9_000_000), served: 5.0, ..candidate(2) };
+        assert_eq!(first(vec![loose, candidate(1)]), 1, "a deadline gives no precedence over other domains");
     }
 
     #[test]

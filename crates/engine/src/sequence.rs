@@ -77,7 +77,7 @@ pub struct RequestState {
     pub open: u32,
     /// Whether the choices have parted.
     pub forked: bool,
-    /// Prompt positions below this are accounted for: a resumed prompt is not counted twice.
+    /// Prompt positions below this were computed or found: a resumed prompt is not counted twice.
     pub counted: usize,
     pub computed: u32,
     pub generated: u32,
@@ -96,7 +96,7 @@ impl RequestState {
         let first = self.first_token.unwrap_or(now);
         Usage {
             prompt: self.prompt as u32,
-            cached: self.prompt as u32 - self.computed,
+            cached: self.counted as u32 - self.computed,
             generated: self.generated,
             preemptions: self.preemptions,
             timings: Timings {

@@ -1,1 +1,28 @@
+//! HTTP at the edge: OpenAI-compatible endpoints over the engine, streaming, keys, limits, metrics.
+//!
+//! The life of a request: a connection ([`Server::run`]) -> identity (`auth`) -> a checked request (`api`) -> ids
+//! (`kvist-text`, off the async threads) -> the engine thread (`runner`) -> effects -> text pieces (`api::assembly`)
+//! -> one JSON body or server-sent events.
 #![forbid(unsafe_code)]
+
+mod api;
+mod app;
+mod auth;
+mod config;
+mod connection;
+mod cors;
+mod limits;
+mod log;
+mod metrics;
+mod page;
+mod routes;
+mod runner;
+mod server;
+mod signals;
+
+pub use auth::{KeyFileError, Keys};
+pub use config::{ModelInfo, SamplingDefaults, ServerConfig, TextParts};
+pub use log::{Log, stderr_log};
+pub use routes::paths;
+pub use server::{BindError, Server, bind};
+pub use signals::shutdown_signal;

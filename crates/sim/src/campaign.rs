@@ -77,6 +77,8 @@ struct Seen {
     request: Request,
     submitted: Micros,
     tokens: Vec<Vec<TokenId>>,
+    /// The model's state after each choice's tokens.
+    states: Vec<u64>,
     finished: Vec<Option<Finish>>,
     done: Option<Usage>,
     cancelled: bool,
@@ -93,7 +95,7 @@ pub fn run(seed: u64, canary: Canary) -> Result<Report, String> {
     let config = EngineConfig {
         max_batch: random.pick(&[2, 5, 16, 64]),
         max_queue: random.pick(&[4, 40, 512]),
-        max_step_rows: random.pick(&[8, 64, 100, 512]),
+        max_step_rows: random.pick(&[16, 64, 100, 512]),
         max_logit_rows: 16,
         itl_target: random.pick(&[2_000, 20_000]),
         overdue: random.pick(&[200_000, 5_000_000]),
@@ -116,6 +118,7 @@ pub fn run(seed: u64, canary: Canary) -> Result<Report, String> {
     };
     let arrivals = workload.generate(&mut random);
     let overdue = config.overdue;
+    let bounds = (config.max_step_rows, config.max_batch, config.max_logit_rows);
     let mut run = Run {
         engine: Engine::new(config, SimExecutor::new(model, cost, chunks, context).info().clone()),
         executor: SimExecutor::new(model, cost, chunks, context),
@@ -126,6 +129,7 @@ pub fn run(seed: u64, canary: Canary) -> Result<Report, String> {
         canary,
         report: Report { runs: 1, ..Report::default() },
         flaky: Flaky { permille: faults.lost, counter: AtomicU64::new(seed) },
+        bounds,
     };
     run.drive(arrivals).map_err(|e| format!("seed {seed}: {e}"))?;
     run.check_end(model).map_err(|e| format!("seed {seed}: {e}"))?;
@@ -151,6 +155,8 @@ struct Run {
     canary: Canary,
     report: Report,
     flaky: Flaky,
+    /// Rows of a step, sequences, and scored prompt tokens of a step, at most.
+    bounds: (usize, usize, usize),
 }
 
 impl Run {
@@ -189,6 +195,7 @@ impl Run {
                 let seen = Seen {
                     submitted: self.now,
                     tokens: vec![vec![]; n],
+                    states: vec![after(self.executor.model, &request.prompt); n],
                     finished: vec![None; n],
                     done: None,
                     cancelled: false,
@@ -213,10 +220,12 @@ impl Run {
             let (&id, seen) = self.seen.iter_mut().nth(pick).expect("in range");
             if seen.done.is_none() {
                 seen.cancelled = true;
-                if self.canary != Canary::DeafCancel {
-                    self.engine.cancel(self.now, id);
-                } else {
+                if self.canary == Canary::DeafCancel {
                     seen.finished.fill(Some(Finish::Cancelled));
+                } else if self.random.chance(50) {
+                    self.engine.cancel_choice(self.now, id, self.random.below(seen.request.n as usize) as u32);
+                } else {
+                    self.engine.cancel(self.now, id);
                 }
             }
         }
@@ -235,6 +244,18 @@ impl Run {
     fn step(&mut self, output: &mut StepOutput) -> Result<(), String> {
         self.report.steps += 1;
         let plan = self.engine.planned();
+        let logits = plan.rows.iter().filter(|r| r.logits).count();
+        let (rows, batch, scored) = self.bounds;
+        if plan.rows.len() > rows || logits > batch + scored || self.engine.stats().running > batch {
+            return Err(format!("{} rows, {logits} of logits: beyond {:?}", plan.rows.len(), self.bounds));
+        }
+        let aborts = self.random.chance(self.faults.abort);
+        if aborts && self.random.chance(50) {
+            // It breaks before anything is prepared.
+            self.report.aborted_steps += 1;
+            self.engine.abort_step(self.now);
+            return Ok(());
+        }
         self.executor.step(plan, &self.flaky, output);
         if let Some(violation) = self.executor.violations.first() {
             return Err(violation.clone());
@@ -247,7 +268,7 @@ impl Run {
             seen.cancelled = true;
             self.engine.cancel(self.now, id);
         }
-        if self.random.chance(self.faults.abort) {
+        if aborts {
             self.report.aborted_steps += 1;
             self.engine.abort_step(self.now);
             return Ok(());
@@ -282,14 +303,19 @@ impl Run {
                     if seen.finished[choice as usize].is_some() {
                         return Err(format!("request {}: a token after the end of choice {choice}", id.0));
                     }
-                    if logprobs.is_some() != seen.request.logprobs.is_some() {
-                        return Err(format!("request {}: logprobs missing or unasked for", id.0));
+                    let state = &mut seen.states[choice as usize];
+                    let mut row = Vec::new();
+                    self.executor.model.logits(*state, &mut row);
+                    *state = self.executor.model.state(*state, token);
+                    let expected = seen.request.logprobs.map(|top| kvist_engine::logprobs(&row, token, top as usize));
+                    if logprobs != expected {
+                        return Err(format!("request {}: logprobs {logprobs:?}, alone {expected:?}", id.0));
                     }
                     seen.tokens[choice as usize].push(token);
                 }
                 Effect::PromptLogprobs { logprobs, .. } => {
-                    if seen.scored || logprobs.len() != seen.request.prompt.len() {
-                        return Err(format!("request {}: {} prompt logprobs", id.0, logprobs.len()));
+                    if seen.scored || logprobs != scores(self.executor.model, &seen.request) {
+                        return Err(format!("request {}: prompt logprobs {logprobs:?}", id.0));
                     }
                     seen.scored = true;
                 }
@@ -352,7 +378,7 @@ impl Run {
         Ok(())
     }
 
-    /// Bounded waiting: once a request is overdue, nobody who came later is admitted before it.
+    /// Bounded waiting: once a request is overdue, nobody of its domain who came later is admitted before it.
     fn check_waiting(&mut self, overdue: Micros) -> Result<(), String> {
         let admitted: Vec<(Micros, Micros, u64)> = self
             .seen
@@ -363,7 +389,10 @@ impl Run {
         for &(submitted, at, id) in &admitted {
             if at - submitted > overdue {
                 self.report.overdue += 1;
-                let ahead = admitted.iter().find(|o| o.2 > id && o.1 >= submitted + overdue && o.1 < at);
+                let domain = |id: u64| self.seen[&RequestId(id)].request.domain;
+                let ahead = admitted
+                    .iter()
+                    .find(|o| domain(o.2) == domain(id) && o.2 > id && o.1 >= submitted + overdue && o.1 < at);
                 if let Some(ahead) = ahead {
                     return Err(format!("request {id}, overdue, waited behind the younger {}", ahead.2));
                 }
@@ -373,12 +402,28 @@ impl Run {
     }
 }
 
+/// The model's state after `tokens`.
+fn after(model: SimModel, tokens: &[TokenId]) -> u64 {
+    tokens.iter().fold(model.start(), |state, &token| model.state(state, token))
+}
+
+/// The prompt logprobs that a request gets alone.
+fn scores(model: SimModel, request: &Request) -> Vec<Option<kvist_engine::TokenLogprobs>> {
+    let top = request.prompt_logprobs.unwrap_or(0) as usize;
+    let mut state = model.start();
+    let mut out = vec![None];
+    for pair in request.prompt.windows(2) {
+        state = model.state(state, pair[0]);
+        let mut row = Vec::new();
+        model.logits(state, &mut row);
+        out.push(Some(kvist_engine::logprobs(&row, pair[1], top)));
+    }
+    out
+}
+
 /// The tokens and the end that a choice gets alone on a cold server.
 fn alone(model: SimModel, request: &Request, choice: u32) -> (Vec<TokenId>, Finish) {
-    let mut state = model.start();
-    for &token in &request.prompt {
-        state = model.state(state, token);
-    }
+    let mut state = after(model, &request.prompt);
     let mut out = Vec::new();
     while out.len() < request.max_tokens as usize {
         let mut logits = Vec::new();

@@ -165,6 +165,12 @@ impl Executor for SimExecutor {
                 self.model.logits(states[r], &mut out.logits);
             }
         }
+        // What the engine is told of is gone for good: who reads it again is caught.
+        for (chunk, blame) in lost {
+            if out.outcomes.contains(&RowOutcome::Lost(blame)) {
+                self.cells[chunk.0 as usize] = [None; CHUNK];
+            }
+        }
         let CostModel { step, row, kilotoken } = self.cost;
         self.took = step + row * plan.rows.len() as Micros + kilotoken * attended as Micros / 1000;
         out.counters = StepCounters::default();

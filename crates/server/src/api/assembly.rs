@@ -1,0 +1,294 @@
+//! From the engine's effects to pieces of text: detokenising, stop strings, logprobs, usage. Pure; both the plain and
+//! the streamed answer are made of its pieces.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use kvist_base::TokenId;
+use kvist_engine::{Effect, Finish, TokenLogprobs, Usage};
+use kvist_text::{Detokenizer, PromptKey, StopMatcher};
+
+use crate::api::error::ApiError;
+use crate::api::params::Params;
+use crate::app::Serving;
+use crate::runner::{Control, Event};
+
+/// A prompt as the engine gets it, and what its answer needs to know of it.
+#[derive(Clone, Debug, Default)]
+pub struct Prepared {
+    pub ids: Vec<TokenId>,
+    /// The prompt's text, to be put before the answer.
+    pub echo: Option<String>,
+    /// How many of `ids` were taken from remembered replies.
+    pub spliced: usize,
+    /// Under which the reply is remembered.
+    pub key: Option<PromptKey>,
+}
+
+/// Why a choice ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    Stop,
+    Length,
+}
+
+impl Reason {
+    pub fn word(self) -> &'static str {
+        match self {
+            Reason::Stop => "stop",
+            Reason::Length => "length",
+        }
+    }
+}
+
+/// One token's logprobs, as told to the client.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    pub token: TokenId,
+    /// Its bytes; less than the token's where a stop string cut it.
+    pub bytes: Vec<u8>,
+    /// `None` for a prompt's first token, which nothing predicts.
+    pub scores: Option<TokenLogprobs>,
+    /// Characters of the choice's text before it.
+    pub offset: usize,
+}
+
+/// News of one choice.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Piece {
+    /// Place of the choice in the answer.
+    pub index: usize,
+    /// Whether it is the choice's first.
+    pub first: bool,
+    pub text: String,
+    pub logprobs: Vec<Entry>,
+    pub reason: Option<Reason>,
+}
+
+/// Sums over the prompts of an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub prompt: usize,
+    pub cached: usize,
+    pub spliced: usize,
+    pub generated: usize,
+    pub preemptions: u32,
+    /// Microseconds; of several prompts the longest.
+    pub queued: u64,
+    pub prefill: u64,
+    pub decode: u64,
+}
+
+pub struct Assembly {
+    serving: Arc<Serving>,
+    control: Arc<Control>,
+    prompts: Vec<PromptState>,
+    /// Prompt-major.
+    choices: Vec<Choice>,
+    n: usize,
+    ignore_eos: bool,
+    open: usize,
+    totals: Totals,
+}
+
+struct PromptState {
+    /// Kept only for an echo.
+    ids: Vec<TokenId>,
+    echo: Option<String>,
+    entries: Vec<Entry>,
+    key: Option<PromptKey>,
+}
+
+struct Choice {
+    detokenizer: Detokenizer,
+    matcher: StopMatcher,
+    ids: Vec<TokenId>,
+    /// Everything that was given out, without the echo.
+    text: String,
+    /// Bytes and characters of text that the tokens made, given out or not.
+    made: usize,
+    made_chars: usize,
+    /// Entries whose text is not given out whole, with the range of `made` that is theirs.
+    held: VecDeque<(Entry, usize, usize)>,
+    started: bool,
+    ended: Option<Reason>,
+}
+
+impl Assembly {
+    pub fn new(serving: Arc<Serving>, control: Arc<Control>, params: &Params, prompts: Vec<Prepared>) -> Self {
+        let n = params.n as usize;
+        let tokenizer = &serving.text.tokenizer;
+        let mut choices = Vec::new();
+        let mut states = Vec::new();
+        let mut totals = Totals::default();
+        for prompt in prompts {
+            totals.prompt += prompt.ids.len();
+            totals.spliced += prompt.spliced;
+            for _ in 0..n {
+                choices.push(Choice {
+                    detokenizer: Detokenizer::after_prompt(tokenizer, params.skip_special),
+                    matcher: StopMatcher::new(&params.stops),
+                    ids: Vec::new(),
+                    text: String::new(),
+                    made: 0,
+                    made_chars: prompt.echo.as_ref().map_or(0, |e| e.chars().count()),
+                    held: VecDeque::new(),
+                    started: false,
+                    ended: None,
+                });
+            }
+            let ids = if prompt.echo.is_some() { prompt.ids } else { Vec::new() };
+            states.push(PromptState { ids, echo: prompt.echo, entries: Vec::new(), key: prompt.key });
+        }
+        let open = states.len();
+        Assembly { control, prompts: states, choices, n, ignore_eos: params.ignore_eos, open, totals, serving }
+    }
+
+    /// Whether every request is done: nothing follows.
+    pub fn done(&self) -> bool {
+        self.open == 0
+    }
+
+    /// The sums so far; whole once [`Self::done`].
+    pub fn totals(&self) -> Totals {
+        Totals { generated: self.choices.iter().map(|c| c.ids.len()).sum(), ..self.totals }
+    }
+
+    pub fn choices(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// The reasons of the choices that ended, for the log.
+    pub fn reasons(&self) -> Vec<&'static str> {
+        self.choices.iter().map(|c| c.ended.map_or("none", Reason::word)).collect()
+    }
+
+    /// Takes an event. An error ends the whole answer.
+    pub fn on(&mut self, event: Event) -> Result<Option<Piece>, ApiError> {
+        let (prompt, effect) = match event {
+            Event::Accepted => return Ok(None),
+            Event::Refused(refusal) => return Err(refusal.into()),
+            Event::Effect { prompt, effect } => (prompt, effect),
+        };
+        match effect {
+            Effect::Token { choice, token, logprobs, .. } => Ok(self.token(prompt, choice, token, logprobs)),
+            Effect::PromptLogprobs { logprobs, .. } => {
+                self.prompt_logprobs(prompt, logprobs);
+                Ok(None)
+            }
+            Effect::Finished { choice, reason, .. } => self.finished(prompt, choice, reason),
+            Effect::Done { usage, .. } => {
+                self.account(&usage);
+                self.open -= 1;
+                Ok(None)
+            }
+        }
+    }
+
+    fn account(&mut self, usage: &Usage) {
+        let t = &mut self.totals;
+        t.cached += usage.cached as usize;
+        t.preemptions += usage.preemptions;
+        t.queued = t.queued.max(usage.timings.queued);
+        t.prefill = t.prefill.max(usage.timings.prefill);
+        t.decode = t.decode.max(usage.timings.decode);
+    }
+
+    fn token(&mut self, prompt: usize, choice: u32, token: TokenId, scores: Option<TokenLogprobs>) -> Option<Piece> {
+        let index = prompt * self.n + choice as usize;
+        let ends = !self.ignore_eos && self.serving.model.eos.contains(&token);
+        let c = &mut self.choices[index];
+        if c.ended.is_some() {
+            return None;
+        }
+        c.ids.push(token);
+        let delta = if ends { String::new() } else { c.detokenizer.push(token) };
+        if scores.is_some() {
+            let bytes = self.serving.text.tokenizer.token_bytes(token);
+            let entry = Entry { token, bytes, scores, offset: c.made_chars };
+            c.held.push_back((entry, c.made, c.made + delta.len()));
+        }
+        let (text, stopped) = c.push(&delta);
+        if stopped {
+            self.control.cancel_choice(prompt, choice);
+        }
+        Some(self.piece(index, prompt, text, stopped.then_some(Reason::Stop)))
+    }
+
+    fn finished(&mut self, prompt: usize, choice: u32, reason: Finish) -> Result<Option<Piece>, ApiError> {
+        let index = prompt * self.n + choice as usize;
+        let c = &mut self.choices[index];
+        if c.ended.is_some() {
+            return Ok(None);
+        }
+        let reason = match reason {
+            Finish::Stop(_) => Reason::Stop,
+            Finish::Length => Reason::Length,
+            Finish::Cancelled => return Err(ApiError::unavailable("the request was cancelled by the server")),
+            Finish::Error(message) => return Err(ApiError::internal(message)),
+        };
+        let rest = c.detokenizer.finish();
+        let (mut text, stopped) = c.push(&rest);
+        if !stopped {
+            text.push_str(&c.matcher.finish());
+        }
+        let reason = if stopped { Reason::Stop } else { reason };
+        Ok(Some(self.piece(index, prompt, text, Some(reason))))
+    }
+
+    /// Makes the piece, gives it the logprobs that it covers and ends the choice if there is a reason.
+    fn piece(&mut self, index: usize, prompt: usize, text: String, reason: Option<Reason>) -> Piece {
+        let state = &self.prompts[prompt];
+        let c = &mut self.choices[index];
+        c.text.push_str(&text);
+        let shown = c.text.len();
+        let mut piece = Piece { index, first: !c.started, text, logprobs: Vec::new(), reason };
+        if !c.started {
+            c.started = true;
+            piece.logprobs.clone_from(&state.entries);
+            if let Some(echo) = &state.echo {
+                piece.text.insert_str(0, echo);
+            }
+        }
+        while c.held.front().is_some_and(|&(_, _, end)| end <= shown) {
+            piece.logprobs.extend(c.held.pop_front().map(|(entry, ..)| entry));
+        }
+        if reason.is_none() {
+            return piece;
+        }
+        // What a stop string cut: the token where it begins is told up to the cut, later ones not at all.
+        for (mut entry, start, end) in c.held.drain(..) {
+            if start < shown {
+                entry.bytes.truncate(entry.bytes.len().saturating_sub(end - shown));
+                piece.logprobs.push(entry);
+            }
+        }
+        c.ended = reason;
+        if let Some(key) = state.key {
+            self.serving.replies.remember(&self.serving.text.tokenizer, key, &c.text, &c.ids);
+        }
+        piece
+    }
+
+    /// Entries of the prompt's tokens, to be told with each choice's first piece.
+    fn prompt_logprobs(&mut self, prompt: usize, scores: Vec<Option<TokenLogprobs>>) {
+        let state = &mut self.prompts[prompt];
+        let tokenizer = &self.serving.text.tokenizer;
+        let mut detokenizer = Detokenizer::new(tokenizer, false);
+        let mut offset = 0;
+        for (&token, scores) in state.ids.iter().zip(scores) {
+            state.entries.push(Entry { token, bytes: tokenizer.token_bytes(token), scores, offset });
+            offset += detokenizer.push(token).chars().count();
+        }
+    }
+}
+
+impl Choice {
+    /// Takes the text of a token: what of it can be given out, and whether a stop string is complete.
+    fn push(&mut self, delta: &str) -> (String, bool) {
+        self.made += delta.len();
+        self.made_chars += delta.chars().count();
+        let stopped = self.matcher.push(delta);
+        (stopped.text, stopped.stop.is_some())
+    }
+}

@@ -1,0 +1,68 @@
+//! `/v1/chat/completions`.
+
+use kvist_text::{ChatInput, splice};
+use serde_json::Value;
+
+use crate::api::assembly::Prepared;
+use crate::api::error::ApiError;
+use crate::api::generate::{Job, Kind};
+use crate::api::json::{Fields, parse_object};
+use crate::api::params::{Bounds, MAX_TOP, Params};
+use crate::app::{Caller, Serving};
+
+/// Parses a body and tokenises its conversation. Takes time with the length of the conversation.
+pub fn job(serving: &Serving, caller: &Caller, bounds: &Bounds, now: u64, body: &[u8]) -> Result<Job, ApiError> {
+    let map = parse_object(body)?;
+    let fields = Fields(&map);
+    let params = Params::parse(fields, bounds)?;
+    serving.check_model(params.model.as_deref(), bounds)?;
+    let logprobs = logprobs(fields)?;
+    if fields.boolean("echo")? == Some(true) {
+        return Err(ApiError::unsupported("echo", "the chat endpoint does not repeat the prompt"));
+    }
+    let Some(messages) = fields.array("messages")? else {
+        return Err(ApiError::field("messages", "the field is missing"));
+    };
+    let continue_final_message = fields.boolean("continue_final_message")?.unwrap_or(false);
+    let input = ChatInput {
+        messages,
+        tools: tools(fields)?,
+        add_generation_prompt: fields.boolean("add_generation_prompt")?.unwrap_or(!continue_final_message),
+        continue_final_message,
+        kwargs: fields.object("chat_template_kwargs")?,
+        now,
+    };
+    let Some(template) = &serving.text.template else {
+        return Err(ApiError::invalid("the model has no chat template; use /v1/completions"));
+    };
+    let prompt = splice(&serving.text.tokenizer, template, &serving.replies, caller.tenant.domain, &input)?;
+    let prepared = Prepared { ids: prompt.ids, echo: None, spliced: prompt.spliced, key: Some(prompt.key) };
+    Ok(Job { kind: Kind::Chat, params, prompts: vec![prepared], logprobs, prompt_logprobs: None })
+}
+
+fn logprobs(fields: Fields) -> Result<Option<u32>, ApiError> {
+    let wanted = fields.boolean("logprobs")?.unwrap_or(false);
+    let top = fields.int("top_logprobs", 0, MAX_TOP)?;
+    match (wanted, top) {
+        (true, top) => Ok(Some(top.unwrap_or(0) as u32)),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => Err(ApiError::field("top_logprobs", "it needs `logprobs: true`")),
+    }
+}
+
+/// Tools for the template. Their calls are not parsed out of the reply, so they cannot be demanded.
+fn tools<'a>(fields: Fields<'a>) -> Result<Option<&'a [Value]>, ApiError> {
+    let tools = fields.array("tools")?.filter(|t| !t.is_empty());
+    if tools.is_some_and(|t| !t.iter().all(Value::is_object)) {
+        return Err(ApiError::field("tools", "a list of objects is needed"));
+    }
+    match fields.get("tool_choice") {
+        None => Ok(tools),
+        Some(Value::String(choice)) if choice == "auto" => Ok(tools),
+        Some(Value::String(choice)) if choice == "none" => Ok(None),
+        Some(Value::String(_) | Value::Object(_)) => {
+            Err(ApiError::unsupported("tool_choice", "this version of kvist supports `auto` and `none` only"))
+        }
+        Some(_) => Err(ApiError::field("tool_choice", "a string or an object is needed")),
+    }
+}

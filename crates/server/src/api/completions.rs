@@ -1,0 +1,124 @@
+//! `/v1/completions`.
+
+use kvist_base::TokenId;
+use serde_json::Value;
+
+use crate::api::assembly::Prepared;
+use crate::api::error::ApiError;
+use crate::api::generate::{Job, Kind};
+use crate::api::json::{Fields, parse_object, type_of};
+use crate::api::params::{Bounds, MAX_TOP, Params};
+use crate::app::Serving;
+
+/// Parses a body and tokenises its prompts. Takes time with their length.
+pub fn job(serving: &Serving, bounds: &Bounds, body: &[u8]) -> Result<Job, ApiError> {
+    let map = parse_object(body)?;
+    let fields = Fields(&map);
+    let params = Params::parse(fields, bounds)?;
+    serving.check_model(params.model.as_deref(), bounds)?;
+    let logprobs = fields.int("logprobs", 0, MAX_TOP)?.map(|n| n as u32);
+    let echo = fields.boolean("echo")?.unwrap_or(false);
+    let add_special = fields.boolean("add_special_tokens")?.unwrap_or(true);
+    if fields.string("suffix")?.is_some_and(|s| !s.is_empty()) {
+        return Err(ApiError::unsupported("suffix", "this version of kvist does not fill in text"));
+    }
+    if fields.int("best_of", 1, i64::from(bounds.max_n))?.is_some_and(|b| b != i64::from(params.n)) {
+        return Err(ApiError::unsupported("best_of", "this version of kvist supports it only when equal to `n`"));
+    }
+    let mut prompts = Vec::new();
+    for prompt in parse_prompts(fields, bounds.max_prompts)? {
+        let prepared = match prompt {
+            Prompt::Text(text) => Prepared {
+                ids: serving.text.tokenizer.encode(text, add_special)?,
+                echo: echo.then(|| text.to_owned()),
+                ..Prepared::default()
+            },
+            Prompt::Ids(ids) => Prepared {
+                echo: echo.then(|| serving.text.tokenizer.decode(&ids, params.skip_special)),
+                ids,
+                ..Prepared::default()
+            },
+        };
+        prompts.push(prepared);
+    }
+    let prompt_logprobs = if echo { logprobs } else { None };
+    Ok(Job { kind: Kind::Text, params, prompts, logprobs, prompt_logprobs })
+}
+
+#[derive(Debug, PartialEq)]
+enum Prompt<'a> {
+    Text(&'a str),
+    Ids(Vec<TokenId>),
+}
+
+/// `prompt` is a string, a list of strings, a list of token ids, or a list of such lists.
+fn parse_prompts(fields: Fields<'_>, most: usize) -> Result<Vec<Prompt<'_>>, ApiError> {
+    let wrong = |message: String| ApiError::field("prompt", message);
+    let list = match fields.get("prompt") {
+        None => return Err(wrong("the field is missing".into())),
+        Some(Value::String(text)) => return Ok(vec![Prompt::Text(text)]),
+        Some(Value::Array(list)) => list,
+        Some(other) => return Err(wrong(format!("a string or a list is needed, not {}", type_of(other)))),
+    };
+    let prompts = match list.first() {
+        None => return Err(wrong("it is empty".into())),
+        Some(Value::Number(_)) => return Ok(vec![Prompt::Ids(ids(list)?)]),
+        Some(Value::String(_)) => list.iter().map(|p| p.as_str().map(Prompt::Text)).collect(),
+        Some(Value::Array(_)) => {
+            let lists = list.iter().map(|p| p.as_array().map(|l| ids(l).map(Prompt::Ids)).transpose());
+            lists.collect::<Result<Option<Vec<_>>, _>>()?
+        }
+        Some(_) => None,
+    };
+    let Some(prompts) = prompts else {
+        return Err(wrong("the list must hold strings only, token ids only, or lists of token ids only".into()));
+    };
+    if prompts.len() > most {
+        return Err(wrong(format!("{} prompts; at most {most} are allowed", prompts.len())));
+    }
+    Ok(prompts)
+}
+
+fn ids(list: &[Value]) -> Result<Vec<TokenId>, ApiError> {
+    let id = |v: &Value| v.as_u64().and_then(|id| TokenId::try_from(id).ok());
+    let wrong = || ApiError::field("prompt", "a token id is an integer of 0 or more");
+    list.iter().map(|v| id(v).ok_or_else(wrong)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(prompt: &str) -> Result<Vec<Prompt<'static>>, ApiError> {
+        let map = parse_object(format!("{{\"prompt\":{prompt}}}").as_bytes())?;
+        parse_prompts(Fields(Box::leak(Box::new(map))), 3)
+    }
+
+    #[test]
+    fn all_forms_of_a_prompt() {
+        use Prompt::{Ids, Text};
+        assert_eq!(parse("\"a\"").unwrap(), [Text("a")]);
+        assert_eq!(parse("[\"a\",\"b\"]").unwrap(), [Text("a"), Text("b")]);
+        assert_eq!(parse("[1,2]").unwrap(), [Ids(vec![1, 2])]);
+        assert_eq!(parse("[[1],[2,3]]").unwrap(), [Ids(vec![1]), Ids(vec![2, 3])]);
+        for wrong in [
+            "null",
+            "3",
+            "{}",
+            "[]",
+            "[1,\"a\"]",
+            "[\"a\",1]",
+            "[[1],2]",
+            "[[1],\"a\"]",
+            "[-1]",
+            "[1.5]",
+            "[4294967296]",
+            "[true]",
+            "[[true]]",
+            "[{}]",
+            "[\"1\",\"2\",\"3\",\"4\"]",
+        ] {
+            assert_eq!(parse(wrong).unwrap_err().param.as_deref(), Some("prompt"), "{wrong}");
+        }
+    }
+}

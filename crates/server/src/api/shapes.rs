@@ -1,0 +1,240 @@
+//! The JSON of answers.
+
+use kvist_text::Tokenizer;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::api::assembly::{Entry, Totals};
+
+/// JSON has no infinity; a token that cannot be drawn is told as other servers tell it.
+const IMPOSSIBLE: f32 = -9999.0;
+
+/// Fields of every answer and every chunk.
+#[derive(Clone, Debug, Serialize)]
+pub struct Head {
+    pub id: String,
+    pub object: &'static str,
+    /// Seconds since 1970.
+    pub created: u64,
+    pub model: String,
+}
+
+#[derive(Serialize)]
+pub struct Answer<'a, C: Serialize> {
+    #[serde(flatten)]
+    pub head: &'a Head,
+    pub choices: Vec<C>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timings: Option<Timings>,
+}
+
+#[derive(Serialize)]
+pub struct ChatChoice<'a> {
+    pub index: usize,
+    pub message: Message<'a>,
+    pub logprobs: Option<ChatLogprobs>,
+    pub finish_reason: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+pub struct Message<'a> {
+    pub role: &'static str,
+    pub content: &'a str,
+    pub refusal: Option<()>,
+}
+
+#[derive(Serialize)]
+pub struct ChatChunk<'a> {
+    pub index: usize,
+    pub delta: Delta<'a>,
+    pub logprobs: Option<ChatLogprobs>,
+    pub finish_reason: Option<&'static str>,
+}
+
+#[derive(Default, Serialize)]
+pub struct Delta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<&'a str>,
+}
+
+/// A choice of the completions endpoint, whole or in part.
+#[derive(Serialize)]
+pub struct TextChoice<'a> {
+    pub index: usize,
+    pub text: &'a str,
+    pub logprobs: Option<TextLogprobs>,
+    pub finish_reason: Option<&'static str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Usage {
+    pub prompt_tokens: usize,
+    pub completion_tokens: usize,
+    pub total_tokens: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens_details: Option<PromptDetails>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kvist: Option<KvistUsage>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct PromptDetails {
+    pub cached_tokens: usize,
+}
+
+/// What only this server can say.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct KvistUsage {
+    /// Prompt tokens taken from the ids of earlier replies.
+    pub spliced_tokens: usize,
+    /// Prompt tokens computed for this request.
+    pub computed_tokens: usize,
+    pub preemptions: u32,
+}
+
+impl Usage {
+    pub fn new(t: &Totals) -> Self {
+        let cached_tokens = t.cached;
+        Usage {
+            prompt_tokens_details: Some(PromptDetails { cached_tokens }),
+            kvist: Some(KvistUsage {
+                spliced_tokens: t.spliced,
+                computed_tokens: t.prompt - t.cached,
+                preemptions: t.preemptions,
+            }),
+            ..Self::so_far(t)
+        }
+    }
+
+    /// While an answer is generated: what was cached is known at its end.
+    pub fn so_far(t: &Totals) -> Self {
+        Usage {
+            prompt_tokens: t.prompt,
+            completion_tokens: t.generated,
+            total_tokens: t.prompt + t.generated,
+            prompt_tokens_details: None,
+            kvist: None,
+        }
+    }
+}
+
+/// Milliseconds, and tokens per second over them; the names are llama-server's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Timings {
+    pub queued_ms: f64,
+    pub cache_n: usize,
+    pub prompt_n: usize,
+    pub prompt_ms: f64,
+    pub prompt_per_second: f64,
+    pub predicted_n: usize,
+    pub predicted_ms: f64,
+    pub predicted_per_second: f64,
+}
+
+impl Timings {
+    pub fn new(t: &Totals) -> Self {
+        let ms = |micros: u64| micros as f64 / 1e3;
+        let rate = |n: usize, micros: u64| if micros == 0 { 0.0 } else { n as f64 * 1e6 / micros as f64 };
+        Timings {
+            queued_ms: ms(t.queued),
+            cache_n: t.cached,
+            prompt_n: t.prompt - t.cached,
+            prompt_ms: ms(t.prefill),
+            prompt_per_second: rate(t.prompt - t.cached, t.prefill),
+            predicted_n: t.generated,
+            predicted_ms: ms(t.decode),
+            predicted_per_second: rate(t.generated, t.decode),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+pub struct ChatLogprobs {
+    content: Vec<ChatToken>,
+    refusal: Option<()>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct ChatToken {
+    token: String,
+    logprob: f32,
+    bytes: Vec<u8>,
+    top_logprobs: Vec<TopToken>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct TopToken {
+    token: String,
+    logprob: f32,
+    bytes: Vec<u8>,
+}
+
+impl ChatLogprobs {
+    pub fn new(tokenizer: &Tokenizer, entries: Vec<Entry>) -> Self {
+        let content = entries.into_iter().filter_map(|entry| {
+            let scores = entry.scores?;
+            let top = |&(token, logprob): &(_, f32)| {
+                let bytes = tokenizer.token_bytes(token);
+                TopToken { token: lossy(&bytes), logprob: finite(logprob), bytes }
+            };
+            Some(ChatToken {
+                token: lossy(&entry.bytes),
+                logprob: finite(scores.logprob),
+                bytes: entry.bytes,
+                top_logprobs: scores.top.iter().map(top).collect(),
+            })
+        });
+        ChatLogprobs { content: content.collect(), refusal: None }
+    }
+}
+
+/// Parallel lists, one entry per token.
+#[derive(Debug, Default, PartialEq, Serialize)]
+pub struct TextLogprobs {
+    tokens: Vec<String>,
+    token_logprobs: Vec<Option<f32>>,
+    /// The most likely tokens and the drawn one; of tokens with the same text the likelier one is told.
+    top_logprobs: Vec<Option<Map<String, Value>>>,
+    /// In characters from the start of the choice's text.
+    text_offset: Vec<usize>,
+}
+
+impl TextLogprobs {
+    pub fn new(tokenizer: &Tokenizer, entries: Vec<Entry>) -> Self {
+        let mut out = TextLogprobs::default();
+        for entry in entries {
+            let token = lossy(&entry.bytes);
+            let top = entry.scores.as_ref().map(|scores| {
+                let mut map = Map::new();
+                let drawn = (token.clone(), scores.logprob);
+                let others = scores.top.iter().map(|&(t, l)| (lossy(&tokenizer.token_bytes(t)), l));
+                for (text, logprob) in others.chain([drawn]) {
+                    map.entry(text).or_insert_with(|| number(finite(logprob)));
+                }
+                map
+            });
+            out.tokens.push(token);
+            out.token_logprobs.push(entry.scores.map(|s| finite(s.logprob)));
+            out.top_logprobs.push(top);
+            out.text_offset.push(entry.offset);
+        }
+        out
+    }
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn finite(logprob: f32) -> f32 {
+    logprob.max(IMPOSSIBLE)
+}
+
+/// The same digits as an `f32` field has: clients compare the two.
+fn number(f: f32) -> Value {
+    f.to_string().parse::<f64>().ok().and_then(serde_json::Number::from_f64).map_or(Value::Null, Value::Number)
+}

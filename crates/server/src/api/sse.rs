@@ -1,0 +1,173 @@
+//! Streamed answers: server-sent events made from pieces as they come.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io::Write;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use http_body::Frame;
+use serde::Serialize;
+use tokio::time::{Instant, Sleep};
+
+use crate::api::assembly::{Assembly, Piece};
+use crate::api::error::ApiError;
+use crate::api::generate::{Kind, broken_off, finish_line};
+use crate::api::params::StreamOptions;
+use crate::api::shapes::{Answer, ChatChunk, ChatLogprobs, Delta, Head, TextChoice, TextLogprobs, Timings, Usage};
+use crate::app::Serving;
+use crate::log::RequestLine;
+use crate::runner::{Event, Ticket};
+
+/// Events that are ready are sent together, up to about this many bytes.
+const BATCH: usize = 16 << 10;
+
+/// The body of a streamed answer. Dropping it cancels the request.
+pub struct SseBody {
+    pub serving: Arc<Serving>,
+    pub ticket: Ticket,
+    pub assembly: Assembly,
+    pub head: Head,
+    pub kind: Kind,
+    pub logprobs: bool,
+    pub options: StreamOptions,
+    pub line: Arc<RequestLine>,
+    pub ping_interval: Duration,
+    pub ping: Pin<Box<Sleep>>,
+    pub ended: bool,
+}
+
+impl SseBody {
+    pub fn into_response(self) -> Response {
+        let mut response = Response::new(Body::new(self));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        // Proxies that buffer would hold back the tokens.
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        response
+    }
+
+    fn on(&mut self, event: Option<Event>, out: &mut Vec<u8>) {
+        let result = match event {
+            Some(event) => self.assembly.on(event),
+            None => Err(broken_off(&self.serving, &self.ticket)),
+        };
+        match result {
+            Ok(piece) => {
+                if let Some(piece) = piece {
+                    self.write_piece(piece, out);
+                }
+                if self.assembly.done() {
+                    self.write_end(out);
+                }
+            }
+            Err(error) => self.write_error(&error, out),
+        }
+    }
+
+    fn write_piece(&mut self, piece: Piece, out: &mut Vec<u8>) {
+        let tokenizer = &self.serving.text.tokenizer;
+        let Piece { index, first, text, logprobs, reason } = piece;
+        let reason = reason.map(|r| r.word());
+        let news = !text.is_empty() || !logprobs.is_empty();
+        match self.kind {
+            Kind::Chat => {
+                let chunk = |delta, logprobs, finish_reason| ChatChunk { index, delta, logprobs, finish_reason };
+                if first {
+                    let delta = Delta { role: Some("assistant"), content: Some("") };
+                    self.write_chunk(chunk(delta, None, None), out);
+                }
+                if news {
+                    let logprobs = self.logprobs.then(|| ChatLogprobs::new(tokenizer, logprobs));
+                    let delta = Delta { role: None, content: Some(&text) };
+                    self.write_chunk(chunk(delta, logprobs, None), out);
+                }
+                if reason.is_some() {
+                    self.write_chunk(chunk(Delta::default(), None, reason), out);
+                }
+            }
+            Kind::Text => {
+                if first || news || reason.is_some() {
+                    let logprobs = self.logprobs.then(|| TextLogprobs::new(tokenizer, logprobs));
+                    self.write_chunk(TextChoice { index, text: &text, logprobs, finish_reason: reason }, out);
+                }
+            }
+        }
+    }
+
+    fn write_chunk<C: Serialize>(&self, choice: C, out: &mut Vec<u8>) {
+        let usage = self.options.continuous_usage.then(|| Usage::so_far(&self.assembly.totals()));
+        write_event(out, &Answer { head: &self.head, choices: vec![choice], usage, timings: None });
+    }
+
+    fn write_end(&mut self, out: &mut Vec<u8>) {
+        if self.options.include_usage {
+            let totals = self.assembly.totals();
+            let (usage, timings) = (Some(Usage::new(&totals)), Some(Timings::new(&totals)));
+            write_event(out, &Answer::<()> { head: &self.head, choices: vec![], usage, timings });
+        }
+        out.extend_from_slice(b"data: [DONE]\n\n");
+        finish_line(&self.line, &self.assembly);
+        self.ended = true;
+    }
+
+    fn write_error(&mut self, error: &ApiError, out: &mut Vec<u8>) {
+        write_event(out, &error.body());
+        finish_line(&self.line, &self.assembly);
+        self.line.set("error", error.status.as_u16());
+        self.ended = true;
+    }
+}
+
+impl Drop for SseBody {
+    fn drop(&mut self) {
+        if !self.ended {
+            finish_line(&self.line, &self.assembly);
+            self.line.set("left", "early");
+        }
+    }
+}
+
+fn write_event(out: &mut Vec<u8>, value: &impl Serialize) {
+    out.extend_from_slice(b"data: ");
+    // Writing to a vector does not fail, and no shape has keys that are not strings.
+    let _ = serde_json::to_writer(&mut *out, value);
+    let _ = out.write_all(b"\n\n");
+}
+
+impl http_body::Body for SseBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = &mut *self;
+        let mut out = Vec::new();
+        while !this.ended && out.len() < BATCH {
+            match this.ticket.events.poll_recv(cx) {
+                Poll::Ready(event) => this.on(event, &mut out),
+                Poll::Pending => break,
+            }
+        }
+        if out.is_empty() {
+            if this.ended {
+                return Poll::Ready(None);
+            }
+            if this.ping.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            out.extend_from_slice(b": ping\n\n");
+        }
+        this.ping.as_mut().reset(Instant::now() + this.ping_interval);
+        Poll::Ready(Some(Ok(Frame::data(out.into()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+}

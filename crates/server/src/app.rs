@@ -1,0 +1,109 @@
+//! What the handlers share.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use kvist_base::{Clock, ExecutorInfo, Micros, SystemClock};
+use kvist_text::ReplyTable;
+use tokio::sync::Semaphore;
+
+use crate::api::error::ApiError;
+use crate::api::params::Bounds;
+use crate::auth::Tenant;
+use crate::config::{ModelInfo, ServerConfig, TextParts};
+use crate::log::RequestLine;
+use crate::runner::Runner;
+
+/// The model, once it is loaded.
+pub struct Serving {
+    pub runner: Runner,
+    pub text: TextParts,
+    pub replies: ReplyTable,
+    pub model: ModelInfo,
+    pub info: ExecutorInfo,
+    /// Tokens that prompt and reply may have together.
+    pub room: usize,
+    /// Seconds since 1970 at which the model was ready.
+    pub created: u64,
+}
+
+impl Serving {
+    /// Whether a request may name this model.
+    pub fn check_model(&self, name: Option<&str>, bounds: &Bounds) -> Result<(), ApiError> {
+        match name {
+            Some(name) if bounds.strict_model && name != self.model.id => Err(ApiError {
+                param: Some("model".into()),
+                code: Some("model_not_found"),
+                ..ApiError::not_found(format!("the model served here is `{}`", self.model.id))
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Who sent a request, and when.
+#[derive(Clone)]
+pub struct Caller {
+    pub tenant: Tenant,
+    pub arrival: Micros,
+    pub line: Arc<RequestLine>,
+}
+
+pub struct App {
+    pub config: ServerConfig,
+    pub clock: Arc<dyn Clock>,
+    pub serving: OnceLock<Arc<Serving>>,
+    pub connections: AtomicUsize,
+    pub spliced: AtomicU64,
+    /// Conversations that are parsed and tokenised at once.
+    pub text_slots: Semaphore,
+    ids: AtomicU64,
+    random: RandomState,
+}
+
+impl App {
+    pub fn new(config: ServerConfig) -> Self {
+        let cores = std::thread::available_parallelism().map_or(4, usize::from);
+        App {
+            config,
+            clock: Arc::new(SystemClock::new()),
+            serving: OnceLock::new(),
+            connections: AtomicUsize::new(0),
+            spliced: AtomicU64::new(0),
+            text_slots: Semaphore::new(cores),
+            ids: AtomicU64::new(0),
+            random: RandomState::new(),
+        }
+    }
+
+    /// The model, or the error that answers a request until it is there.
+    pub fn serving(&self) -> Result<Arc<Serving>, ApiError> {
+        let serving = self.serving.get().ok_or_else(|| ApiError::unavailable("the model is being loaded"))?;
+        if serving.runner.shared.gone() {
+            return Err(ApiError::unavailable("the engine has stopped"));
+        }
+        Ok(serving.clone())
+    }
+
+    /// Different for each call and each process; not a secret.
+    pub fn next_id(&self) -> String {
+        let n = self.ids.fetch_add(1, Ordering::Relaxed);
+        format!("{:016x}{n:08x}", self.random.hash_one(n))
+    }
+
+    /// For requests that name no seed.
+    pub fn next_seed(&self) -> u64 {
+        self.random.hash_one(("seed", self.ids.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    pub fn spliced(&self, tokens: usize) {
+        self.spliced.fetch_add(tokens as u64, Ordering::Relaxed);
+    }
+
+    /// Seconds since 1970.
+    pub fn unix_time(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    }
+}

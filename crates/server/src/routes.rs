@@ -1,0 +1,259 @@
+//! Every path that is served, in one table, and what happens to each request before and after its handler.
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, on};
+use axum::{Json, Router};
+use serde_json::json;
+
+use crate::api::generate::{Job, answer};
+use crate::api::params::Bounds;
+use crate::api::{ApiError, chat, completions};
+use crate::app::{App, Caller, Serving};
+use crate::auth::{Tenant, presented};
+use crate::cors;
+use crate::limits::read_body;
+use crate::log::RequestLine;
+use crate::metrics::Scrape;
+use crate::page::page;
+
+const REQUEST_ID: &str = "x-request-id";
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response, ApiError>> + Send>>;
+
+/// A served path.
+pub struct Route {
+    pub method: (&'static str, MethodFilter),
+    pub path: &'static str,
+    /// Reachable without a key.
+    pub open: bool,
+    /// Not worth a log line each time.
+    quiet: bool,
+    handler: fn(Arc<App>, Request) -> Answer,
+}
+
+/// The router is made of this table alone, so a test that walks it meets every path.
+pub const ROUTES: &[Route] = &[
+    route(POST, "/v1/chat/completions", |app, request| Box::pin(generate(app, request, chat_job))),
+    route(POST, "/v1/completions", |app, request| Box::pin(generate(app, request, text_job))),
+    route(GET, "/v1/models", |app, _| Box::pin(async move { models(&app) })),
+    route(GET, "/v1/models/{*id}", |app, request| Box::pin(async move { one_model(&app, &request) })),
+    Route { quiet: true, ..route(GET, "/metrics", |app, _| Box::pin(async move { metrics(&app) })) },
+    Route { quiet: true, open: true, ..route(GET, "/health", |app, _| Box::pin(async move { Ok(health(&app)) })) },
+    Route { open: true, ..route(GET, "/", |app, request| Box::pin(async move { Ok(index(&app, &request)) })) },
+];
+
+const GET: (&str, MethodFilter) = ("GET", MethodFilter::GET);
+const POST: (&str, MethodFilter) = ("POST", MethodFilter::POST);
+
+const fn route(
+    method: (&'static str, MethodFilter),
+    path: &'static str,
+    handler: fn(Arc<App>, Request) -> Answer,
+) -> Route {
+    Route { method, path, open: false, quiet: false, handler }
+}
+
+/// Every served path: (method, path, reachable without a key).
+pub fn paths() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+    ROUTES.iter().map(|r| (r.method.0, r.path, r.open))
+}
+
+pub fn router(app: Arc<App>) -> Router {
+    let mut router = Router::new();
+    for route in ROUTES {
+        let handler = move |State(app): State<Arc<App>>, request: Request| (route.handler)(app, request);
+        router = router.route(route.path, on(route.method.1, handler));
+    }
+    let unknown = || async { ApiError::not_found("there is no such path") };
+    let wrong_method = || async {
+        let message = "the path exists, but not for this method";
+        ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
+    };
+    router
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(app.clone(), envelope))
+        .with_state(app)
+}
+
+/// Around every request, unknown paths included: id, key, log line, browser headers, and a panic's end.
+async fn envelope(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let arrival = app.clock.now();
+    let (mut parts, body) = request.into_parts();
+    let id = request_id(&parts.headers).unwrap_or_else(|| app.next_id());
+    let known = ROUTES.iter().find(|r| r.path == parts.uri.path());
+    let path = known.map_or("(other)", |r| r.path);
+    let line = RequestLine::new(
+        app.config.log.clone(),
+        known.is_some_and(|r| r.quiet),
+        format!("{} {path} id={id}", method_word(&parts.method)),
+    );
+    let origin = cors::allowed(&app.config.cors, &parts.headers);
+    let early = origin.as_ref().and_then(|origin| cors::preflight(&parts, origin));
+    let mut response = match (early, admit(&app, known, &parts.headers)) {
+        (Some(response), _) => response,
+        (None, Err(error)) => error.into_response(),
+        (None, Ok(tenant)) => {
+            line.set("tenant", &tenant.name);
+            parts.extensions.insert(Caller { tenant, arrival, line: line.clone() });
+            let run = next.run(Request::from_parts(parts, body));
+            unpanicked(run)
+                .await
+                .unwrap_or_else(|| ApiError::internal("the request's handler panicked").into_response())
+        }
+    };
+    line.set("status", response.status().as_u16());
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Some(origin) = &origin {
+        cors::permit(headers, origin);
+    }
+    response
+}
+
+/// Who calls. What is not marked open needs a key, whether the path exists or not.
+fn admit(app: &App, route: Option<&Route>, headers: &HeaderMap) -> Result<Tenant, ApiError> {
+    let Some(keys) = &app.config.keys else { return Ok(Tenant::operator()) };
+    let tenant = presented(headers).and_then(|key| keys.find(key)).cloned();
+    match tenant {
+        Some(tenant) => Ok(tenant),
+        None if route.is_some_and(|r| r.open) => Ok(Tenant::operator()),
+        None => Err(ApiError::unauthorized()),
+    }
+}
+
+/// The client's id for a request, if it is fit for headers and logs.
+fn request_id(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get(REQUEST_ID)?.to_str().ok()?;
+    let fit = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+    (!id.is_empty() && id.len() <= 128 && id.chars().all(fit)).then(|| id.to_owned())
+}
+
+fn method_word(method: &Method) -> &str {
+    [&Method::GET, &Method::POST, &Method::HEAD, &Method::OPTIONS]
+        .iter()
+        .find(|m| **m == method)
+        .map_or("(other)", |m| m.as_str())
+}
+
+/// Runs a future to its end, or to its panic.
+async fn unpanicked<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    std::future::poll_fn(|cx| {
+        let poll = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+        match poll {
+            Ok(poll) => poll.map(Some),
+            Err(_) => std::task::Poll::Ready(None),
+        }
+    })
+    .await
+}
+
+type Parse = fn(&Serving, &Caller, &Bounds, u64, &[u8]) -> Result<Job, ApiError>;
+
+fn chat_job(serving: &Serving, caller: &Caller, bounds: &Bounds, now: u64, body: &[u8]) -> Result<Job, ApiError> {
+    chat::job(serving, caller, bounds, now, body)
+}
+
+fn text_job(serving: &Serving, _: &Caller, bounds: &Bounds, _: u64, body: &[u8]) -> Result<Job, ApiError> {
+    completions::job(serving, bounds, body)
+}
+
+async fn generate(app: Arc<App>, request: Request, parse: Parse) -> Result<Response, ApiError> {
+    let serving = app.serving()?;
+    let (mut parts, body) = request.into_parts();
+    let Some(caller) = parts.extensions.remove::<Caller>() else {
+        return Err(ApiError::internal("the request has no caller"));
+    };
+    let ttft_slo = ttft_slo(&parts.headers)?;
+    let body = read_body(&app.config, &parts.headers, body).await?;
+    let bounds = Bounds {
+        max_n: app.config.max_n,
+        max_prompts: app.config.max_prompts,
+        strict_model: app.config.strict_model,
+        may_hurry: app.config.keys.is_none(),
+        defaults: serving.model.defaults,
+        seed: app.next_seed(),
+    };
+    let job = {
+        let _slot = app.text_slots.acquire().await.map_err(|_| ApiError::unavailable("the server is closing"))?;
+        let (serving, caller, now) = (serving.clone(), caller.clone(), app.unix_time());
+        let parsing = tokio::task::spawn_blocking(move || parse(&serving, &caller, &bounds, now, &body));
+        parsing.await.map_err(|_| ApiError::internal("reading the request panicked"))??
+    };
+    let job = Job { params: crate::api::params::Params { ttft_slo, ..job.params }, ..job };
+    answer(&app, serving, &caller, job).await
+}
+
+/// `x-slo-ttft-ms`: when the client wants its first token.
+fn ttft_slo(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
+    let Some(value) = headers.get("x-slo-ttft-ms") else { return Ok(None) };
+    let ms = value.to_str().ok().and_then(|v| v.parse::<u32>().ok());
+    ms.map(|ms| Some(u64::from(ms) * 1000))
+        .ok_or_else(|| ApiError::field("x-slo-ttft-ms", "a number of milliseconds is needed"))
+}
+
+fn models(app: &App) -> Result<Response, ApiError> {
+    let serving = app.serving()?;
+    Ok(Json(json!({"object": "list", "data": [model_object(&serving)]})).into_response())
+}
+
+fn one_model(app: &App, request: &Request) -> Result<Response, ApiError> {
+    let serving = app.serving()?;
+    match request.uri().path().strip_prefix("/v1/models/") {
+        Some(id) if id == serving.model.id => Ok(Json(model_object(&serving)).into_response()),
+        _ => Err(ApiError::not_found(format!("the model served here is `{}`", serving.model.id))),
+    }
+}
+
+fn model_object(serving: &Serving) -> serde_json::Value {
+    json!({
+        "id": serving.model.id,
+        "object": "model",
+        "created": serving.created,
+        "owned_by": "kvist",
+        "max_model_len": serving.room,
+    })
+}
+
+fn health(app: &App) -> Response {
+    let (status, word) = match app.serving.get() {
+        None => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
+        Some(s) if s.runner.shared.gone() => (StatusCode::SERVICE_UNAVAILABLE, "failed"),
+        Some(_) => (StatusCode::OK, "ok"),
+    };
+    (status, Json(json!({"status": word}))).into_response()
+}
+
+fn metrics(app: &App) -> Result<Response, ApiError> {
+    let serving = app.serving()?;
+    let scrape = Scrape {
+        model: &serving.model.id,
+        info: &serving.info,
+        stats: &serving.runner.shared.stats(),
+        book: &serving.runner.shared.book(),
+        replies: &serving.replies,
+        spliced_tokens: app.spliced.load(Ordering::Relaxed),
+        connections: app.connections.load(Ordering::Relaxed),
+    };
+    let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    Ok((content_type, scrape.render()).into_response())
+}
+
+fn index(app: &App, request: &Request) -> Response {
+    let keyed = app.config.keys.is_some();
+    let model = app.serving.get().filter(|_| !keyed).map(|s| s.model.id.as_str());
+    page(request.headers(), model, keyed)
+}

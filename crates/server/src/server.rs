@@ -1,0 +1,170 @@
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use kvist_base::Executor;
+use kvist_engine::{Engine, EngineStats};
+use kvist_text::ReplyTable;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::api::generate::room;
+use crate::app::{App, Serving};
+use crate::config::{ModelInfo, ServerConfig, TextParts};
+use crate::connection::{serve, turn_away};
+use crate::routes::router;
+use crate::runner::Runner;
+
+/// After a failed accept (out of file descriptors, say) before the next try.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// For telling clients that their requests were cancelled at shutdown.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// An HTTP server for one model. Cheap to clone; all clones are one server.
+#[derive(Clone)]
+pub struct Server {
+    app: Arc<App>,
+}
+
+impl Server {
+    /// A server that can answer at once.
+    ///
+    /// # Errors
+    /// If the engine thread cannot be started.
+    pub fn new(
+        config: ServerConfig,
+        engine: Engine,
+        executor: Box<dyn Executor>,
+        text: TextParts,
+        model: ModelInfo,
+    ) -> io::Result<Server> {
+        let server = Server::loading(config);
+        server.install(engine, executor, text, model)?;
+        Ok(server)
+    }
+
+    /// A server without a model: `/health` says 503 until [`Self::install`].
+    pub fn loading(config: ServerConfig) -> Server {
+        Server { app: Arc::new(App::new(config)) }
+    }
+
+    /// Starts serving a model. Also while [`Self::run`] runs.
+    ///
+    /// # Errors
+    /// If the engine thread cannot be started, or there is a model already.
+    pub fn install(
+        &self,
+        engine: Engine,
+        executor: Box<dyn Executor>,
+        text: TextParts,
+        model: ModelInfo,
+    ) -> io::Result<()> {
+        let app = &self.app;
+        let info = executor.info().clone();
+        let runner =
+            Runner::start(engine, executor, app.clock.clone(), app.config.stream_buffer, app.config.log.clone())?;
+        let serving = Serving {
+            runner,
+            text,
+            replies: ReplyTable::new(app.config.reply_bytes),
+            model,
+            room: room(info.context, info.chunks),
+            info,
+            created: app.unix_time(),
+        };
+        app.serving.set(Arc::new(serving)).map_err(|_| io::Error::other("the server has a model already"))
+    }
+
+    /// The engine's state after its last step; `None` without a model.
+    pub fn stats(&self) -> Option<EngineStats> {
+        self.app.serving.get().map(|s| s.runner.shared.stats())
+    }
+
+    /// Serves connections until `shutdown` completes; then takes no more, lets running requests finish for
+    /// [`ServerConfig::shutdown_timeout`], cancels the rest, and stops the engine thread.
+    pub async fn run(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+        let app = &self.app;
+        let router = router(app.clone());
+        let (close, closing) = watch::channel(false);
+        let mut connections = JoinSet::new();
+        let mut shutdown = pin!(shutdown);
+        loop {
+            let accepted = tokio::select! {
+                () = &mut shutdown => break,
+                accepted = listener.accept() => accepted,
+            };
+            while connections.try_join_next().is_some() {}
+            match accepted {
+                Ok((stream, _)) if connections.len() >= app.config.max_connections => turn_away(&stream),
+                Ok((stream, _)) => {
+                    connections.spawn(counted(app.clone(), router.clone(), stream, closing.clone()));
+                }
+                // The listener itself stays sound: it is the connection or a shortage that failed.
+                Err(_) => sleep(ACCEPT_PAUSE).await,
+            }
+        }
+        drop(listener);
+        let _ = close.send(true);
+        let all = async |connections: &mut JoinSet<()>| while connections.join_next().await.is_some() {};
+        if timeout(app.config.shutdown_timeout, all(&mut connections)).await.is_err() {
+            if let Some(serving) = app.serving.get() {
+                serving.runner.cancel_all();
+            }
+            let _ = timeout(LAST_WORDS, all(&mut connections)).await;
+        }
+        connections.shutdown().await;
+        if let Some(serving) = app.serving.get().cloned() {
+            // Waits for the step in flight, so not on an async thread.
+            let _ = tokio::task::spawn_blocking(move || serving.runner.stop()).await;
+        }
+    }
+}
+
+async fn counted(app: Arc<App>, router: axum::Router, stream: TcpStream, closing: watch::Receiver<bool>) {
+    struct Count(Arc<App>);
+    impl Drop for Count {
+        fn drop(&mut self) {
+            self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    app.connections.fetch_add(1, Ordering::Relaxed);
+    let count = Count(app.clone());
+    serve(app, router, stream, closing).await;
+    drop(count);
+}
+
+/// Why a port cannot be listened on, with a hint.
+#[derive(Debug)]
+pub struct BindError {
+    pub address: String,
+    pub source: io::Error,
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hint = match self.source.kind() {
+            io::ErrorKind::AddrInUse => "another program listens there; choose another `--port`, or 0 for a free one",
+            io::ErrorKind::PermissionDenied => "ports below 1024 need privileges; choose a higher `--port`",
+            io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address; check `--host`",
+            _ => "check `--host` and `--port`",
+        };
+        write!(f, "cannot listen on {}: {}\nhint: {hint}", self.address, self.source)
+    }
+}
+
+impl std::error::Error for BindError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// Listens on a host (name or address) and port; port 0 takes a free one.
+pub async fn bind(host: &str, port: u16) -> Result<TcpListener, BindError> {
+    TcpListener::bind((host, port)).await.map_err(|source| BindError { address: format!("{host}:{port}"), source })
+}

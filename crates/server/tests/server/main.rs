@@ -1,0 +1,13 @@
+//! The server over real sockets, driving the real engine and the embedded model's tokenizer over a fake executor.
+
+mod answers;
+mod client;
+mod fake;
+mod harness;
+mod hostile;
+mod identity;
+mod lifecycle;
+mod load;
+mod logprobs;
+mod stops;
+mod streams;
