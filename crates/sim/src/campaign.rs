@@ -281,6 +281,7 @@ impl Run {
             }
         }
         self.engine.complete(self.now, output);
+        self.executor.forget_lost();
         Ok(())
     }
 

@@ -56,6 +56,8 @@ pub struct SimExecutor {
     pub violations: Vec<String>,
     /// Simulated duration of the last step.
     pub took: Micros,
+    /// Chunks that the last step reported as lost.
+    lost: Vec<ChunkId>,
 }
 
 impl SimExecutor {
@@ -63,7 +65,14 @@ impl SimExecutor {
         let layout = ChunkLayout::new(Dtype::Bf16, &[LayerKind::Gqa { heads: 1, dk: 2, dv: 2 }]);
         let info = ExecutorInfo { vocab: model.vocab, context, layout, chunks, name: "simulated".into() };
         let cells = vec![[None; CHUNK]; chunks as usize];
-        SimExecutor { model, cost, info, cells, violations: Vec::new(), took: 0 }
+        SimExecutor { model, cost, info, cells, violations: Vec::new(), took: 0, lost: Vec::new() }
+    }
+
+    /// The engine has been told: what was lost is gone for good, and who reads it again is caught.
+    pub fn forget_lost(&mut self) {
+        for chunk in self.lost.drain(..) {
+            self.cells[chunk.0 as usize] = [None; CHUNK];
+        }
     }
 
     fn prepare(&mut self, plan: &StepPlan, lost: &mut Vec<(ChunkId, ChunkId)>) {
@@ -165,12 +174,8 @@ impl Executor for SimExecutor {
                 self.model.logits(states[r], &mut out.logits);
             }
         }
-        // What the engine is told of is gone for good: who reads it again is caught.
-        for (chunk, blame) in lost {
-            if out.outcomes.contains(&RowOutcome::Lost(blame)) {
-                self.cells[chunk.0 as usize] = [None; CHUNK];
-            }
-        }
+        lost.retain(|(_, blame)| out.outcomes.contains(&RowOutcome::Lost(*blame)));
+        self.lost = lost.into_iter().map(|l| l.0).collect();
         let CostModel { step, row, kilotoken } = self.cost;
         self.took = step + row * plan.rows.len() as Micros + kilotoken * attended as Micros / 1000;
         out.counters = StepCounters::default();
