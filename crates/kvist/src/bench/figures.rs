@@ -1,0 +1,89 @@
+//! Numbers of repeated measurements.
+
+use std::time::{Duration, Instant};
+
+/// The middle value, the mean of the two middle ones of an even number. 0 of none.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
+    }
+}
+
+pub fn seconds(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64()
+}
+
+/// Times two pieces of work `repeat` times each, in alternating order so that a drift of the machine meets both alike.
+/// Work that is short is repeated within a measurement until it takes 10 ms. Seconds of each run.
+pub fn interleaved(repeat: usize, mut a: impl FnMut(), mut b: impl FnMut()) -> (Vec<f64>, Vec<f64>) {
+    // The first run of each warms up, and says how often to run.
+    let once = seconds(&mut a).max(seconds(&mut b)).max(1e-7);
+    let inner = (Duration::from_millis(10).as_secs_f64() / once).clamp(1.0, 1e5) as usize;
+    let time = |work: &mut dyn FnMut()| seconds(|| (0..inner).for_each(|_| work())) / inner as f64;
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    for i in 0..repeat {
+        if i % 2 == 0 {
+            first.push(time(&mut a));
+            second.push(time(&mut b));
+        } else {
+            second.push(time(&mut b));
+            first.push(time(&mut a));
+        }
+    }
+    (first, second)
+}
+
+/// A reproducible stream of numbers (SplitMix64; Steele, Lea, Flood 2014).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// In [-1, 1).
+    pub fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&[]), 0.0);
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
+    }
+
+    #[test]
+    fn both_are_run_alike() {
+        let (mut a, mut b) = (0, 0);
+        let (x, y) = interleaved(5, || a += 1, || b += 1);
+        assert_eq!((x.len(), y.len(), a), (5, 5, b));
+    }
+
+    #[test]
+    fn random_units_are_in_range() {
+        let mut random = Random(1);
+        let values: Vec<f32> = (0..10_000).map(|_| random.unit()).collect();
+        assert!(values.iter().all(|v| (-1.0..1.0).contains(v)));
+        assert!((values.iter().sum::<f32>() / 1e4).abs() < 0.05);
+    }
+}

@@ -1,0 +1,156 @@
+//! What the machine can do, measured in the run that it judges.
+
+use kvist_kernels::{Isa, Pool, probe};
+use serde_json::{Value, json};
+
+use super::figures::median;
+
+const ROUNDS: usize = 25;
+/// Of a look: the first rounds wake the threads and the clock.
+const LOOK_ROUNDS: usize = 8;
+const STREAM_ROUNDS: usize = 5;
+/// Below this share of what the hardware offers, the machine was busy.
+const VALID: f64 = 0.9;
+
+#[derive(Clone, Debug)]
+pub struct Limits {
+    pub isa: Isa,
+    pub threads: usize,
+    /// Read bandwidth of memory in GB/s.
+    pub bandwidth: f64,
+    /// bf16 dot products in GFLOP/s.
+    pub peak: f64,
+    pub clock_ghz: f64,
+    /// The best probe's operations per cycle over what the hardware offers.
+    pub per_cycle: f64,
+    /// What single probes between the measurements reached of the peak: the median.
+    pub steadiness: f64,
+}
+
+/// Measures the limits, and all through a run whether the machine still has them.
+pub struct Probe {
+    isa: Isa,
+    pool: Pool,
+    bandwidth: f64,
+    peak: probe::Peak,
+    /// GFLOP/s of each look.
+    looks: Vec<f64>,
+}
+
+impl Probe {
+    pub fn new(isa: Isa, threads: usize) -> Probe {
+        let pool = Pool::new(threads);
+        let peak = probe::peak(isa, &pool, ROUNDS);
+        let bandwidth = probe::bandwidth(&pool, STREAM_ROUNDS);
+        Probe { isa, pool, bandwidth, peak, looks: Vec::new() }
+    }
+
+    /// To be called before each measurement. Takes some milliseconds.
+    pub fn look(&mut self) {
+        self.looks.push(probe::peak(self.isa, &self.pool, LOOK_ROUNDS).gflops);
+    }
+
+    /// The limits, from the start, all looks and the end of the run.
+    pub fn finish(self) -> Limits {
+        let again = probe::peak(self.isa, &self.pool, ROUNDS);
+        let best = if again.gflops > self.peak.gflops { again } else { self.peak };
+        let peak = self.looks.iter().copied().fold(best.gflops, f64::max);
+        let steadiness = if self.looks.is_empty() { 1.0 } else { median(&self.looks) / peak };
+        Limits {
+            isa: self.isa,
+            threads: self.pool.threads(),
+            bandwidth: self.bandwidth.max(probe::bandwidth(&self.pool, STREAM_ROUNDS)),
+            peak,
+            clock_ghz: best.clock_ghz,
+            per_cycle: best.share,
+            steadiness,
+        }
+    }
+}
+
+impl Limits {
+    /// The share of what the machine can do that it had for this run.
+    pub fn check(&self) -> f64 {
+        self.per_cycle.min(self.steadiness)
+    }
+
+    /// Seconds that reading these bytes or doing this arithmetic takes at least.
+    pub fn floor(&self, bytes: f64, flops: f64) -> f64 {
+        (bytes / (self.bandwidth * 1e9)).max(flops / (self.peak * 1e9))
+    }
+
+    pub fn is_valid(&self) -> bool {
+        self.check() >= VALID
+    }
+
+    /// For people.
+    pub fn line(&self) -> String {
+        let void =
+            if self.is_valid() { "" } else { "\nVOID: the machine was busy, the figures mean nothing; run it again" };
+        format!(
+            "{}, {} threads: reads {:.1} GB/s, {:.0} GFLOP/s bf16 at {:.2} GHz, clock check {:.0} %{void}",
+            self.isa,
+            self.threads,
+            self.bandwidth,
+            self.peak,
+            self.clock_ghz,
+            100.0 * self.check()
+        )
+    }
+
+    pub fn json(&self) -> Value {
+        json!({
+            "cpu": cpu_name(),
+            "isa": self.isa.to_string(),
+            "threads": self.threads,
+            "read_gb_per_second": self.bandwidth,
+            "bf16_gflop_per_second": self.peak,
+            "clock_ghz": self.clock_ghz,
+            "operations_per_cycle_share": self.per_cycle,
+            "steadiness": self.steadiness,
+            "valid": self.is_valid(),
+        })
+    }
+}
+
+#[cfg(test)]
+impl Limits {
+    pub fn unknown(isa: Isa, threads: usize) -> Limits {
+        Limits { isa, threads, bandwidth: 1.0, peak: 1.0, clock_ghz: 1.0, per_cycle: 1.0, steadiness: 1.0 }
+    }
+}
+
+fn cpu_name() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("model name"))?;
+    Some(line.trim_start_matches([' ', '\t', ':']).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_machine_voids_the_run() {
+        let good = Limits::unknown(Isa::Portable, 4);
+        assert!(good.is_valid() && !good.line().contains("VOID"));
+        for busy in [Limits { per_cycle: 0.89, ..good.clone() }, Limits { steadiness: 0.5, ..good.clone() }] {
+            assert!(!busy.is_valid() && busy.line().contains("VOID") && busy.json()["valid"] == false);
+        }
+    }
+
+    #[test]
+    fn the_floor_is_the_slower_of_both() {
+        let limits = Limits { bandwidth: 10.0, peak: 100.0, ..Limits::unknown(Isa::Portable, 1) };
+        assert_eq!(limits.floor(1e9, 1e9), 0.1);
+        assert_eq!(limits.floor(1e9, 20e9), 0.2);
+    }
+
+    #[test]
+    fn a_probe_sees_what_it_looked_at() {
+        let mut probe = Probe::new(Isa::Portable, 2);
+        (0..3).for_each(|_| probe.look());
+        let limits = probe.finish();
+        assert!(limits.peak > 0.0 && limits.bandwidth > 0.0 && limits.steadiness > 0.0 && limits.steadiness <= 1.0);
+    }
+}

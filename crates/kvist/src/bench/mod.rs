@@ -1,0 +1,105 @@
+//! `kvist bench`: figures beside the limits of the machine, measured in the same run.
+
+mod attention;
+mod engine;
+mod figures;
+mod limits;
+mod trees;
+mod workload;
+
+use std::sync::Arc;
+
+use clap::ArgMatches;
+use kvist_base::SystemClock;
+use kvist_engine::EngineConfig;
+use serde_json::{Value, json};
+
+use crate::driver::Driver;
+use crate::failure::{Failure, Result};
+use crate::{load, machine, memory, model, say};
+use limits::{Limits, Probe};
+
+pub fn run(matches: &ArgMatches) -> Result<()> {
+    match matches.subcommand() {
+        Some(("attention", matches)) => bench_attention(matches),
+        Some(("engine", matches)) => bench_engine(matches),
+        _ => unreachable!("clap asks for a subcommand"),
+    }
+}
+
+/// What both have: ISA path and threads.
+fn path(matches: &ArgMatches) -> Result<(kvist_kernels::Isa, usize)> {
+    let isa = load::isa(matches.get_one::<String>("isa").map(String::as_str))?;
+    Ok((isa, matches.get_one::<u32>("threads").map_or_else(machine::threads, |&n| n as usize)))
+}
+
+fn bench_attention(matches: &ArgMatches) -> Result<()> {
+    let (isa, threads) = path(matches)?;
+    let repeat = matches.get_one::<u32>("repeat").map_or(9, |&n| n as usize);
+    let mut probe = Probe::new(isa, threads);
+    let cases = trees::cases(matches.get_flag("full"));
+    let measured = attention::run(&cases, repeat, isa, threads, &mut probe)?;
+    let limits = probe.finish();
+    if matches.get_flag("json") {
+        print_json("attention", &limits, attention::json(&measured, &limits));
+    } else {
+        let table = attention::table(&measured, &limits);
+        say(&format!("{}\n\n{table}\n{}", limits.line(), attention::verdict(&measured)));
+    }
+    Ok(())
+}
+
+fn bench_engine(matches: &ArgMatches) -> Result<()> {
+    let (isa, threads) = path(matches)?;
+    let shape = matches.get_one::<String>("shape").map_or("embedded", String::as_str);
+    let chosen = if shape == "embedded" { model::choose(None)? } else { model::random(shape)? };
+    let prompt = |default: usize| matches.get_one::<u32>("prompt-tokens").map_or(default, |&n| n as usize);
+    let options = engine::Options {
+        seconds: f64::from(*matches.get_one::<f32>("seconds").unwrap_or(&5.0)),
+        prefill: prompt(1024),
+        batch_prompt: prompt(256),
+    };
+    let longest = options.prefill.max(options.batch_prompt) + workload::MOST_TOKENS;
+    if longest > chosen.config.context {
+        let most = chosen.config.context - workload::MOST_TOKENS;
+        return Err(Failure::usage("the prompt does not fit the model's context", format!("--prompt-tokens {most}")));
+    }
+    let batch = engine::BATCHES.into_iter().max().unwrap_or(1);
+    let chunks = workload::chunks_for(batch, options.batch_prompt).max(workload::chunks_for(1, options.prefill));
+    let kv = u64::from(chunks) * chosen.config.kv_layout().bytes as u64;
+    let needed = chosen.config.parameters() * 2 + kv;
+    if machine::free_memory().is_some_and(|free| needed > free) {
+        let what = format!("not enough memory: {} are needed", crate::size::human(needed));
+        return Err(Failure::new(what, "choose a smaller --shape or shorter prompts"));
+    }
+
+    let mut probe = Probe::new(isa, threads);
+    let loaded = load::weights(&chosen, threads)?;
+    let executor = loaded.into_executor(chunks, Some(longest), isa, threads)?;
+    // Prompts are not slowed down for the sake of those who decode: nobody waits here.
+    let config = EngineConfig { itl_target: 60_000_000, max_logit_rows: memory::LOGIT_ROWS, ..EngineConfig::default() };
+    let driver = Driver::new(config, Box::new(executor), Arc::new(SystemClock::new()));
+    let lines = engine::run(&mut workload::Workload::new(driver), &chosen.config, &mut probe, &options)?;
+    let limits = probe.finish();
+    if matches.get_flag("json") {
+        let figures = json!({
+            "shape": chosen.name,
+            "parameters": chosen.config.parameters(),
+            "lines": engine::json(&lines, &limits),
+        });
+        print_json("engine", &limits, figures);
+    } else {
+        say(&format!("{}\nmodel {}\n\n{}", limits.line(), chosen.name, engine::table(&lines, &limits)));
+    }
+    Ok(())
+}
+
+fn print_json(bench: &str, limits: &Limits, figures: Value) {
+    let all = json!({
+        "bench": bench,
+        "version": env!("CARGO_PKG_VERSION"),
+        "machine": limits.json(),
+        "figures": figures,
+    });
+    say(&format!("{all:#}\n"));
+}

@@ -1,0 +1,294 @@
+//! The command line: what clap is told, and what it gives back.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, StyledStr};
+use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint, value_parser};
+
+use crate::failure::{Failure, Result};
+use crate::settings::keys::{self, Key, MODEL};
+use crate::settings::{Kind, Layers, Settings};
+
+const ROOT_EXAMPLES: &str = "\
+Examples:
+  kvist serve                          serve the small model compiled into the binary
+  kvist serve ~/models/Qwen3-0.6B      serve a model from a Hugging Face directory
+  kvist run ~/models/Qwen3-0.6B        chat with it in the terminal";
+
+const SERVE_EXAMPLES: &str = "\
+Every setting can also be given in the environment (KVIST_MAX_BATCH=32) and in the file of --config (max-batch = 32).
+A flag wins over the environment, the environment over the file.
+
+Examples:
+  kvist serve
+  kvist serve ~/models/Qwen3-0.6B --port 9000 --kv-ram 8GiB
+  kvist serve ~/models/Qwen3-0.6B --host 0.0.0.0 --api-key-file keys.txt
+  kvist serve --port 9000 --print-config > kvist.toml";
+
+const RUN_EXAMPLES: &str = "\
+In the chat: /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.
+
+Examples:
+  kvist run
+  kvist run ~/models/Qwen3-0.6B --system 'Answer in one sentence.'
+  kvist run --prompt 'Tell me a story.'
+  printf 'Hello!\\nHow are you?\\n' | kvist run";
+
+const BENCH_EXAMPLES: &str = "\
+Both measure the machine's limits in the same run and mark the run void if the machine was busy.
+
+Examples:
+  kvist bench attention
+  kvist bench attention --full --json > attention.json
+  kvist bench engine --shape qwen2.5-0.5b";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  kvist completions bash > ~/.local/share/bash-completion/completions/kvist
+  kvist completions zsh > ~/.zfunc/_kvist
+  kvist completions fish > ~/.config/fish/completions/kvist.fish";
+
+/// The whole command line.
+pub fn command() -> Command {
+    Command::new("kvist")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("An LLM inference server that computes every shared prefix once")
+        .after_help(ROOT_EXAMPLES)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .max_term_width(110)
+        .subcommand(
+            Command::new("serve")
+                .about("Serve a model over HTTP, with the API of OpenAI")
+                .args(settings_args(false))
+                .after_help(SERVE_EXAMPLES),
+        )
+        .subcommand(
+            Command::new("run")
+                .about("Chat with a model in the terminal")
+                .args(run_args())
+                .args(settings_args(true))
+                .after_help(RUN_EXAMPLES),
+        )
+        .subcommand(bench())
+        .subcommand(
+            Command::new("completions")
+                .about("Print a completion script for a shell")
+                .arg(Arg::new("shell").required(true).value_name("SHELL").value_parser(["bash", "zsh", "fish"]))
+                .after_help(COMPLETIONS_EXAMPLES),
+        )
+}
+
+/// Parses the command line; help, version and errors of clap end here, as what to print and the exit code.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> std::result::Result<ArgMatches, (StyledStr, u8)> {
+    command().try_get_matches_from(args).map_err(|error| {
+        let code = if error.use_stderr() { 2 } else { 0 };
+        (error.render(), code)
+    })
+}
+
+fn settings_args(run: bool) -> Vec<Arg> {
+    let config = Arg::new("config")
+        .long("config")
+        .value_name("FILE")
+        .help("TOML file with any of these settings")
+        .value_hint(ValueHint::FilePath)
+        .value_parser(value_parser!(PathBuf));
+    let print = Arg::new("print-config")
+        .long("print-config")
+        .action(ArgAction::SetTrue)
+        .help("Print every setting with its origin, as a file for --config, and stop");
+    let mut args: Vec<Arg> = keys::of(run).map(setting_arg).collect();
+    let common = args.iter().take_while(|arg| arg.get_help_heading().is_none()).count();
+    args.splice(common..common, [config, print]);
+    args
+}
+
+fn setting_arg(key: &'static Key) -> Arg {
+    let choices = match key.kind {
+        Kind::Choice(choices) => format!(": {}", choices.join(", ")),
+        _ => String::new(),
+    };
+    let default = match key.kind {
+        Kind::Flag => String::new(),
+        _ => format!(" [default: {}]", key.default.words()),
+    };
+    let arg = Arg::new(key.name).help(format!("{}{choices}{default}", key.help));
+    let arg = if key.heading.is_empty() { arg } else { arg.help_heading(key.heading) };
+    if key.name == MODEL.name {
+        return arg.value_name(key.placeholder).value_hint(ValueHint::DirPath);
+    }
+    let arg = arg.long(key.name);
+    match key.kind {
+        // `--strict-model=false` overrides the environment and the file.
+        Kind::Flag => arg
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_name("BOOL")
+            .hide_possible_values(true),
+        Kind::List => arg.value_name(key.placeholder).action(ArgAction::Append),
+        _ => arg.value_name(key.placeholder),
+    }
+}
+
+fn run_args() -> Vec<Arg> {
+    vec![
+        Arg::new("prompt").long("prompt").short('p').value_name("TEXT").help("Answer this, print the answer and leave"),
+        Arg::new("system").long("system").value_name("TEXT").help("System prompt"),
+        Arg::new("temperature")
+            .long("temperature")
+            .value_name("T")
+            .help("0 = always the most likely token [default: the model's]")
+            .value_parser(value_parser!(f32)),
+        Arg::new("seed")
+            .long("seed")
+            .value_name("N")
+            .help("Draw the same tokens again [default: a new one each time]")
+            .value_parser(value_parser!(u64)),
+        Arg::new("max-tokens")
+            .long("max-tokens")
+            .value_name("N")
+            .help("Tokens of an answer at most [default: to the end of the context]")
+            .value_parser(value_parser!(u32).range(1..)),
+    ]
+}
+
+fn bench() -> Command {
+    let number = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name("N").help(help).value_parser(value_parser!(u32).range(1..=1024))
+    };
+    let isa = Arg::new("isa")
+        .long("isa")
+        .value_name("PATH")
+        .help("Instruction set of the kernels [default: the best of this CPU]")
+        .value_parser(PossibleValuesParser::new(["avx512", "avx2", "portable"]));
+    let json = Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print every figure as JSON");
+    let common = [number("threads", "Threads that compute [default: the cores allowed]"), isa, json];
+    Command::new("bench")
+        .about("Measure kernels and engine beside the limits of this machine")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .after_help(BENCH_EXAMPLES)
+        .subcommand(
+            Command::new("attention")
+                .about("The tree kernel beside itself with the tree off and beside the machine's floor")
+                .args([
+                    Arg::new("full")
+                        .long("full")
+                        .action(ArgAction::SetTrue)
+                        .help("Every combination of batch, shared and own tokens and heads; long"),
+                    number("repeat", "Timed repetitions of each case [default: 9]"),
+                ])
+                .args(common.clone()),
+        )
+        .subcommand(
+            Command::new("engine")
+                .about("Prefill, decode and batched decode through engine and executor")
+                .args([
+                    Arg::new("shape")
+                        .long("shape")
+                        .value_name("SHAPE")
+                        .default_value("embedded")
+                        .help("Model shape; all but `embedded` have random weights")
+                        .value_parser(PossibleValuesParser::new(["embedded", "llama-3.2-1b", "qwen2.5-0.5b"])),
+                    Arg::new("seconds")
+                        .long("seconds")
+                        .value_name("S")
+                        .help("Time for each decode measurement, about [default: 5]")
+                        .value_parser(value_parser!(f32)),
+                    Arg::new("prompt-tokens")
+                        .long("prompt-tokens")
+                        .value_name("N")
+                        .help("Tokens of a prompt [default: 1024 for the prefill, 256 in a batch]")
+                        .value_parser(value_parser!(u32).range(64..=65536)),
+                ])
+                .args(common),
+        )
+}
+
+/// Resolves the settings of `serve` or `run` from what was parsed, the process's environment and the file.
+pub fn settings(matches: &ArgMatches, run: bool) -> Result<Settings> {
+    let mut broken = None;
+    let environment = |name: &str| -> Option<std::result::Result<String, OsString>> {
+        std::env::var_os(name).map(OsString::into_string)
+    };
+    for key in keys::of(run) {
+        if let Some(Err(value)) = environment(&key.variable()) {
+            broken.get_or_insert(Failure::usage(format!("{}: {value:?} is not UTF-8", key.variable()), "correct it"));
+        }
+    }
+    if let Some(failure) = broken {
+        return Err(failure);
+    }
+    let file =
+        matches.get_one::<PathBuf>("config").cloned().or_else(|| std::env::var_os("KVIST_CONFIG").map(PathBuf::from));
+    Settings::resolve(
+        run,
+        &Layers {
+            flags: &|key| matches.get_many::<String>(key.name).map(|values| values.cloned().collect()),
+            environment: &|name| environment(name).and_then(std::result::Result::ok),
+            file: file.as_deref(),
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(args: &[&str]) -> (String, u8) {
+        let args = std::iter::once("kvist").chain(args.iter().copied()).map(OsString::from);
+        let (text, code) = parse(args).expect_err("it must not parse");
+        (text.to_string(), code)
+    }
+
+    #[test]
+    fn the_command_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn misspelt_flags_get_a_suggestion() {
+        for (args, expected) in [
+            (&["serve", "--prot", "80"][..], "--port"),
+            (&["serve", "--kv-rm", "1GiB"], "--kv-ram"),
+            (&["serv"], "serve"),
+            (&["bench", "engine", "--shape", "llama"], "llama-3.2-1b"),
+        ] {
+            let (text, code) = error(args);
+            assert_eq!(code, 2);
+            assert!(text.starts_with("error: ") && text.contains(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn help_shows_common_flags_first_and_examples_last() {
+        let (text, code) = error(&["serve", "--help"]);
+        assert_eq!(code, 0);
+        let place = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part:?} is missing in\n{text}"));
+        assert!(text.starts_with("Serve a model over HTTP"));
+        let order = ["[MODEL]", "--host", "--port", "--kv-ram", "--config", "Memory and speed", "Bounds:", "Examples:"];
+        assert!(order.map(place).is_sorted(), "{text}");
+        assert!(text.contains("[default: a quarter of free memory]"));
+        assert_eq!(error(&["--version"]), (format!("kvist {}\n", env!("CARGO_PKG_VERSION")), 0));
+    }
+
+    #[test]
+    fn settings_are_read_from_flags() {
+        let args = ["kvist", "serve", "dir", "--port", "9", "--strict-model", "--cors", "a", "--cors", "b"];
+        let matches = parse(args.map(OsString::from)).unwrap();
+        let settings = settings(matches.subcommand_matches("serve").unwrap(), false).unwrap();
+        assert_eq!(settings.text(&MODEL), Some("dir"));
+        assert_eq!(settings.number(&keys::PORT), Some(9));
+        assert!(settings.flag(&keys::STRICT_MODEL));
+        assert_eq!(settings.list(&keys::CORS), ["a", "b"]);
+        let args = ["kvist", "serve", "--strict-model=false", "--cors", "off"];
+        let matches = parse(args.map(OsString::from)).unwrap();
+        let settings = super::settings(matches.subcommand_matches("serve").unwrap(), false).unwrap();
+        assert!(!settings.flag(&keys::STRICT_MODEL) && settings.list(&keys::CORS).is_empty());
+    }
+}

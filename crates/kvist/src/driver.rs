@@ -1,0 +1,64 @@
+//! The engine and its executor in one thread, for everything that is not a server.
+
+use std::sync::Arc;
+
+use kvist_base::{AllResident, Clock, Executor, Micros, StepOutput};
+use kvist_engine::{Effect, Engine, EngineConfig, Refusal, Request, RequestId};
+
+pub struct Driver {
+    pub engine: Engine,
+    pub executor: Box<dyn Executor>,
+    clock: Arc<dyn Clock>,
+    output: StepOutput,
+    next: u64,
+}
+
+/// One step that was run.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    pub rows: usize,
+    /// Rows whose logits were wanted.
+    pub logits: usize,
+    /// Time in the executor.
+    pub took: Micros,
+}
+
+impl Driver {
+    pub fn new(config: EngineConfig, executor: Box<dyn Executor>, clock: Arc<dyn Clock>) -> Self {
+        let engine = Engine::new(config, executor.info().clone());
+        Driver { engine, executor, clock, output: StepOutput::default(), next: 0 }
+    }
+
+    /// Submits a request under an id of its own.
+    pub fn submit(&mut self, mut request: Request) -> Result<RequestId, Refusal> {
+        request.id = RequestId(self.next);
+        self.next += 1;
+        let id = request.id;
+        self.engine.submit(self.clock.now(), request)?;
+        Ok(id)
+    }
+
+    pub fn now(&self) -> Micros {
+        self.clock.now()
+    }
+
+    /// Runs one step, if there is one.
+    pub fn step(&mut self) -> Option<Step> {
+        let plan = self.engine.plan(self.clock.now())?;
+        let (rows, logits) = (plan.rows.len(), plan.rows.iter().filter(|row| row.logits).count());
+        let start = self.clock.now();
+        self.executor.step(plan, &AllResident, &mut self.output);
+        let end = self.clock.now();
+        self.engine.complete(end, &self.output);
+        Some(Step { rows, logits, took: end - start })
+    }
+
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        self.engine.take_effects()
+    }
+
+    /// Ends a request.
+    pub fn cancel(&mut self, id: RequestId) {
+        self.engine.cancel(self.clock.now(), id);
+    }
+}

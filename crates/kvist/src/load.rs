@@ -1,0 +1,111 @@
+//! From settings to a model in memory with an engine beside it.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use kvist_base::{Clock, SystemClock};
+use kvist_engine::{EngineConfig, Sampling};
+use kvist_kernels::Isa;
+use kvist_model::{Config, LoadOptions, Model};
+
+use crate::driver::Driver;
+use crate::failure::{Failure, Result};
+use crate::memory::{Budget, LOGIT_ROWS};
+use crate::model::Chosen;
+use crate::progress::Progress;
+use crate::settings::keys::{ISA, ITL_TARGET_MS, MAX_BATCH, MAX_N, MAX_QUEUE, MAX_STEP_TOKENS, MODEL, THREADS};
+use crate::settings::{Settings, Value};
+use crate::{machine, memory, model};
+
+/// What settings and machine together say, before anything large is read.
+pub struct Plan {
+    pub chosen: Chosen,
+    pub budget: Budget,
+    pub isa: Isa,
+    pub threads: usize,
+}
+
+/// Resolves what nobody gave, and checks that it fits.
+pub fn plan(settings: &mut Settings) -> Result<Plan> {
+    settings.fill(&THREADS, Value::Number(machine::threads() as u64));
+    let isa = isa(settings.text(&ISA))?;
+    settings.fill(&ISA, Value::Text(isa.to_string()));
+    let chosen = model::choose(settings.text(&MODEL))?;
+    let budget = memory::budget(settings, &chosen.config, machine::free_memory())?;
+    Ok(Plan { chosen, budget, isa, threads: settings.count(&THREADS) })
+}
+
+/// The ISA path of this name, or the best one.
+pub fn isa(name: Option<&str>) -> Result<Isa> {
+    let Some(name) = name else { return Ok(Isa::detect()) };
+    let available = Isa::available();
+    let names = available.iter().map(Isa::to_string).collect::<Vec<_>>().join(", ");
+    match Isa::from_str(name) {
+        Ok(isa) if available.contains(&isa) => Ok(isa),
+        _ => Err(Failure::usage(format!("--isa {name}: this CPU does not have it"), format!("it has: {names}"))),
+    }
+}
+
+/// Reads the weights, with progress on a terminal.
+pub fn weights(chosen: &Chosen, threads: usize) -> Result<Model> {
+    let progress = Progress::new(format!("loading {}", chosen.name));
+    // Two bytes a weight as they lie in memory.
+    let options = LoadOptions { threads, progress: &|done, total| progress.bytes(2 * done, 2 * total) };
+    Ok(Model::load(&chosen.source, &options)?)
+}
+
+/// Loads the model and sets up the engine. `settings` of `run` have no bounds for several requests; then the engine's
+/// own are taken.
+pub fn driver(plan: &Plan, config: EngineConfig) -> Result<Driver> {
+    let model = weights(&plan.chosen, plan.threads)?;
+    let executor = model.into_executor(plan.budget.chunks, Some(plan.budget.context), plan.isa, plan.threads)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    Ok(Driver::new(config, Box::new(executor), clock))
+}
+
+/// The engine's bounds for `serve`.
+pub fn engine_config(settings: &Settings) -> EngineConfig {
+    EngineConfig {
+        max_batch: settings.count(&MAX_BATCH),
+        max_queue: settings.count(&MAX_QUEUE),
+        max_n: u32::try_from(settings.count(&MAX_N)).unwrap_or(u32::MAX),
+        max_step_rows: settings.count(&MAX_STEP_TOKENS),
+        max_logit_rows: LOGIT_ROWS.max(settings.count(&MAX_BATCH)),
+        itl_target: settings.count(&ITL_TARGET_MS) as u64 * 1000,
+        ..EngineConfig::default()
+    }
+}
+
+/// What a model's generation_config.json asks for. `do_sample: false` means the most likely token always.
+pub fn sampling(config: &Config, seed: u64) -> Sampling {
+    let asked = &config.sampling;
+    let temperature = if asked.do_sample == Some(false) { 0.0 } else { asked.temperature.unwrap_or(1.0) };
+    // 0 and negative numbers switch top-k off in one library or another.
+    let top_k = asked.top_k.and_then(|k| u32::try_from(k).ok()).unwrap_or(0);
+    Sampling { temperature, top_k, top_p: asked.top_p.unwrap_or(1.0), seed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_the_cpu_lacks_is_refused() {
+        assert_eq!(isa(Some("portable")).unwrap(), Isa::Portable);
+        assert_eq!(isa(None).unwrap(), Isa::detect());
+        for name in ["avx512", "avx2"] {
+            match isa(Some(name)) {
+                Ok(isa) => assert!(isa.is_available()),
+                Err(failure) => assert!(failure.hint.contains("portable"), "{failure}"),
+            }
+        }
+    }
+
+    #[test]
+    fn sampling_follows_the_model() {
+        let embedded = model::choose(None).unwrap().config;
+        assert_eq!(sampling(&embedded, 3), Sampling { seed: 3, ..Sampling::GREEDY });
+        let random = model::random("qwen2.5-0.5b").unwrap().config;
+        assert_eq!(sampling(&random, 0).temperature, 1.0);
+    }
+}

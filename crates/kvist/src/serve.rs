@@ -1,0 +1,213 @@
+//! `kvist serve`: from the command line to a server that answers, and back.
+
+use std::future::Future;
+use std::net::ToSocketAddrs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::ArgMatches;
+use kvist_server::{
+    Keys, Log, ModelInfo, SamplingDefaults, Server, ServerConfig, TextParts, shutdown_signal, stderr_log,
+};
+use tokio::net::TcpListener;
+
+use crate::driver::Driver;
+use crate::failure::{Failure, Result};
+use crate::load::{self, Plan};
+use crate::page::Page;
+use crate::public;
+use crate::say;
+use crate::settings::keys::{
+    ALLOW_UNAUTHENTICATED, API_KEY_FILE, CORS, HOST, LOG_LEVEL, MAX_BODY, MAX_N, PORT, PUBLIC_PROMPT,
+    SERVED_MODEL_NAME, STRICT_MODEL,
+};
+use crate::settings::{Settings, Value};
+
+/// Requests of a short context may still carry long tool descriptions and parameters.
+const LEAST_BODY: u64 = 64 << 10;
+const BODY_BYTES_PER_TOKEN: u64 = 16;
+
+pub fn run(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
+    let started = Instant::now();
+    let plan = load::plan(&mut settings)?;
+    let body = LEAST_BODY.max(BODY_BYTES_PER_TOKEN * plan.budget.context as u64);
+    settings.fill(&MAX_BODY, Value::Size(body));
+    settings.fill(&SERVED_MODEL_NAME, Value::Text(plan.chosen.name.clone()));
+    if matches.get_flag("print-config") {
+        say(&settings.print());
+        return Ok(());
+    }
+    let config = server_config(&settings)?;
+    refuse_strangers(&settings, config.keys.is_some())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(format!("threads cannot be started: {e}"), "raise the limit of processes"))?;
+    let done = runtime.block_on(serve(settings, plan, config, started));
+    // After a signal while the model loads, nobody waits for the loading.
+    runtime.shutdown_background();
+    done
+}
+
+/// Binds first, so that a taken port is told at once and `/health` answers while the model loads.
+async fn serve(settings: Settings, plan: Plan, config: ServerConfig, started: Instant) -> Result<()> {
+    let host = settings.text(&HOST).unwrap_or_default();
+    let listener = kvist_server::bind(host, settings.count(&PORT) as u16).await.map_err(told)?;
+    let address = listener.local_addr().map_err(|e| Failure::new(e.to_string(), "check --host and --port"))?;
+    let keys = config.keys.is_some();
+    let server = Server::loading(config);
+    let mut running = tokio::spawn(answer(server.clone(), listener, shutdown_signal()));
+    let loading = tokio::task::spawn_blocking(move || load(&settings, plan));
+    let loaded = tokio::select! {
+        _ = &mut running => return Ok(()),
+        loaded = loading => loaded.map_err(|e| Failure::new(format!("loading failed: {e}"), "report this"))??,
+    };
+    let Loaded { driver, text, info, plan, public } = loaded;
+    let name = info.id.clone();
+    server.install(driver.engine, driver.executor, text, info).map_err(|e| {
+        Failure::new(format!("the engine thread cannot be started: {e}"), "raise the limit of processes")
+    })?;
+    let page = Page {
+        model: &name,
+        embedded: plan.chosen.is_embedded(),
+        parameters: plan.chosen.config.parameters(),
+        model_context: plan.chosen.config.context,
+        budget: &plan.budget,
+        isa: plan.isa.to_string(),
+        threads: plan.threads,
+        address,
+        keys,
+        public,
+        ready: started.elapsed(),
+    };
+    say(&page.render());
+    running.await.map_err(|e| Failure::new(format!("the server failed: {e}"), "report this"))
+}
+
+async fn answer(server: Server, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+    server.run(listener, shutdown).await;
+}
+
+/// All that the server needs besides its configuration.
+struct Loaded {
+    driver: Driver,
+    text: TextParts,
+    info: ModelInfo,
+    plan: Plan,
+    public: Option<usize>,
+}
+
+fn load(settings: &Settings, plan: Plan) -> Result<Loaded> {
+    let text = plan.chosen.text()?;
+    if let Err(missing) = &text.template {
+        eprintln!("warning: {missing}; chat requests will be refused");
+    }
+    let prompts = settings.list(&PUBLIC_PROMPT).iter().map(|file| public::Prompt::read(Path::new(file)));
+    let prompts = prompts.collect::<Result<Vec<_>>>()?;
+    let mut driver = load::driver(&plan, load::engine_config(settings))?;
+    let public = public::publish(&mut driver, &text, &prompts)?;
+    let sampling = load::sampling(&plan.chosen.config, 0);
+    let info = ModelInfo {
+        id: settings.text(&SERVED_MODEL_NAME).unwrap_or(&plan.chosen.name).to_owned(),
+        eos: plan.chosen.config.eos.clone(),
+        defaults: SamplingDefaults { temperature: sampling.temperature, top_k: sampling.top_k, top_p: sampling.top_p },
+    };
+    let text = TextParts { tokenizer: text.tokenizer, template: text.template.ok() };
+    Ok(Loaded { driver, text, info, plan, public: (!prompts.is_empty()).then_some(public) })
+}
+
+fn server_config(settings: &Settings) -> Result<ServerConfig> {
+    let keys = settings.text(&API_KEY_FILE).map(|file| Keys::from_file(Path::new(file)));
+    Ok(ServerConfig {
+        keys: keys.transpose().map_err(told)?,
+        cors: settings.list(&CORS).to_vec(),
+        strict_model: settings.flag(&STRICT_MODEL),
+        max_body: settings.count(&MAX_BODY),
+        max_n: u32::try_from(settings.count(&MAX_N)).unwrap_or(u32::MAX),
+        log: log(settings.text(&LOG_LEVEL).unwrap_or_default()),
+        ..ServerConfig::default()
+    })
+}
+
+fn log(level: &str) -> Log {
+    let all = stderr_log();
+    match level {
+        "off" => Arc::new(|_| {}),
+        "error" => Arc::new(move |line| {
+            if line.starts_with("error") {
+                all(line);
+            }
+        }),
+        _ => all,
+    }
+}
+
+/// An address that others reach needs keys, or the word of the operator that it does not.
+fn refuse_strangers(settings: &Settings, keys: bool) -> Result<()> {
+    let host = settings.text(&HOST).unwrap_or_default();
+    if keys || settings.flag(&ALLOW_UNAUTHENTICATED) || !is_public(host) {
+        return Ok(());
+    }
+    Err(Failure::usage(
+        format!("--host {host} lets others in, and there are no keys"),
+        "set --api-key-file FILE with lines `name key`, or let everybody in with --allow-unauthenticated",
+    ))
+}
+
+/// Whether anybody but this machine could connect. A name that cannot be resolved is left for binding to refuse.
+fn is_public(host: &str) -> bool {
+    (host, 0).to_socket_addrs().is_ok_and(|mut addresses| addresses.any(|address| !address.ip().is_loopback()))
+}
+
+/// An error whose text carries its own hint.
+fn told(error: impl std::fmt::Display) -> Failure {
+    let text = error.to_string();
+    let (what, hint) = text.split_once("\nhint: ").unwrap_or((&text, ""));
+    Failure::new(what, hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Layers;
+
+    fn settings(flags: &'static [(&str, &str)]) -> Settings {
+        let flag = |name: &str| flags.iter().find(|(n, _)| *n == name).map(|(_, v)| vec![(*v).to_owned()]);
+        let layers = Layers { flags: &|key| flag(key.name), environment: &|_| None, file: None };
+        Settings::resolve(false, &layers).unwrap()
+    }
+
+    #[test]
+    fn public_addresses_need_keys() {
+        for host in ["127.0.0.1", "127.0.0.5", "::1", "localhost"] {
+            assert!(!is_public(host), "{host}");
+        }
+        for host in ["0.0.0.0", "::", "192.0.2.7"] {
+            assert!(is_public(host), "{host}");
+        }
+        let open = settings(&[("host", "0.0.0.0")]);
+        let failure = refuse_strangers(&open, false).unwrap_err();
+        assert!(
+            failure.hint.contains("--api-key-file") && failure.hint.contains("--allow-unauthenticated"),
+            "{failure}"
+        );
+        assert_eq!(failure.code, 2);
+        assert_eq!(refuse_strangers(&open, true), Ok(()));
+        assert_eq!(
+            refuse_strangers(&settings(&[("host", "0.0.0.0"), ("allow-unauthenticated", "true")]), false),
+            Ok(())
+        );
+        assert_eq!(refuse_strangers(&settings(&[]), false), Ok(()));
+    }
+
+    #[test]
+    fn a_missing_key_file_is_told_with_its_hint() {
+        let mut settings = settings(&[("api-key-file", "/nowhere/keys")]);
+        settings.fill(&MAX_BODY, Value::Size(1));
+        let Err(failure) = server_config(&settings) else { panic!("there are no keys") };
+        assert!(failure.what.contains("/nowhere/keys") && failure.hint.contains("`name key`"), "{failure}");
+        assert!(!failure.what.contains("hint"), "{failure}");
+    }
+}

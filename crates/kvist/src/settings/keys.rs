@@ -1,0 +1,196 @@
+//! Every setting: its name as a flag (`--max-batch`), in the environment (`KVIST_MAX_BATCH`) and in a configuration file
+//! (`max-batch`), its default and its help are one entry.
+
+use Fallback::{Found, Is};
+
+use super::value::{Kind, Value};
+
+#[derive(Debug)]
+pub struct Key {
+    pub name: &'static str,
+    /// What stands for the value in the help.
+    pub placeholder: &'static str,
+    pub help: &'static str,
+    /// Heading in the help; "" = among the first.
+    pub heading: &'static str,
+    pub kind: Kind,
+    pub default: Fallback,
+    /// Whether `run` has it too; `serve` has all.
+    pub run: bool,
+}
+
+#[derive(Debug)]
+pub enum Fallback {
+    Is(&'static str),
+    /// Found out at start; the words describe how.
+    Found(&'static str),
+}
+
+impl Fallback {
+    /// As the help shows it.
+    pub fn words(&self) -> &'static str {
+        match self {
+            Fallback::Is(text) | Fallback::Found(text) => text,
+        }
+    }
+}
+
+impl Key {
+    /// Name of its environment variable.
+    pub fn variable(&self) -> String {
+        format!("KVIST_{}", self.name.to_ascii_uppercase().replace('-', "_"))
+    }
+
+    pub fn parse(&self, text: &str) -> Result<Value, String> {
+        self.kind.parse(text)
+    }
+}
+
+const ANY: Kind = Kind::Number { least: 0, most: i64::MAX as u64 };
+const SOME: Kind = Kind::Number { least: 1, most: i64::MAX as u64 };
+
+const fn key(name: &'static str, placeholder: &'static str, kind: Kind, default: Fallback, help: &'static str) -> Key {
+    Key { name, placeholder, help, heading: "", kind, default, run: false }
+}
+
+impl Key {
+    const fn under(self, heading: &'static str) -> Key {
+        Key { heading, ..self }
+    }
+
+    const fn also_in_run(self) -> Key {
+        Key { run: true, ..self }
+    }
+}
+
+const MEMORY: &str = "Memory and speed";
+const BOUNDS: &str = "Bounds";
+const ACCESS: &str = "Access and naming";
+
+pub static MODEL: Key = key(
+    "model",
+    "MODEL",
+    Kind::Text,
+    Found("the small model compiled into the binary"),
+    "Directory of a model in Hugging Face form",
+)
+.also_in_run();
+pub static HOST: Key =
+    key("host", "ADDRESS", Kind::Text, Is("127.0.0.1"), "Address to listen on; one that others reach needs keys");
+pub static PORT: Key =
+    key("port", "PORT", Kind::Number { least: 0, most: 65535 }, Is("8080"), "Port to listen on; 0 = any free one");
+pub static CTX: Key = key(
+    "ctx",
+    "TOKENS",
+    SOME,
+    Found("the model's, or what --kv-ram holds"),
+    "Context: tokens of a prompt and its reply at most",
+)
+.also_in_run();
+pub static KV_RAM: Key =
+    key("kv-ram", "SIZE", Kind::Size, Found("a quarter of free memory"), "Memory for the KV cache, e.g. 4GiB")
+        .also_in_run();
+pub static THREADS: Key =
+    key("threads", "N", Kind::Number { least: 1, most: 1024 }, Found("the cores allowed"), "Threads that compute")
+        .also_in_run();
+pub static API_KEY_FILE: Key = key(
+    "api-key-file",
+    "FILE",
+    Kind::Text,
+    Found("none: open to whoever reaches it"),
+    "Keys, one `name key` or `name sha256:HEX` a line; each name is a tenant",
+);
+
+pub static ISA: Key = key(
+    "isa",
+    "PATH",
+    Kind::Choice(&["avx512", "avx2", "portable"]),
+    Found("the best of this CPU"),
+    "Instruction set of the kernels",
+)
+.under(MEMORY)
+.also_in_run();
+pub static KV_TYPE: Key =
+    key("kv-type", "TYPE", Kind::Choice(&["bf16"]), Is("bf16"), "How the cache stores keys and values")
+        .under(MEMORY)
+        .also_in_run();
+pub static MAX_STEP_TOKENS: Key =
+    key("max-step-tokens", "N", SOME, Is("512"), "Tokens computed in one step at most").under(MEMORY).also_in_run();
+pub static MAX_BATCH: Key =
+    key("max-batch", "N", SOME, Is("64"), "Sequences that are generated at once at most").under(MEMORY);
+pub static ITL_TARGET_MS: Key = key(
+    "itl-target-ms",
+    "MS",
+    SOME,
+    Is("100"),
+    "Time between two tokens of a reply that is aimed at while prompts are computed beside it",
+)
+.under(MEMORY);
+
+pub static MAX_QUEUE: Key = key("max-queue", "N", ANY, Is("512"), "Requests that wait at most").under(BOUNDS);
+pub static MAX_BODY: Key = key(
+    "max-body",
+    "SIZE",
+    Kind::Size,
+    Found("16 bytes per context token, 64KiB at least"),
+    "Size of a request at most",
+)
+.under(BOUNDS);
+pub static MAX_N: Key = key("max-n", "N", SOME, Is("16"), "Choices of one request at most").under(BOUNDS);
+
+pub static ALLOW_UNAUTHENTICATED: Key =
+    key("allow-unauthenticated", "", Kind::Flag, Is("false"), "Listen on a public address without keys").under(ACCESS);
+pub static CORS: Key =
+    key("cors", "ORIGIN", Kind::List, Is("off"), "Origin whose web pages may call the server (repeatable; * = any)")
+        .under(ACCESS);
+pub static STRICT_MODEL: Key =
+    key("strict-model", "", Kind::Flag, Is("false"), "Answer 404 to requests that name another model").under(ACCESS);
+pub static SERVED_MODEL_NAME: Key =
+    key("served-model-name", "NAME", Kind::Text, Found("the directory's name"), "Model id that clients see")
+        .under(ACCESS);
+pub static PUBLIC_PROMPT: Key = key(
+    "public-prompt",
+    "FILE",
+    Kind::List,
+    Found("none"),
+    "System prompt that is computed at start and shared by all tenants (repeatable)",
+)
+.under(ACCESS);
+pub static LOG_LEVEL: Key = key(
+    "log-level",
+    "LEVEL",
+    Kind::Choice(&["off", "error", "info"]),
+    Is("info"),
+    "What is logged to standard error; never prompts or replies",
+)
+.under(ACCESS);
+
+/// All of them, in the order of the help.
+pub static ALL: [&Key; 21] = [
+    &MODEL,
+    &HOST,
+    &PORT,
+    &CTX,
+    &KV_RAM,
+    &THREADS,
+    &API_KEY_FILE,
+    &ISA,
+    &KV_TYPE,
+    &MAX_BATCH,
+    &MAX_STEP_TOKENS,
+    &ITL_TARGET_MS,
+    &MAX_QUEUE,
+    &MAX_BODY,
+    &MAX_N,
+    &ALLOW_UNAUTHENTICATED,
+    &STRICT_MODEL,
+    &SERVED_MODEL_NAME,
+    &PUBLIC_PROMPT,
+    &CORS,
+    &LOG_LEVEL,
+];
+
+/// The settings of a command.
+pub fn of(run: bool) -> impl Iterator<Item = &'static Key> {
+    ALL.into_iter().filter(move |key| key.run || !run)
+}

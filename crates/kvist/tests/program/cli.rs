@@ -1,0 +1,128 @@
+//! Settings, errors, `run` and `completions` as a user meets them.
+
+use crate::child::{kvist, output, piped};
+
+#[test]
+fn printed_settings_give_themselves_again() {
+    let flags = ["--port", "9000", "--kv-ram", "96MiB", "--strict-model", "--cors", "https://example.org"];
+    let mut command = kvist(&[&["serve", "--print-config"], &flags[..]].concat());
+    let printed = command.env("KVIST_MAX_BATCH", "7").output().unwrap();
+    let printed = String::from_utf8(printed.stdout).unwrap();
+    for line in [
+        "port = 9000                          # flag --port",
+        "max-batch = 7                        # environment KVIST_MAX_BATCH",
+        "host = \"127.0.0.1\"                   # default",
+        "ctx = 4096                           # default: the model's, or what --kv-ram holds",
+        "max-body = \"64KiB\"                   # default: 16 bytes per context token, 64KiB at least",
+    ] {
+        assert!(printed.lines().any(|l| l == line), "{line:?} in\n{printed}");
+    }
+    let path = std::env::temp_dir().join(format!("kvist-cli-{}.toml", std::process::id()));
+    std::fs::write(&path, &printed).unwrap();
+    let (again, errors, code) = output(&["serve", "--print-config", "--config", path.to_str().unwrap()]);
+    let by_environment = kvist(&["serve", "--print-config"]).env("KVIST_CONFIG", &path).output().unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(String::from_utf8(by_environment.stdout).unwrap(), again);
+    assert_eq!(code, Some(0), "{errors}");
+    let values = |text: &str| -> toml::Table { toml::from_str(text).unwrap() };
+    assert_eq!(values(&again), values(&printed));
+    assert!(again.contains("# file "), "{again}");
+}
+
+#[test]
+fn errors_have_a_hint_and_exit_codes() {
+    for (args, code, parts) in [
+        (&["serve", "--prot", "1"][..], 2, &["error: unexpected argument '--prot'", "--port"][..]),
+        (&["serve", "--port", "many"], 2, &["error: --port: \"many\"", "hint: "]),
+        (&["serve", "model.gguf"], 2, &["error: model.gguf: GGUF", "hint: "]),
+        (&["serve", "some-org/some-model"], 2, &["error: ", "hint: `hf download some-org/some-model"]),
+        (&["run", "--ctx", "100000"], 2, &["error: --ctx 100000: the model was made for 4096", "hint: choose 4096"]),
+        (&["run", "--kv-ram", "10"], 2, &["error: --kv-ram 10 holds no context", "hint: --kv-ram 1MiB"]),
+        (&["bench", "engine", "--shape", "huge"], 2, &["error: invalid value 'huge'", "llama-3.2-1b"]),
+        (&["bench", "engine", "--prompt-tokens", "4000"], 2, &["error: ", "hint: --prompt-tokens 3584"]),
+        (&[], 2, &["Usage: kvist <COMMAND>"]),
+    ] {
+        let (_, errors, got) = output(args);
+        assert_eq!(got, Some(code), "{args:?}: {errors}");
+        parts.iter().for_each(|part| assert!(errors.contains(part), "{args:?}: {part:?} in {errors}"));
+    }
+    let (version, _, code) = output(&["--version"]);
+    assert_eq!((version.trim(), code), (concat!("kvist ", env!("CARGO_PKG_VERSION")), Some(0)));
+}
+
+#[test]
+fn a_piped_conversation_is_answered_line_by_line() {
+    let input = "Hello!\nWhat do you mean?\n/stats\n/unheard-of\n/clear\nHello!\n";
+    let (out, errors, code) = piped(&["run", "--kv-ram", "32MiB", "--threads", "2"], input);
+    assert_eq!(code, Some(0), "{errors}");
+    let lines: Vec<&str> = out.lines().collect();
+    // The embedded model answers greedily, so the same question gets the same answer, the second time from the cache.
+    assert!(!lines[0].is_empty());
+    assert_eq!(lines.first(), lines.last());
+    let row = |name: &str| -> Vec<u64> {
+        let line = lines.iter().find(|l| l.trim_start().starts_with(name)).unwrap_or_else(|| panic!("{name}: {out}"));
+        line.split_whitespace().filter_map(|word| word.replace(',', "").parse().ok()).collect()
+    };
+    let (prompt, cached, computed) = (row("prompt tokens"), row("cached"), row("computed"));
+    assert_eq!((prompt[0] - cached[0], prompt[1] - cached[1]), (computed[0], computed[1]), "{out}");
+    // The second turn hits the whole first turn with its reply.
+    assert!(row("spliced")[0] > 0 && cached[0] > 0 && computed[0] < prompt[0] / 2 + 16, "{out}");
+    assert!(errors.contains("compiled into the binary"), "{errors}");
+    assert!(errors.contains("error: no command /unheard-of\nhint: /help"), "{errors}");
+}
+
+#[test]
+fn one_prompt_is_answered_and_nothing_else_is_said() {
+    let args = ["run", "--kv-ram", "32MiB", "--threads", "1", "--prompt", "Hello!", "--max-tokens", "5"];
+    let (first, errors, code) = output(&args);
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    assert!(first.ends_with('\n') && first.trim().len() > 1);
+    let drawn = |seed: &str| output(&[&args[..], &["--temperature", "1.5", "--seed", seed]].concat()).0;
+    assert_eq!(drawn("1"), drawn("1"));
+    assert!((2..9).any(|seed: u32| drawn(&seed.to_string()) != drawn("1")));
+}
+
+#[test]
+fn a_directory_is_served_like_the_same_files_in_the_binary() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/model");
+    let args = ["run", "--kv-ram", "32MiB", "--threads", "2", "--prompt", "What is a vector?", "--max-tokens", "12"];
+    let (embedded, _, _) = output(&args);
+    let (stored, errors, code) = output(&[&args[..], &[dir]].concat());
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    assert_eq!(stored, embedded);
+}
+
+#[test]
+fn completions_know_the_flags() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (script, errors, code) = output(&["completions", shell]);
+        assert_eq!((code, errors.as_str()), (Some(0), ""), "{shell}");
+        assert!(script.contains("kv-ram") && script.contains("serve"), "{shell}");
+    }
+}
+
+#[test]
+fn bench_engine_reports_every_figure_as_json() {
+    let args = ["bench", "engine", "--json", "--threads", "2", "--prompt-tokens", "192", "--seconds", "0.01"];
+    let (out, errors, code) = output(&args);
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (report["version"].as_str(), report["machine"]["threads"].as_u64()),
+        (Some(env!("CARGO_PKG_VERSION")), Some(2))
+    );
+    assert!(report["machine"]["valid"].is_boolean() && report["machine"]["bf16_gflop_per_second"].as_f64() > Some(0.0));
+    let lines = report["figures"]["lines"].as_array().unwrap();
+    assert_eq!(lines.len(), 8, "{out}");
+    assert!(lines.iter().all(|l| l["value"].as_f64() > Some(0.0) && l["limit"].as_f64() > Some(0.0)), "{out}");
+    let find = |name: &str| lines.iter().find(|l| l["name"] == name).unwrap_or_else(|| panic!("{name}: {out}"));
+    let kv = |name: &str, key: &str| find(name)["details"][key].as_u64().unwrap();
+    for (name, shares) in [
+        ("decode, 1 sequence", false),
+        ("decode, 8 sequences, private prompts", false),
+        ("decode, 8 sequences, shared prompt", true),
+        ("decode, 32 sequences, shared prompt", true),
+    ] {
+        assert_eq!(kv(name, "kv_bytes_per_step") < kv(name, "kv_bytes_per_step_unshared"), shares, "{name}: {out}");
+    }
+}

@@ -1,0 +1,6 @@
+//! Tests of the whole program, run as a child process.
+#![cfg(unix)]
+
+mod child;
+mod cli;
+mod serve;
