@@ -3,4 +3,5 @@
 
 mod child;
 mod cli;
+mod readme;
 mod serve;

@@ -1,0 +1,264 @@
+//! The attention kernel of a task: the softmax states of a band of rows, segment by segment, and their fold.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use kvist_base::{CHUNK, ChunkId, RunList};
+
+use super::Queries;
+use super::plan::{AttnPlan, Task, state_len};
+use super::tile::{GROUP, State, Tile, group};
+use crate::KvPool;
+use crate::buffer::SharedMut;
+use crate::simd::{Simd, isa_entry, prepare_halves};
+
+pub(super) struct Job<'a> {
+    pub plan: &'a AttnPlan,
+    pub runs: &'a RunList,
+    pub kv: &'a KvPool,
+    pub layer: usize,
+    pub q: &'a Queries<'a>,
+    pub out: SharedMut<f32>,
+    pub partials: SharedMut<f32>,
+}
+
+/// A thread's memory; kept, so that a steady step allocates nothing.
+pub(super) struct Scratch {
+    /// Prepared queries of a band, and the shift of each row that is prepared.
+    q: Vec<u32>,
+    shifts: Vec<Option<u32>>,
+    state: Vec<f32>,
+    /// m and l of the folded state; its O is the output.
+    folded: Vec<f32>,
+    /// Scores of a group, `[query row][64]`; the prepared weights of a row take their place.
+    scores: [f32; GROUP * CHUNK],
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const {
+        RefCell::new(Scratch {
+            q: Vec::new(),
+            shifts: Vec::new(),
+            state: Vec::new(),
+            folded: Vec::new(),
+            scores: [0.0; GROUP * CHUNK],
+        })
+    };
+}
+
+pub(super) fn with_scratch(f: impl FnOnce(&mut Scratch)) {
+    SCRATCH.with_borrow_mut(f);
+}
+
+isa_entry!(pub(super) fn run_task(job: &Job<'_>, task: &Task, scratch: &mut Scratch) = whole_task);
+
+/// # Safety
+/// The ISA of `S` is available; `job` is what the plan was built for; no other task writes the same part of the plan.
+#[inline(always)]
+unsafe fn whole_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch) {
+    let shape = job.plan.shape;
+    let band = &job.plan.bands[task.band];
+    let n = band.rows.len() * shape.group();
+    let len = state_len(shape, band.rows.len());
+    scratch.shifts.clear();
+    scratch.shifts.resize(band.rows.len(), None);
+    grow(&mut scratch.q, n * shape.head_dim / 2 * S::PAIR);
+    grow(&mut scratch.folded, 2 * n);
+    scratch.folded[..n].fill(f32::NEG_INFINITY);
+    // SAFETY: states lie in the scratch or in this part's place of `partials`, both of `len` elements. The band's rows
+    // and this head of the output are written by the task that folds, and there is one.
+    unsafe {
+        match task.part {
+            None => {
+                grow(&mut scratch.state, len);
+                for part in band.parts.clone() {
+                    let state = State::new(scratch.state.as_mut_ptr(), n);
+                    segment::<S>(job, &band.rows, part, task.head, scratch, state);
+                    fold::<S>(job, &band.rows, task.head, scratch, state);
+                }
+            }
+            Some(part) => {
+                let place = |part: usize| job.partials.get().add(job.plan.parts[part].partial + task.head * len);
+                segment::<S>(job, &band.rows, part, task.head, scratch, State::new(place(part), n));
+                if !job.plan.complete(task, part) {
+                    return;
+                }
+                for i in 0..band.parts.len() {
+                    let part = job.plan.fold_order(task, i);
+                    fold::<S>(job, &band.rows, task.head, scratch, State::new(place(part), n));
+                }
+            }
+        }
+        finish::<S>(job, &band.rows, task.head, scratch);
+    }
+}
+
+fn grow<T: Copy + Default>(v: &mut Vec<T>, n: usize) {
+    if v.len() < n {
+        v.resize(n, T::default());
+    }
+}
+
+/// Fills `state` with the softmax state of the band's rows over one part.
+///
+/// # Safety
+/// As [`whole_task`]; `state` has room for the band.
+#[inline(always)]
+unsafe fn segment<S: Simd>(
+    job: &Job<'_>,
+    rows: &Range<u32>,
+    part: usize,
+    head: usize,
+    scratch: &mut Scratch,
+    state: State,
+) {
+    let (shape, runs) = (job.plan.shape, job.runs);
+    let group_size = shape.group();
+    let n = rows.len() * group_size;
+    // SAFETY: the state has room for `n` query rows, says the caller; tiles lie in the pool, which checks the chunk;
+    // query rows lie in the band.
+    unsafe {
+        std::slice::from_raw_parts_mut(state.m, n).fill(f32::NEG_INFINITY);
+        std::slice::from_raw_parts_mut(state.l, n).fill(0.0);
+        std::slice::from_raw_parts_mut(state.o, n * shape.padded()).fill(0.0);
+        let picks = &job.plan.picks[job.plan.parts[part].picks.clone()];
+        for (i, &pick) in picks.iter().enumerate() {
+            let run = &runs.runs[pick as usize];
+            let (a, b) = (run.rows.start.max(rows.start), run.rows.end.min(rows.end));
+            if a >= b {
+                continue;
+            }
+            prepare_queries::<S>(job, rows.start, a..b, run.shift, head, scratch);
+            let (begin, end) = ((a - rows.start) as usize * group_size, (b - rows.start) as usize * group_size);
+            for chunk in 0..run.chunks.len() as u32 {
+                let id = runs.chunks[(run.chunks.start + chunk) as usize];
+                let (k, v) = job.kv.words(id, job.layer, head);
+                let mut tile = Tile {
+                    job,
+                    run,
+                    chunk,
+                    first: rows.start,
+                    k,
+                    v,
+                    q: scratch.q.as_ptr(),
+                    state,
+                    scores: scratch.scores.as_mut_ptr(),
+                    ahead: 0,
+                };
+                if let Some(&next) = following(runs, picks, i, chunk) {
+                    tile.ahead = job.kv.words(next, job.layer, head).0 as isize - k as isize;
+                }
+                for at in (begin..end).step_by(GROUP) {
+                    group::<S>(&tile, at, GROUP.min(end - at));
+                    tile.ahead = 0;
+                }
+            }
+        }
+    }
+}
+
+/// The chunk after `chunk` of the `i`-th run of `picks`.
+fn following<'a>(runs: &'a RunList, picks: &[u32], i: usize, chunk: u32) -> Option<&'a ChunkId> {
+    let at = |pick: u32| &runs.runs[pick as usize].chunks;
+    let here = at(picks[i]);
+    if here.start + chunk + 1 < here.end {
+        runs.chunks.get((here.start + chunk + 1) as usize)
+    } else {
+        picks.get(i + 1).and_then(|&next| runs.chunks.get(at(next).start as usize))
+    }
+}
+
+/// Prepares the queries of `rows` for runs of `shift`, unless they are.
+///
+/// # Safety
+/// As [`whole_task`]; `rows` lie in the band that begins at `first`.
+#[inline(always)]
+unsafe fn prepare_queries<S: Simd>(
+    job: &Job<'_>,
+    first: u32,
+    rows: Range<u32>,
+    shift: u32,
+    head: usize,
+    scratch: &mut Scratch,
+) {
+    let shape = job.plan.shape;
+    let (group, dim) = (shape.group(), shape.head_dim);
+    for row in rows {
+        let local = (row - first) as usize;
+        if scratch.shifts[local] == Some(shift) {
+            continue;
+        }
+        scratch.shifts[local] = Some(shift);
+        let set = job.q.shifts.iter().position(|&s| s == shift).expect("every shift of the runs has queries");
+        let at = ((set * job.plan.rows + row as usize) * shape.heads + head * group) * dim;
+        for (i, q) in job.q.data[at..at + group * dim].chunks_exact(dim).enumerate() {
+            // SAFETY: `q` of the scratch has room for every query row of the band.
+            unsafe { prepare_halves::<S>(q, scratch.q.as_mut_ptr().add((local * group + i) * dim / 2 * S::PAIR)) };
+        }
+    }
+}
+
+/// First element of query row `i` of the band in the output.
+fn output(job: &Job<'_>, rows: &Range<u32>, head: usize, i: usize) -> usize {
+    let (shape, group) = (job.plan.shape, job.plan.shape.group());
+    ((rows.start as usize + i / group) * shape.heads + head * group + i % group) * shape.head_dim
+}
+
+/// Folds a segment's state into the rows' state so far, whose O is the output.
+///
+/// # Safety
+/// As [`segment`]; the band's rows of this head in the output belong to the caller.
+#[inline(always)]
+unsafe fn fold<S: Simd>(job: &Job<'_>, rows: &Range<u32>, head: usize, scratch: &mut Scratch, state: State) {
+    let shape = job.plan.shape;
+    let n = rows.len() * shape.group();
+    let (folded_m, folded_l) = scratch.folded[..2 * n].split_at_mut(n);
+    for i in 0..n {
+        // SAFETY: `i` is a row of the state, and the output row is the caller's.
+        unsafe {
+            let (m, l, o) = (*state.m.add(i), *state.l.add(i), state.o.add(i * shape.padded()));
+            if m == f32::NEG_INFINITY {
+                continue;
+            }
+            let out = job.out.get().add(output(job, rows, head, i));
+            if folded_m[i] == f32::NEG_INFINITY {
+                (folded_m[i], folded_l[i]) = (m, l);
+                std::ptr::copy_nonoverlapping(o, out, shape.head_dim);
+                continue;
+            }
+            let top = if m > folded_m[i] { m } else { folded_m[i] };
+            let a = S::lanes(S::exp2(S::splat(folded_m[i] - top)))[0];
+            let b = S::lanes(S::exp2(S::splat(m - top)))[0];
+            (folded_m[i], folded_l[i]) = (top, folded_l[i] * a + l * b);
+            let mut at = 0;
+            while at < shape.head_dim {
+                let lanes = S::LANES.min(shape.head_dim - at);
+                let new = S::mul(S::load_n(o.add(at), lanes), S::splat(b));
+                let old = S::load_n(out.add(at), lanes);
+                S::store_n(out.add(at), lanes, S::fma(old, S::splat(a), new));
+                at += S::LANES;
+            }
+        }
+    }
+}
+
+/// Divides by l; zeros where nothing was seen.
+///
+/// # Safety
+/// As [`fold`].
+#[inline(always)]
+unsafe fn finish<S: Simd>(job: &Job<'_>, rows: &Range<u32>, head: usize, scratch: &Scratch) {
+    let dim = job.plan.shape.head_dim;
+    let n = rows.len() * job.plan.shape.group();
+    for i in 0..n {
+        let (m, l) = (scratch.folded[i], scratch.folded[n + i]);
+        // SAFETY: the output row is the caller's.
+        let out = unsafe { job.out.slice(output(job, rows, head, i), dim) };
+        if m == f32::NEG_INFINITY || l == 0.0 {
+            out.fill(0.0);
+        } else {
+            let scale = 1.0 / l;
+            out.iter_mut().for_each(|x| *x *= scale);
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Which task computes what: built once per step, used by every layer.
+
+use std::cmp::Reverse;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering::AcqRel, Ordering::Relaxed};
+
+use kvist_base::{CHUNK, ChunkLayout, Run, RunList, SEGMENT, StepCounters};
+
+/// Query rows (rows times heads per kv-head) of a band at most: their state then stays in the L2 cache.
+const BAND: usize = 128;
+
+/// A band is cut into segments when it takes more than this part of a thread's fair share of the step.
+const SPLIT: usize = 3;
+
+/// Heads of a layer. Head `h` reads kv-head `h / (heads / kv_heads)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttnShape {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl AttnShape {
+    /// Query rows of a row and kv-head.
+    pub(super) fn group(self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// f32 elements between the output rows of a state: whole vectors on every ISA.
+    pub(super) fn padded(self) -> usize {
+        self.head_dim.next_multiple_of(crate::simd::PANEL)
+    }
+}
+
+/// A deliberate violation of the numerics contract, for tests that must notice it.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Canary {
+    #[default]
+    None,
+    /// Segments are folded in the order in which they happen to finish.
+    FoldByCompletion,
+    /// The running maximum is taken over a block of rows.
+    BlockWideRescale,
+}
+
+/// Rows that are worked on together.
+#[derive(Clone, Debug)]
+pub(super) struct Band {
+    pub rows: Range<u32>,
+    pub parts: Range<usize>,
+}
+
+/// One segment of a band.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    /// Range of [`AttnPlan::picks`].
+    pub picks: Range<usize>,
+    /// Where the states of a band cut into segments lie, `[kv-head]` of [`AttnPlan::state_len`].
+    pub partial: usize,
+    cost: usize,
+}
+
+/// Work of one thread: a kv-head and a band, all segments or one of them.
+#[derive(Clone, Debug)]
+pub(super) struct Task {
+    pub head: usize,
+    pub band: usize,
+    pub part: Option<usize>,
+    cost: usize,
+}
+
+/// Counts down the segments of a band and kv-head.
+#[derive(Debug, Default)]
+struct Gather {
+    left: AtomicU32,
+    completed: AtomicU32,
+}
+
+/// How a step's attention is divided among threads. The result does not depend on it. Kept and rebuilt, so that a
+/// steady step allocates nothing.
+#[derive(Debug)]
+pub struct AttnPlan {
+    pub(super) shape: AttnShape,
+    pub(super) rows: usize,
+    pub(super) bands: Vec<Band>,
+    pub(super) parts: Vec<Part>,
+    /// Runs of each part, ascending for every row.
+    pub(super) picks: Vec<u32>,
+    pub(super) tasks: Vec<Task>,
+    pub(super) partials: Vec<f32>,
+    pub(super) canary: Canary,
+    gathers: Vec<Gather>,
+    /// `[kv-head][part]`: the parts of a band in the order of their completion; used by the canary.
+    order: Vec<AtomicU32>,
+    /// What it was built for, as a check.
+    built_for: (usize, usize),
+}
+
+impl AttnPlan {
+    /// An empty plan for layers of this shape.
+    ///
+    /// # Panics
+    /// When `heads` is no multiple of `kv_heads`, or `head_dim` is odd or zero.
+    pub fn new(shape: AttnShape) -> AttnPlan {
+        Self::with_canary(shape, Canary::None)
+    }
+
+    #[doc(hidden)]
+    pub fn with_canary(shape: AttnShape, canary: Canary) -> AttnPlan {
+        assert!(shape.kv_heads > 0 && shape.heads > 0 && shape.heads.is_multiple_of(shape.kv_heads), "{shape:?}");
+        assert!(shape.head_dim > 0 && shape.head_dim.is_multiple_of(2), "{shape:?}");
+        AttnPlan {
+            shape,
+            rows: 0,
+            bands: Vec::new(),
+            parts: Vec::new(),
+            picks: Vec::new(),
+            tasks: Vec::new(),
+            partials: Vec::new(),
+            canary,
+            gathers: Vec::new(),
+            order: Vec::new(),
+            built_for: (0, 0),
+        }
+    }
+
+    /// Divides the attention of `rows` rows among `threads` threads.
+    pub fn build(&mut self, runs: &RunList, rows: usize, threads: usize) {
+        self.rows = rows;
+        self.built_for = (runs.runs.len(), runs.chunks.len());
+        self.bands.clear();
+        self.parts.clear();
+        self.picks.clear();
+        self.tasks.clear();
+        let (group, kv_heads) = (self.shape.group(), self.shape.kv_heads);
+        let step = (BAND / group).max(1);
+        for first in (0..rows).step_by(step) {
+            self.push_band(runs, first as u32..rows.min(first + step) as u32);
+        }
+        let total = self.parts.iter().map(|part| part.cost).sum::<usize>() * kv_heads;
+        let limit = total / (threads * SPLIT);
+        let by_completion = self.canary == Canary::FoldByCompletion;
+        let mut partials = 0;
+        for (b, band) in self.bands.iter().enumerate() {
+            let parts = &mut self.parts[band.parts.clone()];
+            let cost: usize = parts.iter().map(|part| part.cost).sum();
+            if parts.len() > 1 && (by_completion || threads > 1 && cost > limit) {
+                let len = state_len(self.shape, band.rows.len());
+                for (part, of) in band.parts.clone().zip(parts) {
+                    of.partial = partials;
+                    partials += len * kv_heads;
+                    self.tasks.extend((0..kv_heads).map(|head| Task {
+                        head,
+                        band: b,
+                        part: Some(part),
+                        cost: of.cost,
+                    }));
+                }
+            } else {
+                self.tasks.extend((0..kv_heads).map(|head| Task { head, band: b, part: None, cost }));
+            }
+        }
+        // Long tasks first, so that the threads finish together.
+        self.tasks.sort_unstable_by_key(|task| (Reverse(task.cost), task.band, task.part, task.head));
+        if self.partials.len() < partials {
+            self.partials.resize(partials, 0.0);
+        }
+        self.gathers.resize_with(self.bands.len() * kv_heads, Gather::default);
+        self.order.resize_with(self.parts.len() * kv_heads, AtomicU32::default);
+    }
+
+    fn push_band(&mut self, runs: &RunList, rows: Range<u32>) {
+        let (from, parts) = (self.picks.len(), self.parts.len());
+        let meets = |r: &Range<u32>| r.start < rows.end && rows.start < r.end;
+        self.picks.extend((0..runs.runs.len() as u32).filter(|&i| meets(&runs.runs[i as usize].rows)));
+        let segment = |i: u32| runs.runs[i as usize].segment();
+        self.picks[from..].sort_unstable_by_key(|&i| (segment(i), i));
+        let group = self.shape.group();
+        // Row blocks per chunk, and one for bringing the chunk in.
+        let cost = |run: &Run| {
+            let shared = run.rows.end.min(rows.end) - run.rows.start.max(rows.start);
+            run.chunks.len() * (1 + (shared as usize * group).div_ceil(4))
+        };
+        let mut at = from;
+        while at < self.picks.len() {
+            let same = self.picks[at..].iter().take_while(|&&i| segment(i) == segment(self.picks[at])).count();
+            let cost = self.picks[at..at + same].iter().map(|&i| cost(&runs.runs[i as usize])).sum();
+            self.parts.push(Part { picks: at..at + same, partial: 0, cost });
+            at += same;
+        }
+        self.bands.push(Band { rows, parts: parts..self.parts.len() });
+    }
+
+    /// Before each layer.
+    pub(super) fn restart(&mut self, runs: &RunList) {
+        assert_eq!(self.built_for, (runs.runs.len(), runs.chunks.len()), "the plan was built for other runs");
+        for (i, gather) in self.gathers.iter_mut().enumerate() {
+            *gather.left.get_mut() = self.bands[i / self.shape.kv_heads].parts.len() as u32;
+            *gather.completed.get_mut() = 0;
+        }
+    }
+
+    /// Notes that the task's segment is complete. True for the last one of its band and head: it folds.
+    pub(super) fn complete(&self, task: &Task, part: usize) -> bool {
+        let gather = &self.gathers[task.band * self.shape.kv_heads + task.head];
+        let nth = gather.completed.fetch_add(1, Relaxed) as usize;
+        let at = task.head * self.parts.len() + self.bands[task.band].parts.start + nth;
+        self.order[at].store(part as u32, Relaxed);
+        gather.left.fetch_sub(1, AcqRel) == 1
+    }
+
+    /// The `i`-th part of the band to be folded.
+    pub(super) fn fold_order(&self, task: &Task, i: usize) -> usize {
+        let part = self.bands[task.band].parts.start + i;
+        match self.canary {
+            Canary::FoldByCompletion => self.order[task.head * self.parts.len() + part].load(Relaxed) as usize,
+            _ => part,
+        }
+    }
+}
+
+/// f32 elements of the softmax state of some rows and a kv-head: m, l and the padded O of each query row.
+pub(super) fn state_len(shape: AttnShape, rows: usize) -> usize {
+    rows * shape.group() * (shape.padded() + 2)
+}
+
+/// Bytes of KV that the attention of a step reads in the layers of `class`: each chunk of a run once if any of its rows
+/// sees a slot of it, and the same with every row reading for itself.
+pub fn kv_bytes(runs: &RunList, layout: &ChunkLayout, class: usize) -> StepCounters {
+    let chunk: usize = layout.layers.iter().filter(|l| l.class == class).map(|l| l.bytes).sum();
+    let mut counters = StepCounters::default();
+    for run in &runs.runs {
+        for c in 0..run.chunks.len() as u32 {
+            let sees = run.rows.clone().filter(|&row| runs.mask(run, c, row) != 0).count();
+            counters.kv_bytes_read += if sees > 0 { chunk as u64 } else { 0 };
+            counters.kv_bytes_unshared += (sees * chunk) as u64;
+        }
+    }
+    counters
+}
+
+const _: () = assert!(SEGMENT.is_multiple_of(CHUNK), "a chunk lies in one segment");

@@ -1,0 +1,256 @@
+//! A group of query rows against one chunk.
+//!
+//! Per chunk, `S = q K^T` for a block of query rows, masked, the running maximum of each row raised, `p = 2^(S - m)`
+//! rounded to bf16, `l` and `O` scaled by `2^(m_old - m)`, then `O += p V`. A row that sees nothing of a chunk is left
+//! untouched, whatever its block mates see. K and V of the chunk stay in the L1 cache while all row blocks pass.
+
+use kvist_base::{CHUNK, Run};
+
+use super::kernel::Job;
+use super::plan::Canary;
+use crate::simd::{PANEL, Simd, dots, row_block};
+
+/// Query rows that meet K of a chunk before the first of them meets V: K and q, then V and O fit the L1 cache.
+pub(super) const GROUP: usize = 24;
+
+/// Token pairs of a chunk.
+const PAIRS: usize = CHUNK / 2;
+
+/// Softmax state of query rows: the output so far is `o / l`, relative to the maximum `m` (log2 domain). `m` is -inf
+/// where nothing was seen yet.
+#[derive(Clone, Copy)]
+pub(super) struct State {
+    pub m: *mut f32,
+    pub l: *mut f32,
+    pub o: *mut f32,
+}
+
+impl State {
+    /// # Safety
+    /// `at` is valid for `n * (padded + 2)` elements.
+    pub unsafe fn new(at: *mut f32, n: usize) -> State {
+        // SAFETY: the caller's contract.
+        unsafe { State { m: at, l: at.add(n), o: at.add(2 * n) } }
+    }
+}
+
+/// What the groups of one band, head and chunk have in common.
+pub(super) struct Tile<'a> {
+    pub job: &'a Job<'a>,
+    pub run: &'a Run,
+    /// Which chunk of the run.
+    pub chunk: u32,
+    /// First row of the band.
+    pub first: u32,
+    pub k: *const u32,
+    pub v: *const u32,
+    pub q: *const u32,
+    pub state: State,
+    pub scores: *mut f32,
+    /// Bytes from this chunk's K and V to those of the next one; 0 if there is none.
+    pub ahead: isize,
+}
+
+/// `n <= GROUP` query rows from `at` of the band against a chunk.
+///
+/// # Safety
+/// The ISA of `S` is available, the tile's pointers are those of its job, and the rows' state and the scores belong to
+/// the caller.
+#[inline(always)]
+pub(super) unsafe fn group<S: Simd>(tile: &Tile<'_>, at: usize, n: usize) {
+    let (runs, size) = (tile.job.runs, tile.job.plan.shape.group());
+    let mut masks = [0_u64; GROUP];
+    for (r, mask) in masks[..n].iter_mut().enumerate() {
+        *mask = runs.mask(tile.run, tile.chunk, tile.first + ((at + r) / size) as u32);
+    }
+    if masks == [0; GROUP] {
+        return;
+    }
+    let mut largest = [f32::NEG_INFINITY; GROUP];
+    let mut alpha = [1.0; GROUP];
+    // SAFETY: rows `at..at + n` lie in the band, and `scores` has room for `n` rows.
+    unsafe {
+        let mut row = 0;
+        while row < n {
+            let size = block_size::<S>(n - row);
+            row_block!(S, size, scores(tile, at + row, row));
+            row += size;
+        }
+        for (r, largest) in largest[..n].iter_mut().enumerate() {
+            *largest = mask_row::<S>(tile.scores.add(r * CHUNK), masks[r]);
+        }
+        if tile.job.plan.canary == Canary::BlockWideRescale {
+            largest = [largest.into_iter().fold(f32::NEG_INFINITY, f32::max); GROUP];
+        }
+        for (r, alpha) in alpha[..n].iter_mut().enumerate() {
+            if masks[r] != 0 {
+                let (m, l) = (&mut *tile.state.m.add(at + r), &mut *tile.state.l.add(at + r));
+                *alpha = softmax_row::<S>(tile.scores.add(r * CHUNK), largest[r], m, l);
+            }
+        }
+        row = 0;
+        while row < n {
+            let size = block_size::<S>(n - row);
+            row_block!(S, size, outputs(tile, at + row, row, &alpha, &masks));
+            row += size;
+        }
+    }
+}
+
+/// The next of several blocks of almost equal size.
+#[inline(always)]
+fn block_size<S: Simd>(rows: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(S::ROWS))
+}
+
+/// Scores of the query rows from `at` of the band, stored from row `to` of the group.
+///
+/// # Safety
+/// As [`group`].
+#[inline(always)]
+unsafe fn scores<S: Simd, const R: usize, const V: usize>(tile: &Tile<'_>, at: usize, to: usize) {
+    let dim = tile.job.plan.shape.head_dim;
+    let q_row = dim / 2 * S::PAIR;
+    let ahead = if to == 0 { tile.ahead } else { 0 };
+    // SAFETY: K has `dim / 2` steps of 64 words; q has `at + R` rows.
+    unsafe {
+        let q = tile.q.add(at * q_row);
+        for token in (0..CHUNK).step_by(V * S::LANES) {
+            let mut acc = [[S::splat(0.0); V]; R];
+            let k = tile.k.add(token);
+            if ahead == 0 {
+                dots::<S, R, V, false>(&mut acc, k, CHUNK, PANEL, q, q_row, dim / 2, std::ptr::null());
+            } else {
+                let next = tile.k.wrapping_byte_offset(ahead).wrapping_add(token * dim / 2);
+                dots::<S, R, V, true>(&mut acc, k, CHUNK, PANEL, q, q_row, dim / 2, next);
+            }
+            for (r, acc) in acc.into_iter().enumerate() {
+                for (v, x) in acc.into_iter().enumerate() {
+                    S::store(tile.scores.add((to + r) * CHUNK + token + v * S::LANES), x);
+                }
+            }
+        }
+    }
+}
+
+/// `O = O * alpha + p V` for `R` query rows from `at` of the band, rows from `from` of the group.
+///
+/// # Safety
+/// As [`group`].
+#[inline(always)]
+unsafe fn outputs<S: Simd, const R: usize, const V: usize>(
+    tile: &Tile<'_>,
+    at: usize,
+    from: usize,
+    alpha: &[f32; GROUP],
+    masks: &[u64; GROUP],
+) {
+    let dim = tile.job.plan.shape.head_dim;
+    let mut column = 0;
+    // SAFETY: passed on.
+    unsafe {
+        while column + V * S::LANES <= dim {
+            columns::<S, R, V>(tile, at, from, column, alpha, masks);
+            column += V * S::LANES;
+        }
+        while column < dim {
+            columns::<S, R, 1>(tile, at, from, column, alpha, masks);
+            column += S::LANES;
+        }
+    }
+}
+
+/// Scores of the slots that the row does not see become -inf. Returns the largest score.
+///
+/// # Safety
+/// The ISA of `S` is available and `scores` valid for a chunk.
+#[inline(always)]
+unsafe fn mask_row<S: Simd>(scores: *mut f32, mask: u64) -> f32 {
+    // SAFETY: offsets stay inside the chunk.
+    unsafe {
+        let mut largest = S::splat(f32::NEG_INFINITY);
+        for i in (0..CHUNK).step_by(S::LANES) {
+            let mut s = S::load(scores.add(i));
+            if mask != u64::MAX {
+                s = S::select((mask >> i) as u32 & ((1 << S::LANES) - 1), s, S::splat(f32::NEG_INFINITY));
+                S::store(scores.add(i), s);
+            }
+            largest = S::max(largest, s);
+        }
+        S::largest(largest)
+    }
+}
+
+/// Raises the row's maximum, replaces its scores by the rounded weights as prepared pairs and adds them to `l`.
+/// Returns the factor for O.
+///
+/// # Safety
+/// The ISA of `S` is available and `scores` valid for a chunk.
+#[inline(always)]
+unsafe fn softmax_row<S: Simd>(scores: *mut f32, largest: f32, m: &mut f32, l: &mut f32) -> f32 {
+    // SAFETY: offsets stay inside the chunk; a prepared pair takes no more room than two scores, so that nothing is
+    // overwritten before it is read.
+    unsafe {
+        // Not below the smallest number, so that -inf - m is never NaN.
+        let top = if largest > *m { largest.max(f32::MIN) } else { *m };
+        let alpha = if top == *m {
+            1.0
+        } else if *m == f32::NEG_INFINITY {
+            0.0
+        } else {
+            S::lanes(S::exp2(S::splat(*m - top)))[0]
+        };
+        let mut sum = S::splat(0.0);
+        for i in (0..CHUNK).step_by(S::LANES) {
+            let e = S::exp2(S::sub(S::load(scores.add(i)), S::splat(top)));
+            sum = S::add(sum, S::store_prepared(scores.cast::<u32>().add(i / 2 * S::PAIR), e));
+        }
+        *m = top;
+        *l = *l * alpha + S::sum(sum);
+        alpha
+    }
+}
+
+/// `V` vectors of columns of [`outputs`].
+///
+/// # Safety
+/// As [`group`].
+#[inline(always)]
+unsafe fn columns<S: Simd, const R: usize, const V: usize>(
+    tile: &Tile<'_>,
+    at: usize,
+    from: usize,
+    column: usize,
+    alpha: &[f32; GROUP],
+    masks: &[u64; GROUP],
+) {
+    let shape = tile.job.plan.shape;
+    let ahead = if from == 0 { tile.ahead } else { 0 };
+    // SAFETY: V has 32 steps of `head_dim` words and a readable vector behind; the state has `at + R` rows with room
+    // for whole vectors; `p` of the rows lies where their scores were.
+    unsafe {
+        let o = tile.state.o.add(at * shape.padded() + column);
+        let p = tile.scores.cast::<u32>().add(from * CHUNK);
+        let mut acc = [[S::splat(0.0); V]; R];
+        for (r, acc) in acc.iter_mut().enumerate() {
+            for (v, acc) in acc.iter_mut().enumerate() {
+                *acc = S::mul(S::load(o.add(r * shape.padded() + v * S::LANES)), S::splat(alpha[from + r]));
+            }
+        }
+        let v = tile.v.add(column);
+        if ahead == 0 {
+            dots::<S, R, V, false>(&mut acc, v, shape.head_dim, PANEL, p, CHUNK, PAIRS, std::ptr::null());
+        } else {
+            let next = tile.v.wrapping_byte_offset(ahead).wrapping_add(column * PAIRS);
+            dots::<S, R, V, true>(&mut acc, v, shape.head_dim, PANEL, p, CHUNK, PAIRS, next);
+        }
+        for (r, acc) in acc.into_iter().enumerate() {
+            // A row that sees nothing keeps its state: adding zeros could still turn -0 into 0.
+            if masks[from + r] != 0 {
+                for (v, x) in acc.into_iter().enumerate() {
+                    S::store(o.add(r * shape.padded() + v * S::LANES), x);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Batch-invariant matrix product.
+
+use std::cell::RefCell;
+
+use crate::buffer::SharedMut;
+use crate::simd::{PANEL, Simd, dots, isa_entry, prepare, row_block};
+use crate::{Isa, PackedBf16, Pool};
+
+/// Rows that one tile handles at most: what it reads of x then stays in the L2 cache.
+const TILE_ROWS: usize = 96;
+
+/// Panels that one tile handles at most.
+const TILE_PANELS: usize = 8;
+
+/// Words of weights that are worked on together: half of an L2 cache of 512 KiB.
+const L2_WORDS: usize = 1 << 16;
+
+/// Bytes between the weights that are read and those that are asked for, where one panel at a time is read: a single
+/// stream does not make the hardware look far enough ahead.
+const AHEAD: usize = 4096;
+
+struct Job {
+    x: *const u32,
+    /// Words from one prepared row to the next.
+    stride: usize,
+    pairs: usize,
+    w: *const u32,
+    /// Words from one panel to the next.
+    panel: usize,
+    y: SharedMut<f32>,
+    n: usize,
+    add: bool,
+}
+
+// SAFETY: tiles only read through the pointers, except `y`, of which each writes a part of its own.
+unsafe impl Sync for Job {}
+
+#[derive(Clone, Copy)]
+struct Tile {
+    rows: (usize, usize),
+    panels: (usize, usize),
+}
+
+thread_local! {
+    /// Prepared x of the running call; kept, so that a steady step allocates nothing.
+    static PREPARED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// `y = x w^T`, or `y += x w^T` with `add`. x is bf16 `[rows][k]`, w `[n][k]`, y f32 `[rows][n]`.
+///
+/// Each output is one sum over k in ascending order: its bits do not depend on the other rows, on n, or on threads.
+///
+/// # Panics
+/// When a length does not fit or the machine cannot run `isa`.
+pub fn matmul(isa: Isa, pool: &Pool, x: &[u16], rows: usize, w: &PackedBf16, y: &mut [f32], add: bool) {
+    isa.require();
+    let (n, k) = (w.n(), w.k());
+    assert_eq!((x.len(), y.len()), (rows * k, rows * n));
+    if rows == 0 || n == 0 {
+        return;
+    }
+    let pairs = k.div_ceil(2);
+    // An odd number of cache lines, so that the rows of a block do not meet in one set of the L1 cache.
+    let stride = (pairs * 2).next_multiple_of(PANEL) | PANEL;
+    PREPARED.with_borrow_mut(|prepared| {
+        if prepared.len() < rows * stride {
+            prepared.resize(rows * stride, 0);
+        }
+        let out = SharedMut::new(prepared);
+        let some = 16384_usize.div_ceil(k.max(1)).max(8);
+        pool.run(rows.div_ceil(some), &|t| {
+            for r in t * some..rows.min((t + 1) * some) {
+                // SAFETY: `isa` is available; row `r` of the buffer is written by this tile alone, and `stride` words
+                // hold a prepared row.
+                unsafe { prepare_row(isa, &x[r * k..(r + 1) * k], out.get().add(r * stride)) };
+            }
+        });
+        let panels = n.div_ceil(PANEL);
+        let job = Job {
+            x: prepared.as_ptr(),
+            stride,
+            pairs,
+            w: w.words(),
+            panel: pairs * PANEL,
+            y: SharedMut::new(y),
+            n,
+            add,
+        };
+        // Several tiles per thread where there is enough to do; fewer rows at once only when panels do not suffice.
+        let want = if pool.threads() == 1 { 1 } else { pool.threads() * 4 };
+        let wide = (panels / want).clamp(1, TILE_PANELS);
+        let columns = panels.div_ceil(wide);
+        let tall = (rows * columns / want).clamp(24, TILE_ROWS).next_multiple_of(6);
+        let bands = rows.div_ceil(tall);
+        pool.run(bands * columns, &|t| {
+            let (band, column) = (t / columns, t % columns);
+            let tile = Tile {
+                rows: (band * tall, rows.min((band + 1) * tall)),
+                panels: (column * wide, panels.min((column + 1) * wide)),
+            };
+            // SAFETY: `isa` is available; tiles cover disjoint parts of y; the lengths were checked above.
+            unsafe { run_tile(isa, &job, tile) };
+        });
+    });
+}
+
+isa_entry!(fn prepare_row(src: &[u16], dst: *mut u32) = prepare);
+isa_entry!(fn run_tile(job: &Job, tile: Tile) = tile_rows);
+
+/// # Safety
+/// The ISA of `S` is available; the tile lies inside the job.
+#[inline(always)]
+unsafe fn tile_rows<S: Simd>(job: &Job, tile: Tile) {
+    let Tile { rows: (first, end), panels } = tile;
+    let whole = first + (end - first) / S::ROWS * S::ROWS;
+    // All panels for the only block, else as many as stay in the L2 cache while the row blocks pass.
+    let many = if whole == first { panels.1 } else { (L2_WORDS / job.panel.max(1)).clamp(1, 4) };
+    // SAFETY: passed on.
+    unsafe {
+        for p in (panels.0..panels.1).step_by(many) {
+            let panels = (p, panels.1.min(p + many));
+            for row in (first..whole).step_by(S::ROWS) {
+                row_block!(S, S::ROWS, sweep(job, row, panels));
+            }
+            if whole < end {
+                row_block!(S, end - whole, sweep(job, whole, panels));
+            }
+        }
+    }
+}
+
+/// `R` rows against the panels, as many at a time as the block has vectors.
+///
+/// # Safety
+/// As [`tile_rows`].
+#[inline(always)]
+unsafe fn sweep<S: Simd, const R: usize, const V: usize>(job: &Job, row: usize, panels: (usize, usize)) {
+    let many = V * S::LANES / PANEL;
+    let (mut p, end) = panels;
+    // SAFETY: passed on.
+    unsafe {
+        while p + many <= end {
+            block::<S, R, V>(job, row, p);
+            p += many;
+        }
+        while p < end {
+            match S::LANES {
+                4 => block::<S, R, 4>(job, row, p),
+                8 => block::<S, R, 2>(job, row, p),
+                _ => block::<S, R, 1>(job, row, p),
+            }
+            p += 1;
+        }
+    }
+}
+
+/// # Safety
+/// As [`tile_rows`], for rows `row..row + R` and the panels of `V` vectors from `panel`.
+#[inline(always)]
+unsafe fn block<S: Simd, const R: usize, const V: usize>(job: &Job, row: usize, panel: usize) {
+    // SAFETY: rows and panels lie inside x, w and y; the last panel is stored in part where n ends inside it.
+    unsafe {
+        let mut acc = [[S::splat(0.0); V]; R];
+        let w = job.w.add(panel * job.panel);
+        let x = job.x.add(row * job.stride);
+        if V * S::LANES == PANEL {
+            let next = w.wrapping_byte_add(AHEAD);
+            dots::<S, R, V, true>(&mut acc, w, PANEL, job.panel, x, job.stride, job.pairs, next);
+        } else {
+            dots::<S, R, V, false>(&mut acc, w, PANEL, job.panel, x, job.stride, job.pairs, std::ptr::null());
+        }
+        for (r, acc) in acc.into_iter().enumerate() {
+            for (v, sum) in acc.into_iter().enumerate() {
+                let column = panel * PANEL + v * S::LANES;
+                if column >= job.n {
+                    break;
+                }
+                let n = S::LANES.min(job.n - column);
+                let y = job.y.get().add((row + r) * job.n + column);
+                if n == S::LANES {
+                    S::store(y, if job.add { S::add(S::load(y), sum) } else { sum });
+                } else {
+                    S::store_n(y, n, if job.add { S::add(S::load_n(y, n), sum) } else { sum });
+                }
+            }
+        }
+    }
+}

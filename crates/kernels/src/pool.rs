@@ -1,0 +1,294 @@
+//! A small thread pool: one job at a time, its tiles claimed from a counter.
+
+use std::any::Any;
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// How long an idle thread watches for the next job before it sleeps. Jobs of one step follow each other within a few
+/// microseconds; a wake-up costs tens of them.
+const SPIN: Duration = Duration::from_micros(40);
+
+/// A ticket counts unclaimed tiles in its low bits and jobs in the rest.
+const TILE_BITS: u32 = 24;
+const TILE_MASK: u64 = (1 << TILE_BITS) - 1;
+
+/// Threads that run the tiles of one job at a time. The caller of [`Pool::run`] is one of them.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// Held while a job runs.
+    turn: Mutex<()>,
+}
+
+type Task<'a> = &'a (dyn Fn(usize) + Sync + 'a);
+
+struct Shared {
+    /// Job number and unclaimed tiles. Whoever takes the last tile off leaves the job number in place.
+    ticket: AtomicU64,
+    tiles: AtomicUsize,
+    /// The caller's `Task`, on its stack. Valid while a claimed tile of the job is unfinished.
+    task: AtomicPtr<Task<'static>>,
+    /// Finished tiles of the job.
+    done: AtomicUsize,
+    caller: Mutex<Option<Thread>>,
+    caller_sleeps: AtomicBool,
+    sleepers: AtomicUsize,
+    sleep: Mutex<()>,
+    wake: Condvar,
+    stop: AtomicBool,
+    /// The first panic of the job.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    spin: Duration,
+}
+
+impl Pool {
+    /// Starts `threads - 1` workers (at least none). With more threads than the machine has cores nothing spins.
+    ///
+    /// # Panics
+    /// When the system refuses a thread.
+    pub fn new(threads: usize) -> Pool {
+        let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let shared = Arc::new(Shared {
+            ticket: AtomicU64::new(0),
+            tiles: AtomicUsize::new(0),
+            task: AtomicPtr::new(std::ptr::null_mut()),
+            done: AtomicUsize::new(0),
+            caller: Mutex::new(None),
+            caller_sleeps: AtomicBool::new(false),
+            sleepers: AtomicUsize::new(0),
+            sleep: Mutex::new(()),
+            wake: Condvar::new(),
+            stop: AtomicBool::new(false),
+            panic: Mutex::new(None),
+            spin: if threads > cores { Duration::ZERO } else { SPIN },
+        });
+        let worker = |i| {
+            let shared = Arc::clone(&shared);
+            let name = format!("kvist-{i}");
+            thread::Builder::new().name(name).spawn(move || shared.work()).expect("the system refuses another thread")
+        };
+        let workers = (1..threads).map(worker).collect();
+        Pool { shared, workers, turn: Mutex::new(()) }
+    }
+
+    /// Threads that work on a job, the caller included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Runs `task(0)`, `task(1)`, ... `task(tiles - 1)`, in any order and on any of the threads, and returns when all
+    /// have finished. A call from inside a task, or while another thread's job runs, runs its tiles in the caller.
+    ///
+    /// # Panics
+    /// With the payload of the first task that panicked, after all the others have finished.
+    pub fn run(&self, tiles: usize, task: &(dyn Fn(usize) + Sync)) {
+        let turn = match self.turn.try_lock() {
+            Ok(turn) => Some(turn),
+            Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        if tiles <= 1 || self.workers.is_empty() || turn.is_none() {
+            return (0..tiles).for_each(task);
+        }
+        self.shared.run(tiles, task);
+        let panic = lock(&self.shared.panic).take();
+        drop(turn);
+        if let Some(payload) = panic {
+            resume_unwind(payload);
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, SeqCst);
+        self.shared.wake(usize::MAX);
+        for worker in self.workers.drain(..) {
+            // A worker catches the panics of its tiles and has none of its own.
+            let _ = worker.join();
+        }
+    }
+}
+
+/// No code panics while it holds one of the pool's locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn run(&self, tiles: usize, task: Task<'_>) {
+        assert!(tiles as u64 <= TILE_MASK, "{tiles} tiles in one job");
+        self.tiles.store(tiles, SeqCst);
+        self.task.store((&raw const task).cast::<Task<'static>>().cast_mut(), SeqCst);
+        self.done.store(0, SeqCst);
+        let job = (self.ticket.load(SeqCst) >> TILE_BITS).wrapping_add(1);
+        self.ticket.store((job << TILE_BITS) | tiles as u64, SeqCst);
+        self.wake(tiles - 1);
+        while self.claim_and_run() {}
+        self.wait_until(tiles);
+    }
+
+    /// Runs one tile of the current job if one is left.
+    fn claim_and_run(&self) -> bool {
+        let mut ticket = self.ticket.load(SeqCst);
+        loop {
+            if ticket & TILE_MASK == 0 {
+                return false;
+            }
+            match self.ticket.compare_exchange_weak(ticket, ticket - 1, SeqCst, SeqCst) {
+                Ok(_) => break,
+                Err(now) => ticket = now,
+            }
+        }
+        // From here until `done` is raised below this job cannot end, so `tiles` and `task` are its own.
+        let tiles = self.tiles.load(SeqCst);
+        let tile = tiles - (ticket & TILE_MASK) as usize;
+        // SAFETY: `task` points to a live reference on the stack of `run`, which returns only after `done == tiles`,
+        // and the tile claimed above is not counted in `done` yet.
+        let task = unsafe { *self.task.load(SeqCst) };
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| task(tile))) {
+            lock(&self.panic).get_or_insert(payload);
+        }
+        if self.done.fetch_add(1, SeqCst) + 1 == tiles
+            && self.caller_sleeps.load(SeqCst)
+            && let Some(caller) = &*lock(&self.caller)
+        {
+            caller.unpark();
+        }
+        true
+    }
+
+    fn wait_until(&self, tiles: usize) {
+        let finished = || self.done.load(SeqCst) == tiles;
+        if spin_until(self.spin, finished) {
+            return;
+        }
+        *lock(&self.caller) = Some(thread::current());
+        self.caller_sleeps.store(true, SeqCst);
+        while !finished() {
+            thread::park();
+        }
+        self.caller_sleeps.store(false, SeqCst);
+    }
+
+    /// Wakes up to `n` sleeping workers.
+    fn wake(&self, n: usize) {
+        let sleepers = self.sleepers.load(SeqCst);
+        if sleepers > 0 {
+            let _guard = lock(&self.sleep);
+            (0..n.min(sleepers)).for_each(|_| self.wake.notify_one());
+        }
+    }
+
+    /// Life of a worker.
+    fn work(&self) {
+        let has_work = || self.ticket.load(SeqCst) & TILE_MASK != 0 || self.stop.load(SeqCst);
+        loop {
+            while self.claim_and_run() {}
+            if !spin_until(self.spin, has_work) {
+                // A job is published before `sleepers` is read, and `sleepers` is raised before the job is looked
+                // for: one of the two sides sees the other.
+                let mut guard = lock(&self.sleep);
+                self.sleepers.fetch_add(1, SeqCst);
+                while !has_work() {
+                    guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+                }
+                self.sleepers.fetch_sub(1, SeqCst);
+            }
+            if self.stop.load(SeqCst) {
+                return;
+            }
+        }
+    }
+}
+
+/// Polls `ready` for at most `limit`.
+fn spin_until(limit: Duration, ready: impl Fn() -> bool) -> bool {
+    let start = Instant::now();
+    loop {
+        for _ in 0..32 {
+            if ready() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if start.elapsed() >= limit {
+            return ready();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_tile_runs_once() {
+        for threads in 1..=9 {
+            let pool = Pool::new(threads);
+            for tiles in (0..50).chain([1000]) {
+                let hits: Vec<AtomicUsize> = (0..tiles).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(tiles, &|i| {
+                    hits[i].fetch_add(1, SeqCst);
+                });
+                assert!(hits.iter().all(|h| h.load(SeqCst) == 1), "threads {threads}, tiles {tiles}");
+            }
+        }
+    }
+
+    #[test]
+    fn many_short_jobs_with_sleeps_between() {
+        let pool = Pool::new(4);
+        let sum = AtomicUsize::new(0);
+        for job in 0..3000 {
+            pool.run(7, &|i| {
+                sum.fetch_add(i, SeqCst);
+            });
+            if job % 500 == 0 {
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+        assert_eq!(sum.load(SeqCst), 3000 * 21);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+        let pool = Pool::new(3);
+        for round in 0..20 {
+            let ran = AtomicUsize::new(0);
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                pool.run(16, &|i| {
+                    ran.fetch_add(1, SeqCst);
+                    assert!(i != round % 16, "tile {i}");
+                });
+            }));
+            let payload = result.expect_err("the tile's panic is passed on");
+            assert_eq!(payload.downcast_ref::<String>(), Some(&format!("tile {}", round % 16)));
+            assert_eq!(ran.load(SeqCst), 16);
+        }
+    }
+
+    #[test]
+    fn nested_and_concurrent_runs_finish() {
+        let pool = Pool::new(4);
+        let sum = AtomicUsize::new(0);
+        thread::scope(|s| {
+            for _ in 0..4 {
+                s.spawn(|| {
+                    for _ in 0..50 {
+                        pool.run(8, &|_| {
+                            pool.run(3, &|i| {
+                                sum.fetch_add(i, SeqCst);
+                            })
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(sum.load(SeqCst), 4 * 50 * 8 * 3);
+    }
+}

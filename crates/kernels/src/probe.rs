@@ -1,0 +1,146 @@
+//! What this machine can do at most, measured with the instructions of the kernels.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use crate::simd::{Simd, isa_entry, row_block};
+use crate::{Isa, Pool};
+
+/// Arithmetic limit of one ISA path.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Peak {
+    /// GFLOP/s of all threads together, in bf16 dot products out of registers and L1.
+    pub gflops: f64,
+    /// The clock that was measured right before, in GHz.
+    pub clock_ghz: f64,
+    /// Vector multiply-adds that one thread finished per cycle.
+    pub per_cycle: f64,
+    /// `per_cycle` over what one thread alone reached in its best moment, rounded to what hardware offers (1/4, 1/2, 1
+    /// or 2). Below 0.9 the machine was busy, and figures from this run mean nothing.
+    pub share: f64,
+}
+
+/// Bytes that every thread reads in [`bandwidth`]: more than the caches hold.
+const STREAM: usize = 64 << 20;
+
+/// Highest read bandwidth of `rounds` passes over memory by all threads of the pool, in GB/s.
+pub fn bandwidth(pool: &Pool, rounds: usize) -> f64 {
+    /// Words of a stream; a tile reads several at once, as the kernels do.
+    const STREAM_WORDS: usize = 1 << 15;
+    const TILE: usize = 4 * STREAM_WORDS;
+    let data = vec![1_u64; STREAM / 8 * pool.threads()];
+    let tiles = data.len() / TILE;
+    let total = AtomicU64::new(0);
+    let seconds = best(rounds, || {
+        pool.run(tiles, &|t| {
+            let tile = &data[t * TILE..(t + 1) * TILE];
+            let mut sums = [[0_u64; 8]; 4];
+            for line in (0..STREAM_WORDS).step_by(8) {
+                for (s, sums) in sums.iter_mut().enumerate() {
+                    let at = s * STREAM_WORDS + line;
+                    sums.iter_mut().zip(&tile[at..at + 8]).for_each(|(s, x)| *s = s.wrapping_add(*x));
+                }
+            }
+            total.fetch_add(sums.iter().flatten().sum(), Relaxed);
+        });
+    });
+    black_box(total.into_inner());
+    (tiles * TILE * 8) as f64 / seconds / 1e9
+}
+
+/// Highest rate of multiply-adds of `rounds` short runs on all threads of the pool, with the clock check.
+///
+/// # Panics
+/// When the machine cannot run `isa`.
+pub fn peak(isa: Isa, pool: &Pool, rounds: usize) -> Peak {
+    isa.require();
+    let clock_ghz = clock(rounds);
+    let (alone, _) = multiply_adds(isa, &Pool::new(1), rounds.max(10));
+    let (rate, flops) = multiply_adds(isa, pool, rounds);
+    let cycles = clock_ghz * 1e9;
+    let offered = [0.25, 0.5, 1.0].into_iter().find(|o| alone / cycles < o * 1.05).unwrap_or(2.0);
+    let per_cycle = rate / pool.threads() as f64 / cycles;
+    Peak { gflops: rate * flops / 1e9, clock_ghz, per_cycle, share: per_cycle / offered }
+}
+
+/// Vector multiply-adds per second of all threads together, and floating point operations in one of them.
+fn multiply_adds(isa: Isa, pool: &Pool, rounds: usize) -> (f64, f64) {
+    const STEPS: usize = 50_000;
+    let (ops, flops) = (AtomicU64::new(0), AtomicU64::new(0));
+    let seconds = best(rounds, || {
+        ops.store(0, Relaxed);
+        pool.run(pool.threads(), &|_| {
+            let mut count = (0, 0);
+            // SAFETY: `isa` is available.
+            unsafe { steps(isa, STEPS, &mut count) };
+            ops.fetch_add(count.0, Relaxed);
+            flops.store(count.1, Relaxed);
+        });
+    });
+    (ops.into_inner() as f64 / seconds, flops.into_inner() as f64)
+}
+
+/// Clock of this core in GHz: a chain of xor and rotate takes two cycles a link on every machine we know.
+fn clock(rounds: usize) -> f64 {
+    const LINKS: u64 = 300_000;
+    let seconds = best(rounds, || {
+        let (mut x, y) = (black_box(1_u64), black_box(0x9e37_79b9_7f4a_7c15));
+        for _ in 0..LINKS {
+            x = (x ^ y).rotate_left(7);
+        }
+        black_box(x);
+    });
+    (2 * LINKS) as f64 / seconds / 1e9
+}
+
+/// Shortest of `rounds` runs, in seconds.
+fn best(rounds: usize, mut run: impl FnMut()) -> f64 {
+    let time = |_| {
+        let start = Instant::now();
+        run();
+        start.elapsed().as_secs_f64()
+    };
+    (0..rounds.max(1)).map(time).fold(f64::INFINITY, f64::min)
+}
+
+isa_entry!(fn steps(n: usize, count: &mut (u64, u64)) = steps_of);
+
+/// Runs `n` steps of the largest block on the same operands; reports vector multiply-adds and floating point
+/// operations in each.
+///
+/// # Safety
+/// The ISA of `S` is available.
+#[inline(always)]
+unsafe fn steps_of<S: Simd>(n: usize, count: &mut (u64, u64)) {
+    let w = [0x3f80_3f80_u32; 64];
+    let x = [0x3f80_3f80_u32; 16];
+    // SAFETY: the arrays hold a step of the largest block.
+    unsafe { row_block!(S, S::ROWS, steps_in_registers(n, black_box(&w), black_box(&x), count)) };
+}
+
+/// # Safety
+/// As [`steps_of`].
+#[inline(always)]
+unsafe fn steps_in_registers<S: Simd, const R: usize, const V: usize>(
+    n: usize,
+    w: &[u32; 64],
+    x: &[u32; 16],
+    count: &mut (u64, u64),
+) {
+    // SAFETY: V vectors lie in `w`, R prepared pairs in `x`.
+    unsafe {
+        let mut acc = [[S::splat(0.0); V]; R];
+        for _ in 0..n {
+            S::step(&mut acc, w.as_ptr(), crate::simd::PANEL, x.as_ptr(), S::PAIR);
+        }
+        for row in acc {
+            for sum in row {
+                black_box(S::lanes(sum));
+            }
+        }
+    }
+    // A fused step multiplies both elements of a pair in one instruction.
+    let (per_step, flops) = if S::PAIR == 1 { (1, 4 * S::LANES) } else { (2, 2 * S::LANES) };
+    *count = ((n * R * V * per_step) as u64, flops as u64);
+}

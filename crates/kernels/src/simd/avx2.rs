@@ -1,0 +1,148 @@
+use std::arch::x86_64::*;
+
+use super::{Simd, at};
+
+/// 8 lanes; bf16 products as two FMAs on widened operands.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+
+/// Lane mask for `maskload`: all ones in the first `n` lanes.
+#[inline(always)]
+unsafe fn first(n: usize) -> __m256i {
+    _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+}
+
+/// Bit patterns of the values rounded to bf16 (ties to even), in the upper halves; NaN becomes the quiet NaN.
+#[inline(always)]
+unsafe fn round(x: __m256) -> __m256i {
+    let bits = _mm256_castps_si256(x);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    let up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+    let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+    _mm256_and_si256(_mm256_blendv_epi8(up, quiet, nan), _mm256_set1_epi32(0xffff_0000_u32 as i32))
+}
+
+impl Simd for Avx2 {
+    const LANES: usize = 8;
+    const PAIR: usize = 2;
+    const ROWS: usize = 6;
+    type F = __m256;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m256 {
+        _mm256_set1_ps(x)
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m256 {
+        _mm256_loadu_ps(p)
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: __m256) {
+        _mm256_storeu_ps(p, x)
+    }
+    #[inline(always)]
+    unsafe fn load_n(p: *const f32, n: usize) -> __m256 {
+        _mm256_maskload_ps(p, first(n))
+    }
+    #[inline(always)]
+    unsafe fn store_n(p: *mut f32, n: usize, x: __m256) {
+        _mm256_maskstore_ps(p, first(n), x)
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m256, b: __m256) -> __m256 {
+        _mm256_add_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m256, b: __m256) -> __m256 {
+        _mm256_sub_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+        _mm256_mul_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn div(a: __m256, b: __m256) -> __m256 {
+        _mm256_div_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
+        _mm256_fmadd_ps(a, b, c)
+    }
+    #[inline(always)]
+    unsafe fn min(a: __m256, b: __m256) -> __m256 {
+        _mm256_min_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn max(a: __m256, b: __m256) -> __m256 {
+        _mm256_max_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn select(bits: u32, a: __m256, b: __m256) -> __m256 {
+        let lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        let set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(bits as i32), lane), lane);
+        _mm256_blendv_ps(b, a, _mm256_castsi256_ps(set))
+    }
+    #[inline(always)]
+    unsafe fn keep_ge(a: __m256, b: __m256, x: __m256) -> __m256 {
+        _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a, b), x)
+    }
+    #[inline(always)]
+    unsafe fn add_exponent(x: __m256, n: __m256) -> __m256 {
+        let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(n));
+        _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), n))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut u16, x: __m256) {
+        let high = _mm256_srli_epi32::<16>(round(x));
+        let packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256::<1>(high));
+        _mm_storeu_si128(p.cast(), packed)
+    }
+    #[inline(always)]
+    unsafe fn store_prepared(p: *mut u32, x: __m256) -> __m256 {
+        let bits = _mm256_castps_si256(x);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        let rounded = _mm256_and_si256(up, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+        _mm256_storeu_si256(p.cast(), rounded);
+        _mm256_castsi256_ps(rounded)
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u32) {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn step<const R: usize, const V: usize>(
+        acc: &mut [[__m256; V]; R],
+        w: *const u32,
+        panel: usize,
+        x: *const u32,
+        row: usize,
+    ) {
+        // First elements of all pairs, then the second ones: half the registers for `w`.
+        let mut half = [_mm256_setzero_ps(); V];
+        for (v, h) in half.iter_mut().enumerate() {
+            let pair = _mm256_loadu_si256(w.add(at::<Self>(v, panel)).cast());
+            *h = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pair));
+        }
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let x = _mm256_broadcast_ss(&*x.add(r * row).cast());
+            for (a, h) in acc.iter_mut().zip(half) {
+                *a = _mm256_fmadd_ps(h, x, *a);
+            }
+        }
+        let mut w = w;
+        // Loads the same words again: kept from the first time they would push accumulators out of the registers.
+        std::arch::asm!("/* {0} */", inout(reg) w, options(pure, readonly, nostack, preserves_flags));
+        for (v, h) in half.iter_mut().enumerate() {
+            let pair = _mm256_loadu_si256(w.add(at::<Self>(v, panel)).cast());
+            *h = _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32(0xffff_0000_u32 as i32)));
+        }
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let x = _mm256_broadcast_ss(&*x.add(r * row + 1).cast());
+            for (a, h) in acc.iter_mut().zip(half) {
+                *a = _mm256_fmadd_ps(h, x, *a);
+            }
+        }
+    }
+}

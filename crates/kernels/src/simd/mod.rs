@@ -1,0 +1,308 @@
+//! The operations that the kernels are written in, once per instruction set.
+//!
+//! Every kernel is one generic function over [`Simd`], `#[inline(always)]` down to the intrinsics and entered through
+//! a `#[target_feature]` function that [`isa_entry`] writes. There are no closures on that way: they would not inherit
+//! the features. Lanes are always output elements, so no result depends on how rows are blocked.
+#![expect(unsafe_op_in_unsafe_fn, reason = "each operation is one or two intrinsics under the contract of `Simd`")]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+pub(crate) use portable::Portable;
+
+/// Outputs in a panel of packed operands: a step of a panel is `[16][2]` bf16, one cache line.
+pub(crate) const PANEL: usize = 16;
+
+/// Minimax polynomial of `2^f` on [-1/2, 1/2] with the constant term 1.
+#[expect(clippy::approx_constant, reason = "close to ln 2, but not meant to be it")]
+const EXP2: [f32; 6] = [1.0, 0.693_147, 0.240_222_42, 0.055_507_337, 0.009_671_513, 0.001_326_472_6];
+
+/// Vector operations of one instruction set.
+///
+/// A *prepared* operand is the left side of a dot product, laid out for [`Simd::step`]: [`Simd::PAIR`] words for two
+/// consecutive bf16 elements (one word: the two bf16; two words: the two as f32).
+///
+/// # Safety
+/// Contract of every method: the instruction set is available, and pointers are valid for the lanes they address.
+/// No pointer needs to be aligned beyond its element type.
+pub(crate) trait Simd: Copy + 'static {
+    /// f32 lanes of a vector; divides [`PANEL`].
+    const LANES: usize;
+    /// Words of a prepared pair.
+    const PAIR: usize;
+    /// Rows of the largest register block.
+    const ROWS: usize;
+    type F: Copy;
+
+    unsafe fn splat(x: f32) -> Self::F;
+    unsafe fn load(p: *const f32) -> Self::F;
+    unsafe fn store(p: *mut f32, x: Self::F);
+    /// The first `n` lanes (`n <= LANES`), zeros behind them.
+    unsafe fn load_n(p: *const f32, n: usize) -> Self::F;
+    /// The first `n` lanes only.
+    unsafe fn store_n(p: *mut f32, n: usize, x: Self::F);
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, fused where the instruction set has it.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// Lane i of `a` where bit i of `bits` is set, else of `b`.
+    unsafe fn select(bits: u32, a: Self::F, b: Self::F) -> Self::F;
+    /// `x` where `a >= b`, else 0.
+    unsafe fn keep_ge(a: Self::F, b: Self::F, x: Self::F) -> Self::F;
+    /// Adds the low 9 bits of `n`'s bit pattern to the exponents of `x`, as integers.
+    unsafe fn add_exponent(x: Self::F, n: Self::F) -> Self::F;
+    /// Rounds to bf16, stores `LANES` of them.
+    unsafe fn store_bf16(p: *mut u16, x: Self::F);
+    /// Rounds non-negative finite values to bf16, stores them as `LANES / 2` prepared pairs, returns them rounded.
+    unsafe fn store_prepared(p: *mut u32, x: Self::F) -> Self::F;
+    /// One step of `R x V` dot products: `acc[r][v][lane] += w[v][lane][0] * x[r][0] + w[v][lane][1] * x[r][1]`.
+    ///
+    /// `w` is the step of packed operands (a word holds two bf16), vector `v` of it at [`at`]`(v, panel)`; the prepared
+    /// pair of row `r` is at `x + r * row`. The arithmetic of a lane is the same for all `R` and `V`.
+    unsafe fn step<const R: usize, const V: usize>(
+        acc: &mut [[Self::F; V]; R],
+        w: *const u32,
+        panel: usize,
+        x: *const u32,
+        row: usize,
+    );
+
+    /// Asks for a cache line; any address is allowed.
+    unsafe fn prefetch(p: *const u32);
+
+    /// Lane by lane into an array, for reductions; unused lanes are zero.
+    #[inline(always)]
+    unsafe fn lanes(x: Self::F) -> [f32; PANEL] {
+        let mut out = [0.0; PANEL];
+        Self::store(out.as_mut_ptr(), x);
+        out
+    }
+
+    /// Sum of the lanes.
+    #[inline(always)]
+    unsafe fn sum(x: Self::F) -> f32 {
+        let l = Self::lanes(x);
+        let mut n = Self::LANES;
+        let mut l = l;
+        while n > 1 {
+            n /= 2;
+            for i in 0..n {
+                l[i] += l[i + n];
+            }
+        }
+        l[0]
+    }
+
+    /// Largest lane.
+    #[inline(always)]
+    unsafe fn largest(x: Self::F) -> f32 {
+        let mut l = Self::lanes(x);
+        let mut n = Self::LANES;
+        while n > 1 {
+            n /= 2;
+            for i in 0..n {
+                l[i] = if l[i] > l[i + n] { l[i] } else { l[i + n] };
+            }
+        }
+        l[0]
+    }
+
+    /// `2^x` with a relative error below 3e-7 from -125 to 128; exactly 0 below, infinity above, exactly 1 at 0.
+    #[inline(always)]
+    unsafe fn exp2(x: Self::F) -> Self::F {
+        // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits.
+        const ROUND: f32 = 12_582_912.0;
+        let low = Self::splat(-125.0);
+        let clamped = Self::max(Self::min(x, Self::splat(128.0)), low);
+        let shifted = Self::add(clamped, Self::splat(ROUND));
+        let f = Self::sub(clamped, Self::sub(shifted, Self::splat(ROUND)));
+        let mut p = Self::splat(EXP2[5]);
+        for c in (0..5).rev() {
+            p = Self::fma(p, f, Self::splat(EXP2[c]));
+        }
+        Self::keep_ge(x, low, Self::add_exponent(p, shifted))
+    }
+}
+
+/// Word offset of vector `v` of a step whose panels are `panel` words apart.
+#[inline(always)]
+pub(crate) const fn at<S: Simd>(v: usize, panel: usize) -> usize {
+    v * S::LANES / PANEL * panel + v * S::LANES % PANEL
+}
+
+/// `acc += x . w` over `pairs` steps, in ascending order: the one inner loop of matmul, of q K^T and of p V. With
+/// `AHEAD`, as many words as are read here are meanwhile brought into the L2 cache from `next` on, line after line,
+/// which the hardware's own prefetcher understands.
+///
+/// # Safety
+/// As [`Simd::step`], for `w + i * stride` and `x + i * PAIR`, `i < pairs`.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "two strided operands")]
+pub(crate) unsafe fn dots<S: Simd, const R: usize, const V: usize, const AHEAD: bool>(
+    acc: &mut [[S::F; V]; R],
+    w: *const u32,
+    stride: usize,
+    panel: usize,
+    x: *const u32,
+    row: usize,
+    pairs: usize,
+    next: *const u32,
+) {
+    for i in 0..pairs {
+        if AHEAD {
+            for v in (0..V * S::LANES).step_by(PANEL) {
+                S::prefetch(next.wrapping_add(i * V * S::LANES + v));
+            }
+        }
+        S::step(acc, w.add(i * stride), panel, x.add(i * S::PAIR), row);
+    }
+}
+
+/// Prepares `src` as pairs of neighbours; the last of an odd number is paired with 0.
+///
+/// # Safety
+/// `dst` is valid for `src.len().div_ceil(2) * PAIR` words.
+#[inline(always)]
+pub(crate) unsafe fn prepare<S: Simd>(src: &[u16], dst: *mut u32) {
+    if S::PAIR == 2 {
+        for (i, &x) in src.iter().enumerate() {
+            *dst.add(i) = (x as u32) << 16;
+        }
+        if src.len() % 2 == 1 {
+            *dst.add(src.len()) = 0;
+        }
+    } else {
+        let halves = src.chunks_exact(2);
+        let odd = halves.remainder().first().copied();
+        for (i, pair) in halves.enumerate() {
+            *dst.add(i) = pair[0] as u32 | (pair[1] as u32) << 16;
+        }
+        if let Some(x) = odd {
+            *dst.add(src.len() / 2) = x as u32;
+        }
+    }
+}
+
+/// Prepares `src` as pairs of element `i` and element `i + len / 2`: the order of packed K.
+///
+/// # Safety
+/// `src.len()` is even and `dst` valid for `src.len() / 2 * PAIR` words.
+#[inline(always)]
+pub(crate) unsafe fn prepare_halves<S: Simd>(src: &[u16], dst: *mut u32) {
+    let (a, b) = src.split_at(src.len() / 2);
+    for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
+        if S::PAIR == 2 {
+            *dst.add(2 * i) = (a as u32) << 16;
+            *dst.add(2 * i + 1) = (b as u32) << 16;
+        } else {
+            *dst.add(i) = a as u32 | (b as u32) << 16;
+        }
+    }
+}
+
+/// Writes `unsafe fn $name(isa: Isa, ...)`, which runs `$generic::<S>(...)` compiled for the instruction set `isa`.
+macro_rules! isa_entry {
+    ($vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $generic:ident) => {
+        /// # Safety
+        /// The machine can run `isa`, and the contract of the generic function.
+        $vis unsafe fn $name(isa: $crate::Isa, $($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+            unsafe fn avx512($($arg: $ty),*) {
+                // SAFETY: the contract is passed on.
+                unsafe { $generic::<$crate::simd::Avx512>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn avx2($($arg: $ty),*) {
+                // SAFETY: the contract is passed on.
+                unsafe { $generic::<$crate::simd::Avx2>($($arg),*) }
+            }
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the machine can run it, says the caller.
+                $crate::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the machine can run it, says the caller.
+                $crate::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: needs nothing beyond the baseline.
+                _ => unsafe { $generic::<$crate::simd::Portable>($($arg),*) },
+            }
+        }
+    };
+}
+pub(crate) use isa_entry;
+
+/// Runs `$f::<S, R, V>($args)` for a block of `$rows` rows (at most [`Simd::ROWS`]), with the number of vectors that
+/// keeps the registers of `S` full. A vector count times `LANES` is a multiple of [`PANEL`] and at most 64.
+macro_rules! row_block {
+    ($s:ident, $rows:expr, $f:ident($($arg:expr),* $(,)?)) => {
+        match ($s::LANES, $rows) {
+            (4, 1) => $f::<$s, 1, 4>($($arg),*),
+            (4, 2) => $f::<$s, 2, 4>($($arg),*),
+            (4, 3) => $f::<$s, 3, 4>($($arg),*),
+            (4, 4) => $f::<$s, 4, 4>($($arg),*),
+            (8, 1) => $f::<$s, 1, 8>($($arg),*),
+            (8, 2) => $f::<$s, 2, 4>($($arg),*),
+            (8, 3) => $f::<$s, 3, 2>($($arg),*),
+            (8, 4) => $f::<$s, 4, 2>($($arg),*),
+            (8, 5) => $f::<$s, 5, 2>($($arg),*),
+            (8, 6) => $f::<$s, 6, 2>($($arg),*),
+            (16, 1) => $f::<$s, 1, 4>($($arg),*),
+            (16, 2) => $f::<$s, 2, 4>($($arg),*),
+            (16, 3) => $f::<$s, 3, 4>($($arg),*),
+            (16, 4) => $f::<$s, 4, 4>($($arg),*),
+            (16, 5) => $f::<$s, 5, 4>($($arg),*),
+            (16, 6) => $f::<$s, 6, 4>($($arg),*),
+            (lanes, rows) => unreachable!("no block of {rows} rows at {lanes} lanes"),
+        }
+    };
+}
+pub(crate) use row_block;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+
+    isa_entry!(fn exp2_of(x: &mut [f32; PANEL]) = exp2_all);
+
+    #[inline(always)]
+    unsafe fn exp2_all<S: Simd>(x: &mut [f32; PANEL]) {
+        for i in (0..PANEL).step_by(S::LANES) {
+            let p = x.as_mut_ptr().add(i);
+            S::store(p, S::exp2(S::load(p)));
+        }
+    }
+
+    #[test]
+    fn exp2_is_accurate_and_exact_where_it_must_be() {
+        for isa in Isa::available() {
+            for i in -125_000..128_000 {
+                let mut x = [i as f32 / 1000.0; PANEL];
+                // SAFETY: `isa` is available.
+                unsafe { exp2_of(isa, &mut x) };
+                let want = ((i as f32 / 1000.0) as f64).exp2();
+                assert!(x.iter().all(|x| (*x as f64 / want - 1.0).abs() < 3e-7), "{isa} 2^{i}");
+            }
+            let inf = f32::INFINITY;
+            let mut x =
+                [0.0, -0.0, -inf, -126.0, -1e30, 128.0, inf, 1e30, 1.0, -1.0, 127.0, -125.0, 0.0, 0.0, 0.0, 0.0];
+            let want = x.map(|x: f32| if x < -125.0 { 0.0 } else { x.exp2() });
+            // SAFETY: `isa` is available.
+            unsafe { exp2_of(isa, &mut x) };
+            assert_eq!(x.map(f32::to_bits), want.map(f32::to_bits), "{isa}");
+        }
+    }
+}

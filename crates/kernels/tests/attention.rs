@@ -1,0 +1,335 @@
+//! Tree attention against f64, and its independence of sharing, grouping and threads.
+
+mod common;
+
+use std::ops::Range;
+
+use common::{Rng, bits, nmse, paths};
+use kvist_base::{CHUNK, ChunkId, ChunkLayout, Dtype, LayerKind, Run, RunList, SEGMENT, Slot, low_mask};
+use kvist_kernels::{AttnPlan, AttnShape, Canary, Isa, KvPool, Pool, Queries, attend, bf16, kv_bytes};
+
+const CHUNKS: u32 = 48;
+const SHIFTS: [u32; 3] = [0, 64, 1024];
+const LAYER: usize = 1;
+
+/// A step's attention: random tree of runs, filled pool, queries.
+struct Case {
+    shape: AttnShape,
+    kv: KvPool,
+    runs: RunList,
+    rows: usize,
+    q: Vec<u16>,
+}
+
+fn pool_of(shape: AttnShape, chunks: u32) -> KvPool {
+    let kind = LayerKind::Gqa { heads: shape.kv_heads, dk: shape.head_dim, dv: shape.head_dim };
+    KvPool::new(ChunkLayout::new(Dtype::Bf16, &[kind; 2]), chunks).unwrap()
+}
+
+fn fill(kv: &mut KvPool, shape: AttnShape, rng: &mut Rng) {
+    let pool = Pool::new(1);
+    let width = CHUNK * shape.kv_heads * shape.head_dim;
+    for chunk in 0..kv.chunks() {
+        let slots: Vec<_> = (0..CHUNK as u8).map(|slot| Some(Slot { chunk: ChunkId(chunk), slot })).collect();
+        kv.write(&pool, LAYER, &slots, &rng.normals(width), &rng.normals(width));
+    }
+}
+
+/// Appends runs of `rows` from `place` on and recurses into a random partition of the rows.
+fn grow(rng: &mut Rng, runs: &mut RunList, rows: Range<u32>, mut place: u32, depth: usize, shift: u32) {
+    let per_segment = (SEGMENT / CHUNK) as u32;
+    let mut left = [1, 1, 2, 5, 9, 12, 17][rng.below(7)];
+    let shift = if rng.below(4) == 0 { SHIFTS[rng.below(3)] } else { shift };
+    while left > 0 {
+        let n = (per_segment - place % per_segment).min(left).min(1 + rng.below(8) as u32);
+        let first = runs.chunks.len() as u32;
+        runs.chunks.extend((0..n).map(|_| ChunkId(rng.below(CHUNKS as usize) as u32)));
+        let masks = (rng.below(3) == 0).then_some(runs.masks.len() as u32);
+        if masks.is_some() {
+            let mask = |rng: &mut Rng| match rng.below(6) {
+                0 => 0,
+                1 | 2 => u64::MAX,
+                3 => rng.next(),
+                _ => low_mask(1 + rng.below(64)),
+            };
+            (0..n * (rows.end - rows.start)).for_each(|_| runs.masks.push(mask(rng)));
+        }
+        runs.runs.push(Run { rows: rows.clone(), place, chunks: first..first + n, shift, masks });
+        place += n;
+        left -= n;
+    }
+    if depth > 0 {
+        let mut start = rows.start;
+        while start < rows.end {
+            let end = (start + 1 + rng.below(rows.len()) as u32).min(rows.end);
+            if rng.below(8) > 0 {
+                grow(rng, runs, start..end, place, depth - 1, shift);
+            }
+            start = end;
+        }
+    }
+}
+
+fn case(seed: u64, shape: AttnShape) -> Case {
+    let mut rng = Rng(seed);
+    let rng = &mut rng;
+    let mut kv = pool_of(shape, CHUNKS);
+    fill(&mut kv, shape, rng);
+    let rows = [1, 2, 3, 5, 9, 17, 40, 70][rng.below(8)];
+    let mut runs = RunList::default();
+    // The last row may see nothing at all.
+    let seeing = rows - rng.below(2).min(rows - 1);
+    let (depth, place) = (rng.below(4), rng.below(3) as u32);
+    grow(rng, &mut runs, 0..seeing as u32, place, depth, 0);
+    let scale = [0.02, 0.2, 1.0, 30.0][rng.below(4)];
+    let q = rng.bf16s(SHIFTS.len() * rows * shape.heads * shape.head_dim, scale);
+    Case { shape, kv, runs, rows, q }
+}
+
+fn run(isa: Isa, pool: &Pool, case: &Case, runs: &RunList, rows: usize, q: &[u16], canary: Canary) -> Vec<f32> {
+    let mut plan = AttnPlan::with_canary(case.shape, canary);
+    plan.build(runs, rows, pool.threads());
+    let mut out = vec![f32::NAN; rows * case.shape.heads * case.shape.head_dim];
+    let q = Queries { data: q, shifts: &SHIFTS };
+    attend(isa, pool, &mut plan, runs, &case.kv, LAYER, &q, &mut out);
+    let first = out.clone();
+    out.fill(f32::NAN);
+    attend(isa, pool, &mut plan, runs, &case.kv, LAYER, &q, &mut out);
+    if canary != Canary::FoldByCompletion {
+        assert!(bits(&first) == bits(&out), "a plan serves several layers");
+    }
+    out
+}
+
+/// Dense softmax in f64 over the visible keys.
+fn dense(case: &Case) -> Vec<f32> {
+    let AttnShape { heads, kv_heads, head_dim } = case.shape;
+    let mut out = vec![0.0; case.rows * heads * head_dim];
+    let (mut k, mut v) = (vec![0.0; head_dim], vec![0.0; head_dim]);
+    for (at, out) in out.chunks_exact_mut(head_dim).enumerate() {
+        let (row, head) = (at / heads, at % heads);
+        let mut keys: Vec<(f64, Vec<f32>)> = Vec::new();
+        for run in case.runs.runs.iter().filter(|r| r.rows.contains(&(row as u32))) {
+            let set = SHIFTS.iter().position(|&s| s == run.shift).unwrap();
+            let q = &case.q[((set * case.rows + row) * heads + head) * head_dim..][..head_dim];
+            for c in 0..run.chunks.len() as u32 {
+                let mask = case.runs.mask(run, c, row as u32);
+                let chunk = case.runs.chunks[(run.chunks.start + c) as usize];
+                for slot in (0..CHUNK).filter(|s| mask >> s & 1 == 1) {
+                    case.kv.read(LAYER, head / (heads / kv_heads), Slot { chunk, slot: slot as u8 }, &mut k, &mut v);
+                    let score: f64 = q.iter().zip(&k).map(|(&q, &k)| bf16::to_f32(q) as f64 * k as f64).sum();
+                    keys.push((score, v.clone()));
+                }
+            }
+        }
+        let top = keys.iter().map(|k| k.0).fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = keys.iter().map(|k| (k.0 - top).exp2()).sum();
+        for (i, out) in out.iter_mut().enumerate().filter(|_| !keys.is_empty()) {
+            *out = (keys.iter().map(|(s, v)| (s - top).exp2() * v[i] as f64).sum::<f64>() / sum) as f32;
+        }
+    }
+    out
+}
+
+fn shape(seed: u64) -> AttnShape {
+    let shapes = [(4, 4, 16), (8, 2, 64), (14, 2, 64), (9, 3, 64), (2, 1, 18), (6, 2, 96), (8, 1, 128), (3, 1, 256)];
+    let (heads, kv_heads, head_dim) = shapes[seed as usize % shapes.len()];
+    AttnShape { heads, kv_heads, head_dim }
+}
+
+#[test]
+fn agrees_with_f64() {
+    let paths = paths(&[1, 4]);
+    let mut worst = 0.0_f64;
+    for seed in 0..48 {
+        let case = case(seed, shape(seed));
+        let want = dense(&case);
+        for (isa, pool) in &paths {
+            let got = run(*isa, pool, &case, &case.runs, case.rows, &case.q, Canary::None);
+            let error = nmse(&got, &want);
+            assert!(error <= 5e-6, "seed {seed} {isa}: {error:e}");
+            worst = worst.max(error);
+        }
+    }
+    // Not better than the rounding of p allows: the comparison compares something.
+    assert!(worst > 1e-8, "{worst:e}");
+}
+
+/// Every run cut into single chunks.
+fn by_chunk(runs: &RunList) -> RunList {
+    let mut out = RunList { runs: Vec::new(), ..runs.clone() };
+    for run in &runs.runs {
+        for c in 0..run.chunks.len() as u32 {
+            let first = run.chunks.start + c;
+            let masks = run.masks.map(|at| at + c * run.rows.len() as u32);
+            out.runs.push(Run { place: run.place + c, chunks: first..first + 1, masks, ..run.clone() });
+        }
+    }
+    out
+}
+
+/// The attention of some of the rows, in the given order, each by itself.
+fn selected(case: &Case, rows: &[u32]) -> (RunList, Vec<u16>) {
+    let all = case.runs.unshared(case.rows as u32);
+    let mut out = RunList { runs: Vec::new(), ..all.clone() };
+    for (i, &row) in rows.iter().enumerate() {
+        let mine = all.runs.iter().filter(|r| r.rows.start == row);
+        out.runs.extend(mine.map(|r| Run { rows: i as u32..i as u32 + 1, ..r.clone() }));
+    }
+    let width = case.shape.heads * case.shape.head_dim;
+    let mut q = Vec::new();
+    for set in 0..SHIFTS.len() {
+        rows.iter().for_each(|&r| q.extend(&case.q[(set * case.rows + r as usize) * width..][..width]));
+    }
+    (out, q)
+}
+
+#[test]
+fn sharing_grouping_and_threads_do_not_change_a_bit() {
+    let pools: Vec<Pool> = (1..=8).map(Pool::new).collect();
+    for seed in 0..24 {
+        let case = case(1000 + seed, shape(seed));
+        let width = case.shape.heads * case.shape.head_dim;
+        let unshared = case.runs.unshared(case.rows as u32);
+        let chunks = by_chunk(&case.runs);
+        let mut order: Vec<u32> = (0..case.rows as u32).rev().collect();
+        order.rotate_left(case.rows / 3);
+        order.truncate(case.rows.div_ceil(2));
+        let (some, some_q) = selected(&case, &order);
+        for isa in Isa::available() {
+            let want = run(isa, &pools[0], &case, &case.runs, case.rows, &case.q, Canary::None);
+            for pool in &pools {
+                let threads = pool.threads();
+                for (name, runs) in [("shared", &case.runs), ("unshared", &unshared), ("by chunk", &chunks)] {
+                    let got = run(isa, pool, &case, runs, case.rows, &case.q, Canary::None);
+                    assert!(bits(&got) == bits(&want), "seed {seed} {isa} {name}, {threads} threads");
+                }
+                let got = run(isa, pool, &case, &some, order.len(), &some_q, Canary::None);
+                for (i, &row) in order.iter().enumerate() {
+                    let (got, want) = (&got[i * width..][..width], &want[row as usize * width..][..width]);
+                    assert!(bits(got) == bits(want), "seed {seed} {isa} row {row} among others, {threads} threads");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn block_wide_rescale_is_noticed() {
+    let mut noticed = 0;
+    for seed in 0..20 {
+        let case = case(2000 + seed, shape(seed));
+        let pool = Pool::new(1);
+        let unshared = case.runs.unshared(case.rows as u32);
+        for isa in Isa::available() {
+            let [a, b] = [&case.runs, &unshared]
+                .map(|runs| run(isa, &pool, &case, runs, case.rows, &case.q, Canary::BlockWideRescale));
+            noticed += usize::from(bits(&a) != bits(&b));
+        }
+    }
+    assert!(noticed > 0);
+}
+
+#[test]
+fn folding_by_completion_is_noticed() {
+    // Four segments of which the first three take equally long: some of 300 steps on 8 threads finish out of order.
+    let shape = AttnShape { heads: 2, kv_heads: 1, head_dim: 64 };
+    let mut rng = Rng(7);
+    let mut kv = pool_of(shape, CHUNKS);
+    fill(&mut kv, shape, &mut rng);
+    let mut runs = RunList { chunks: (0..32).map(ChunkId).collect(), ..RunList::default() };
+    let segment = |s: u32| Run { rows: 0..1, place: s * 8, chunks: s * 8..s * 8 + 8, shift: 0, masks: None };
+    runs.runs.extend((0..4).map(segment));
+    let q = rng.bf16s(3 * 2 * 64, 0.3);
+    let case = Case { shape, kv, runs, rows: 1, q };
+    let pool = Pool::new(8);
+    for isa in Isa::available() {
+        let want = run(isa, &pool, &case, &case.runs, 1, &case.q, Canary::None);
+        let differs = |_: &i32| {
+            let got = run(isa, &pool, &case, &case.runs, 1, &case.q, Canary::FoldByCompletion);
+            assert!(nmse(&got, &want) < 1e-10, "another order, the same attention");
+            bits(&got) != bits(&want)
+        };
+        assert!((0..300).find(differs).is_some(), "{isa}");
+    }
+}
+
+#[test]
+fn flat_scores_over_a_long_context_do_not_drift() {
+    let shape = AttnShape { heads: 2, kv_heads: 1, head_dim: 32 };
+    let mut rng = Rng(5);
+    let mut kv = pool_of(shape, 1);
+    fill(&mut kv, shape, &mut rng);
+    let mut runs = RunList { chunks: vec![ChunkId(0); 1024], ..RunList::default() };
+    let segment = |s: u32| Run { rows: 0..1, place: s * 8, chunks: s * 8..s * 8 + 8, shift: 0, masks: None };
+    runs.runs.extend((0..128).map(segment));
+    let q = vec![0; 3 * 2 * 32];
+    let case = Case { shape, kv, runs, rows: 1, q };
+    let want = dense(&case);
+    for (isa, pool) in paths(&[1, 3]) {
+        let got = run(isa, &pool, &case, &case.runs, 1, &case.q, Canary::None);
+        assert!(nmse(&got, &want) <= 1e-10, "{isa}");
+    }
+}
+
+#[test]
+fn extreme_scores_stay_in_their_row() {
+    let shape = AttnShape { heads: 2, kv_heads: 1, head_dim: 64 };
+    let mut case = case(3, shape);
+    case.runs = RunList { chunks: vec![ChunkId(0), ChunkId(1)], ..RunList::default() };
+    case.runs.runs.push(Run { rows: 0..6, place: 0, chunks: 0..2, shift: 0, masks: None });
+    (case.rows, case.q) = (6, Rng(9).bf16s(3 * 6 * 2 * 64, 0.2));
+    for (isa, pool) in paths(&[1]) {
+        let clean = run(isa, &pool, &case, &case.runs, 6, &case.q, Canary::None);
+        let good = case.q.clone();
+        for (row, value) in [(1, 0x7fc0), (2, 0x7f80), (3, bf16::from_f32(1e4)), (4, 0x7f7f)] {
+            case.q[row * 128..(row + 1) * 128].fill(value);
+        }
+        let got = run(isa, &pool, &case, &case.runs, 6, &case.q, Canary::None);
+        for row in [0, 5] {
+            assert_eq!(bits(&got[row * 128..][..128]), bits(&clean[row * 128..][..128]), "{isa} row {row}");
+        }
+        assert!(got[3 * 128..4 * 128].iter().all(|x| x.is_finite()), "{isa}");
+        case.q = good;
+    }
+}
+
+#[test]
+fn a_masked_slot_does_not_count() {
+    // The same keys, once followed by garbage that no row sees.
+    let shape = AttnShape { heads: 4, kv_heads: 2, head_dim: 64 };
+    let mut rng = Rng(11);
+    let mut kv = pool_of(shape, 2);
+    fill(&mut kv, shape, &mut rng);
+    kv.copy_slots(ChunkId(0), ChunkId(1), 10);
+    let huge = vec![f32::MAX; 2 * 64];
+    let tail: Vec<u8> = (10..64).collect();
+    for slot in tail {
+        kv.write(&Pool::new(1), LAYER, &[Some(Slot { chunk: ChunkId(0), slot })], &huge, &huge);
+    }
+    let q = rng.bf16s(3 * 4 * 64, 0.3);
+    let runs_of = |chunk| RunList {
+        runs: vec![Run { rows: 0..1, place: 0, chunks: 0..1, shift: 0, masks: Some(0) }],
+        chunks: vec![chunk],
+        masks: vec![low_mask(10)],
+    };
+    let case = Case { shape, kv, runs: runs_of(ChunkId(0)), rows: 1, q };
+    for (isa, pool) in paths(&[1]) {
+        let [a, b] =
+            [ChunkId(0), ChunkId(1)].map(|chunk| run(isa, &pool, &case, &runs_of(chunk), 1, &case.q, Canary::None));
+        assert!(bits(&a) == bits(&b) && a.iter().all(|x| x.is_finite()), "{isa}");
+    }
+}
+
+#[test]
+fn bytes_read_follow_from_the_runs() {
+    let shape = AttnShape { heads: 4, kv_heads: 2, head_dim: 64 };
+    let kv = pool_of(shape, 1);
+    let chunk = kv.layout().bytes as u64;
+    let mut runs = RunList { chunks: vec![ChunkId(0); 5], masks: vec![1, 0, 0, 0], ..RunList::default() };
+    runs.runs.push(Run { rows: 0..4, place: 0, chunks: 0..3, shift: 0, masks: None });
+    runs.runs.push(Run { rows: 1..3, place: 3, chunks: 3..5, shift: 0, masks: Some(0) });
+    let bytes = kv_bytes(&runs, kv.layout(), 0);
+    assert_eq!((bytes.kv_bytes_read, bytes.kv_bytes_unshared), (4 * chunk, 13 * chunk));
+    assert_eq!(kv_bytes(&runs, kv.layout(), 1).kv_bytes_read, 0);
+}

@@ -1,0 +1,125 @@
+//! The KV pool against a plain array of tokens.
+
+mod common;
+
+use common::Rng;
+use kvist_base::{CHUNK, ChunkId, ChunkLayout, Dtype, LayerKind, Slot};
+use kvist_kernels::{KvPool, Pool, bf16};
+
+fn pool(chunks: u32) -> KvPool {
+    let kinds = [LayerKind::Gqa { heads: 2, dk: 18, dv: 18 }, LayerKind::Gqa { heads: 3, dk: 64, dv: 32 }];
+    KvPool::new(ChunkLayout::new(Dtype::Bf16, &kinds), chunks).unwrap()
+}
+
+/// K and V of a slot, all layers and heads.
+fn token(kv: &KvPool, slot: Slot) -> Vec<f32> {
+    let mut out = Vec::new();
+    for (layer, desc) in kv.layout().layers.iter().enumerate() {
+        let LayerKind::Gqa { heads, dk, dv } = desc.kind;
+        for head in 0..heads {
+            let (mut k, mut v) = (vec![0.0; dk], vec![0.0; dv]);
+            kv.read(layer, head, slot, &mut k, &mut v);
+            out.extend(k.into_iter().chain(v));
+        }
+    }
+    out
+}
+
+#[test]
+fn random_operations() {
+    const CHUNKS: u32 = 5;
+    let mut rng = Rng(1);
+    let (threads, mut kv) = (Pool::new(3), pool(CHUNKS));
+    let width = kv.layout().token_bytes() / 2;
+    let mut model = vec![vec![vec![0.0; width]; CHUNK]; CHUNKS as usize];
+    for _ in 0..400 {
+        let chunk = ChunkId(rng.below(CHUNKS as usize) as u32);
+        match rng.below(8) {
+            0 => {
+                kv.zero(chunk);
+                model[chunk.0 as usize].fill(vec![0.0; width]);
+            }
+            1 => {
+                let slot = Slot { chunk, slot: rng.below(CHUNK) as u8 };
+                kv.zero_slot(slot);
+                model[chunk.0 as usize][slot.slot as usize].fill(0.0);
+            }
+            2 => {
+                let to = ChunkId((chunk.0 + 1 + rng.below(CHUNKS as usize - 1) as u32) % CHUNKS);
+                let n = rng.below(CHUNK + 1);
+                kv.copy_slots(chunk, to, n);
+                let copied = model[chunk.0 as usize][..n].to_vec();
+                model[to.0 as usize][..n].clone_from_slice(&copied);
+            }
+            _ => {
+                let rows = 1 + rng.below(40);
+                let slots: Vec<Option<Slot>> = (0..rows)
+                    .map(|_| {
+                        let chunk = ChunkId(rng.below(CHUNKS as usize) as u32);
+                        (rng.below(4) > 0).then(|| Slot { chunk, slot: rng.below(CHUNK) as u8 })
+                    })
+                    .collect();
+                let mut at = 0;
+                for (layer, desc) in kv.layout().clone().layers.iter().enumerate() {
+                    let LayerKind::Gqa { heads, dk, dv } = desc.kind;
+                    let (k, v) = (rng.normals(rows * heads * dk), rng.normals(rows * heads * dv));
+                    kv.write(&threads, layer, &slots, &k, &v);
+                    for (row, slot) in slots.iter().enumerate() {
+                        let Some(slot) = slot else { continue };
+                        let token = &mut model[slot.chunk.0 as usize][slot.slot as usize];
+                        for head in 0..heads {
+                            let k = &k[(row * heads + head) * dk..][..dk];
+                            let v = &v[(row * heads + head) * dv..][..dv];
+                            for (i, x) in k.iter().chain(v).enumerate() {
+                                token[at + head * (dk + dv) + i] = bf16::to_f32(bf16::from_f32(*x));
+                            }
+                        }
+                    }
+                    at += heads * (dk + dv);
+                }
+            }
+        }
+        for (chunk, tokens) in model.iter().enumerate() {
+            let slot = rng.below(CHUNK);
+            assert_eq!(token(&kv, Slot { chunk: ChunkId(chunk as u32), slot: slot as u8 }), tokens[slot]);
+        }
+    }
+    for (chunk, tokens) in model.iter().enumerate() {
+        for (slot, want) in tokens.iter().enumerate() {
+            assert_eq!(&token(&kv, Slot { chunk: ChunkId(chunk as u32), slot: slot as u8 }), want);
+        }
+    }
+}
+
+#[test]
+fn stored_values_are_finite() {
+    let (threads, mut kv) = (Pool::new(1), pool(1));
+    let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -f32::MAX];
+    let k: Vec<f32> = (0..2 * 18).map(|i| bad[i % 5]).collect();
+    kv.write(&threads, 0, &[Some(Slot { chunk: ChunkId(0), slot: 63 })], &k, &k);
+    let largest = bf16::to_f32(0x7f7f);
+    let want = [0.0, largest, -largest, largest, -largest];
+    let got = token(&kv, Slot { chunk: ChunkId(0), slot: 63 });
+    assert!((0..18).all(|i| got[i] == want[i % 5] && got[18 + i] == want[i % 5]));
+}
+
+#[test]
+fn a_layout_as_the_design_says() {
+    let (threads, mut kv) = (Pool::new(1), pool(1));
+    let k: Vec<f32> = (0..2 * 18).map(|i| i as f32).collect();
+    let v: Vec<f32> = (0..2 * 18).map(|i| 100.0 + i as f32).collect();
+    kv.write(&threads, 0, &[Some(Slot { chunk: ChunkId(0), slot: 5 })], &k, &v);
+    let (keys, values) = kv.chunk(ChunkId(0)).tile(0, 1);
+    // Head 1, pair 2: elements 2 and 2 + 9. Token 5 is the second of value pair 2.
+    assert_eq!(keys[(2 * CHUNK + 5) * 2..][..2], [bf16::from_f32(20.0), bf16::from_f32(29.0)]);
+    assert_eq!(values[(2 * 18 + 7) * 2..][..2], [0, bf16::from_f32(125.0)]);
+    assert_eq!(kv.chunk(ChunkId(0)).elements().len() * 2, kv.layout().bytes);
+}
+
+#[test]
+fn a_pool_beyond_memory_is_an_error() {
+    let layout = ChunkLayout::new(Dtype::Bf16, &[LayerKind::Gqa { heads: 1 << 20, dk: 256, dv: 256 }; 64]);
+    let error = KvPool::new(layout.clone(), u32::MAX).err().expect("that much memory does not exist");
+    assert_eq!(error.bytes, layout.bytes as u128 * u32::MAX as u128);
+    assert!(error.to_string().contains(&error.bytes.to_string()));
+}
