@@ -183,7 +183,7 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
     let light = !subject.heavy();
     let lengths: &[usize] = if light { &LENGTHS } else { &LENGTHS[..9] };
     // Three softmax segments and more, where the order in which they are folded matters.
-    let deep = light && random.chance(12);
+    let deep = light && random.chance(20);
     let context = subject.context().min(if deep { 1800 } else { 1024 });
     let mut prompts: Vec<Vec<TokenId>> = Vec::new();
     for _ in 0..2 + random.below(if light && !deep { 6 } else { 3 }) {
@@ -263,7 +263,7 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
             ..EngineConfig::default()
         },
         chunks: if tight { largest + random.below(4) as u32 } else { all + 8 },
-        threads: 1 + random.below(8),
+        threads: if deep { 2 + random.below(7) } else { 1 + random.below(8) },
         per_myriad,
         publish: random.chance(20),
         requests,

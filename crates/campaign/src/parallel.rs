@@ -38,7 +38,7 @@ pub fn seeds<R: Send + Default>(
                         }
                     }
                     let done = seed - range.start + 1;
-                    if show && done % 64 == 0 {
+                    if show && done.is_multiple_of(64) {
                         let rate = done as f64 / start.elapsed().as_secs_f64();
                         eprint!("\r{done} of {} ({rate:.0} a second)  ", range.end - range.start);
                         let _ = std::io::stderr().flush();

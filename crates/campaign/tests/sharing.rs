@@ -99,7 +99,7 @@ fn sixty_four_clients_on_one_system_prompt() {
 
     // What a decode step reads: the shared chunks once and 64 open ones, against 64 times 32 chunks by themselves.
     let chunk = rig.executor.info().layout.bytes as u64;
-    let decode = rig.steps.iter().filter(|s| s.0 == 64).last().expect("a step of 64 decode rows");
+    let decode = rig.steps.iter().rfind(|s| s.0 == 64).expect("a step of 64 decode rows");
     assert_eq!(decode.1, (31 + 64) * chunk);
     assert_eq!(decode.2, 64 * 32 * chunk);
 }
@@ -131,7 +131,7 @@ fn a_waiter_takes_over() {
     rig.engine.cancel(1, RequestId(0));
     rig.run();
     assert_eq!(rig.usage.len(), 3);
-    assert_eq!(rig.computed(), 1500 + 1);
+    assert_eq!(rig.engine.stats().prompt_rows, 1500 + 1);
     assert_eq!(rig.usage[&RequestId(0)].generated, 0);
 }
 
