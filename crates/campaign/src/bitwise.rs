@@ -221,7 +221,7 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
             domain: DomainId(if random.chance(85) { 2 } else { 3 }),
             prompt,
             n: if random.chance(if tight { 50 } else { 80 }) { 1 } else { 2 + random.below(2) as u32 },
-            max_tokens: if light { random.pick(&[1, 3, 10, 70, 130]) } else { random.pick(&[1, 3, 10]) },
+            max_tokens: if light { random.pick(&[1, 2, 4, 10, 70]) } else { random.pick(&[1, 3, 10]) },
             sampling: Sampling {
                 temperature: random.pick(&[0.0, 0.8]),
                 top_k: 0,
