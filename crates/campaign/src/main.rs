@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use kvist_campaign::bitwise::Subject;
 use kvist_campaign::{bitwise, ledger::Entry, parallel, subjects};
 use kvist_kernels::Isa;
 
@@ -68,11 +67,11 @@ fn main() -> ExitCode {
     let outcome = match Args::parse().campaign {
         Campaign::Bitwise { common, isa } => {
             let subjects = subjects::all(isa);
-            let names: Vec<String> = subjects.iter().map(|s| s.name()).collect();
+            let scope = subjects::scope(&subjects);
             let case = |seed: u64| bitwise::run(seed, subjects::pick(&subjects, seed));
             let result =
                 parallel::seeds(common.seeds.clone(), common.jobs, case, |a: &mut bitwise::Report, b| a.add(&b));
-            report("bitwise", common, names.join(", "), result.map(|r| r.to_string()))
+            report("bitwise", common, scope, result.map(|r| r.to_string()))
         }
         Campaign::Scheduler { common } => {
             use kvist_sim::campaign::{Canary, Report, run};

@@ -101,3 +101,10 @@ pub fn pick(subjects: &[CpuSubject], seed: u64) -> &CpuSubject {
     let turn = if heavy { seed / EMBEDDED_EVERY } else { seed };
     of_weight[turn as usize % of_weight.len()]
 }
+
+/// What a campaign over these subjects covers, in a few words.
+pub fn scope(subjects: &[CpuSubject]) -> String {
+    let mut paths: Vec<String> = subjects.iter().map(|s| s.isa.to_string()).collect();
+    paths.dedup();
+    format!("{} models on {}", subjects.len() / paths.len(), paths.join(" and "))
+}
