@@ -12,14 +12,15 @@ pub struct Entry<'a> {
     pub seeds: Range<u64>,
     /// What ran: subjects, ISA path, profile.
     pub scope: String,
+    /// From [`commit`] before the campaign began: the tree may have moved on when it ends.
+    pub commit: String,
     pub result: String,
 }
 
 impl Entry<'_> {
-    /// The line, with the commit of the working directory.
     pub fn line(&self) -> String {
         let Range { start, end } = self.seeds;
-        format!("| {} | {start}..{end} | {} | {} | {} |", self.campaign, self.scope, commit(), self.result)
+        format!("| {} | {start}..{end} | {} | {} | {} |", self.campaign, self.scope, self.commit, self.result)
     }
 
     /// Appends the line to the ledger file.
@@ -29,7 +30,7 @@ impl Entry<'_> {
 }
 
 /// Abbreviated commit id; `+` = with changes that are not committed.
-fn commit() -> String {
+pub fn commit() -> String {
     let git = |args: &[&str]| {
         let out = Command::new("git").args(args).output().ok().filter(|o| o.status.success())?;
         Some(String::from_utf8_lossy(&out.stdout).trim().to_string())

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use kvist_campaign::{bitwise, ledger::Entry, parallel, subjects};
+use kvist_campaign::ledger::{self, Entry};
+use kvist_campaign::{bitwise, parallel, subjects};
 use kvist_kernels::Isa;
 
 /// Long seeded campaigns against kvist's own invariants (for development).
@@ -64,6 +65,7 @@ fn range(text: &str) -> Result<Range<u64>, String> {
 }
 
 fn main() -> ExitCode {
+    let commit = ledger::commit();
     let outcome = match Args::parse().campaign {
         Campaign::Bitwise { common, isa } => {
             let subjects = subjects::all(isa);
@@ -71,13 +73,13 @@ fn main() -> ExitCode {
             let case = |seed: u64| bitwise::run(seed, subjects::pick(&subjects, seed));
             let result =
                 parallel::seeds(common.seeds.clone(), common.jobs, case, |a: &mut bitwise::Report, b| a.add(&b));
-            report("bitwise", common, scope, result.map(|r| r.to_string()))
+            report("bitwise", commit, common, scope, result.map(|r| r.to_string()))
         }
         Campaign::Scheduler { common } => {
             use kvist_sim::campaign::{Canary, Report, run};
             let case = |seed| run(seed, Canary::None);
             let result = parallel::seeds(common.seeds.clone(), common.jobs, case, |a: &mut Report, b| a.add(&b));
-            report("scheduler", common, "simulated".into(), result.map(|r| format!("{r:?}")))
+            report("scheduler", commit, common, "simulated".into(), result.map(|r| format!("{r:?}")))
         }
         Campaign::Tree { common, steps } => {
             let case = |seed| kvist_cache::campaign::run(seed, steps);
@@ -85,7 +87,7 @@ fn main() -> ExitCode {
                 parallel::seeds(common.seeds.clone(), common.jobs, case, |a: &mut kvist_cache::campaign::Report, b| {
                     a.merge(&b)
                 });
-            report("tree", common, format!("{steps} steps a seed"), result.map(|r| r.to_string()))
+            report("tree", commit, common, format!("{steps} steps a seed"), result.map(|r| r.to_string()))
         }
     };
     match outcome {
@@ -97,13 +99,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn report(name: &str, common: Common, scope: String, result: Result<String, String>) -> Result<(), String> {
+fn report(
+    name: &str,
+    commit: String,
+    common: Common,
+    scope: String,
+    result: Result<String, String>,
+) -> Result<(), String> {
     let failed = result.as_ref().err().cloned();
     let result = match result {
         Ok(report) => format!("passed: {report}"),
         Err(e) => format!("FAILED: {e}"),
     };
-    let entry = Entry { campaign: name, seeds: common.seeds, scope, result };
+    let entry = Entry { campaign: name, seeds: common.seeds, scope, commit, result };
     println!("{}", entry.line());
     if let Some(file) = common.ledger {
         entry.append(&file).map_err(|e| format!("{}: {e}", file.display()))?;

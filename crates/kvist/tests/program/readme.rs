@@ -35,6 +35,9 @@ fn its_curl_lines_work() {
         } else {
             let answer: serde_json::Value = serde_json::from_str(&body).unwrap();
             assert!(answer["usage"]["completion_tokens"].as_u64().unwrap() > 0, "{answer}");
+            if line.contains("What is the code of blue owl?") {
+                assert_eq!(answer["choices"][0]["message"]["content"], "77", "as the README says");
+            }
         }
     }
 }
