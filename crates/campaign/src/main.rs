@@ -108,7 +108,8 @@ fn report(
 ) -> Result<(), String> {
     let failed = result.as_ref().err().cloned();
     let result = match result {
-        Ok(report) => format!("passed: {report}"),
+        // A ledger entry is one line of a table.
+        Ok(report) => format!("passed: {}", report.split_whitespace().collect::<Vec<_>>().join(" ")),
         Err(e) => format!("FAILED: {e}"),
     };
     let entry = Entry { campaign: name, seeds: common.seeds, scope, commit, result };

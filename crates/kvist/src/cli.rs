@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, StyledStr};
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint, value_parser};
 
+use crate::complain;
 use crate::failure::{Failure, Result};
 use crate::settings::keys::{self, Key, MODEL};
 use crate::settings::{Kind, Layers, Settings};
@@ -18,7 +19,7 @@ Examples:
 
 const SERVE_EXAMPLES: &str = "\
 Every setting can also be given in the environment (KVIST_MAX_BATCH=32) and in the file of --config (max-batch = 32).
-A flag wins over the environment, the environment over the file.
+A flag wins over the environment, the environment over the file. KVIST_CONFIG names the file where --config does not.
 
 Examples:
   kvist serve
@@ -93,7 +94,7 @@ fn settings_args(run: bool) -> Vec<Arg> {
     let config = Arg::new("config")
         .long("config")
         .value_name("FILE")
-        .help("TOML file with any of these settings")
+        .help("TOML file with any of these settings [env: KVIST_CONFIG]")
         .value_hint(ValueHint::FilePath)
         .value_parser(value_parser!(PathBuf));
     let print = Arg::new("print-config")
@@ -107,15 +108,11 @@ fn settings_args(run: bool) -> Vec<Arg> {
 }
 
 fn setting_arg(key: &'static Key) -> Arg {
-    let choices = match key.kind {
-        Kind::Choice(choices) => format!(": {}", choices.join(", ")),
-        _ => String::new(),
-    };
     let default = match key.kind {
         Kind::Flag => String::new(),
         _ => format!(" [default: {}]", key.default.words()),
     };
-    let arg = Arg::new(key.name).help(format!("{}{choices}{default}", key.help));
+    let arg = Arg::new(key.name).help(format!("{}{default}", key.help));
     let arg = if key.heading.is_empty() { arg } else { arg.help_heading(key.heading) };
     if key.name == MODEL.name {
         return arg.value_name(key.placeholder).value_hint(ValueHint::DirPath);
@@ -129,7 +126,8 @@ fn setting_arg(key: &'static Key) -> Arg {
             .default_missing_value("true")
             .value_name("BOOL")
             .hide_possible_values(true),
-        Kind::List => arg.value_name(key.placeholder).action(ArgAction::Append),
+        Kind::List(_) => arg.value_name(key.placeholder).action(ArgAction::Append),
+        Kind::Choice(choices) => arg.value_name(key.placeholder).value_parser(PossibleValuesParser::new(choices)),
         _ => arg.value_name(key.placeholder),
     }
 }
@@ -142,18 +140,25 @@ fn run_args() -> Vec<Arg> {
             .long("temperature")
             .value_name("T")
             .help("0 = always the most likely token [default: the model's]")
-            .value_parser(value_parser!(f32)),
+            .allow_negative_numbers(true)
+            .value_parser(temperature),
         Arg::new("seed")
             .long("seed")
             .value_name("N")
             .help("Draw the same tokens again [default: a new one each time]")
-            .value_parser(value_parser!(u64)),
+            .value_parser(value_parser!(u64).range(..=i64::MAX as u64)),
         Arg::new("max-tokens")
             .long("max-tokens")
             .value_name("N")
-            .help("Tokens of an answer at most [default: to the end of the context]")
+            .help("Tokens of an answer at most [default: to the end of the context; 256 of the small model]")
             .value_parser(value_parser!(u32).range(1..)),
     ]
+}
+
+/// The range of the HTTP API.
+fn temperature(text: &str) -> std::result::Result<f32, String> {
+    let value: f32 = text.parse().map_err(|_| "it is not a number")?;
+    if (0.0..=100.0).contains(&value) { Ok(value) } else { Err("it is not a number from 0 to 100".into()) }
 }
 
 fn bench() -> Command {
@@ -224,6 +229,11 @@ pub fn settings(matches: &ArgMatches, run: bool) -> Result<Settings> {
     if let Some(failure) = broken {
         return Err(failure);
     }
+    for name in std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()) {
+        if let Some(warning) = keys::unknown_variable(&name) {
+            complain(&warning);
+        }
+    }
     let file =
         matches.get_one::<PathBuf>("config").cloned().or_else(|| std::env::var_os("KVIST_CONFIG").map(PathBuf::from));
     Settings::resolve(
@@ -258,6 +268,10 @@ mod tests {
             (&["serve", "--kv-rm", "1GiB"], "--kv-ram"),
             (&["serv"], "serve"),
             (&["bench", "engine", "--shape", "llama"], "llama-3.2-1b"),
+            (&["serve", "--isa", "sse"], "[possible values: avx512, avx2, portable]"),
+            (&["run", "--temperature", "-1"], "it is not a number from 0 to 100"),
+            (&["run", "--temperature", "nan"], "it is not a number from 0 to 100"),
+            (&["run", "--seed", "9223372036854775808"], "9223372036854775807"),
         ] {
             let (text, code) = error(args);
             assert_eq!(code, 2);
@@ -271,7 +285,7 @@ mod tests {
         assert_eq!(code, 0);
         let place = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part:?} is missing in\n{text}"));
         assert!(text.starts_with("Serve a model over HTTP"));
-        let order = ["[MODEL]", "--host", "--port", "--kv-ram", "--config", "Memory and speed", "Bounds:", "Examples:"];
+        let order = ["[MODEL]", "--host", "--port", "--kv-ram", "--config", "Memory and speed", "Limits:", "Examples:"];
         assert!(order.map(place).is_sorted(), "{text}");
         assert!(text.contains("[default: a quarter of free memory]"));
         assert_eq!(error(&["--version"]), (format!("kvist {}\n", env!("CARGO_PKG_VERSION")), 0));
@@ -279,13 +293,14 @@ mod tests {
 
     #[test]
     fn settings_are_read_from_flags() {
-        let args = ["kvist", "serve", "dir", "--port", "9", "--strict-model", "--cors", "a", "--cors", "b"];
+        let args =
+            ["kvist", "serve", "dir", "--port", "9", "--strict-model", "--cors", "http://a", "--cors", "http://b:1"];
         let matches = parse(args.map(OsString::from)).unwrap();
         let settings = settings(matches.subcommand_matches("serve").unwrap(), false).unwrap();
         assert_eq!(settings.text(&MODEL), Some("dir"));
         assert_eq!(settings.number(&keys::PORT), Some(9));
         assert!(settings.flag(&keys::STRICT_MODEL));
-        assert_eq!(settings.list(&keys::CORS), ["a", "b"]);
+        assert_eq!(settings.list(&keys::CORS), ["http://a", "http://b:1"]);
         let args = ["kvist", "serve", "--strict-model=false", "--cors", "off"];
         let matches = parse(args.map(OsString::from)).unwrap();
         let settings = super::settings(matches.subcommand_matches("serve").unwrap(), false).unwrap();

@@ -10,7 +10,7 @@ use kvist_model::{Config, LoadOptions, Model};
 
 use crate::driver::Driver;
 use crate::failure::{Failure, Result};
-use crate::memory::{Budget, LOGIT_ROWS};
+use crate::memory::Budget;
 use crate::model::Chosen;
 use crate::progress::Progress;
 use crate::settings::keys::{ISA, ITL_TARGET_MS, MAX_BATCH, MAX_N, MAX_QUEUE, MAX_STEP_TOKENS, MODEL, THREADS};
@@ -20,19 +20,20 @@ use crate::{machine, memory, model};
 /// What settings and machine together say, before anything large is read.
 pub struct Plan {
     pub chosen: Chosen,
+    pub engine: EngineConfig,
     pub budget: Budget,
     pub isa: Isa,
     pub threads: usize,
 }
 
 /// Resolves what nobody gave, and checks that it fits.
-pub fn plan(settings: &mut Settings) -> Result<Plan> {
+pub fn plan(settings: &mut Settings, engine: EngineConfig) -> Result<Plan> {
     settings.fill(&THREADS, Value::Number(machine::threads() as u64));
     let isa = isa(settings.text(&ISA))?;
     settings.fill(&ISA, Value::Text(isa.to_string()));
     let chosen = model::choose(settings.text(&MODEL))?;
-    let budget = memory::budget(settings, &chosen.config, machine::free_memory())?;
-    Ok(Plan { chosen, budget, isa, threads: settings.count(&THREADS) })
+    let budget = memory::budget(settings, &chosen.config, &engine, machine::free_memory())?;
+    Ok(Plan { chosen, engine, budget, isa, threads: settings.count(&THREADS) })
 }
 
 /// The ISA path of this name, or the best one.
@@ -54,26 +55,40 @@ pub fn weights(chosen: &Chosen, threads: usize) -> Result<Model> {
     Ok(Model::load(&chosen.source, &options)?)
 }
 
-/// Loads the model and sets up the engine. `settings` of `run` have no bounds for several requests; then the engine's
-/// own are taken.
-pub fn driver(plan: &Plan, config: EngineConfig) -> Result<Driver> {
+/// Loads the model and sets up the engine.
+pub fn driver(plan: &Plan) -> Result<Driver> {
     let model = weights(&plan.chosen, plan.threads)?;
     let executor = model.into_executor(plan.budget.chunks, Some(plan.budget.context), plan.isa, plan.threads)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    Ok(Driver::new(config, Box::new(executor), clock))
+    Ok(Driver::new(plan.engine.clone(), Box::new(executor), clock))
 }
 
 /// The engine's bounds for `serve`.
-pub fn engine_config(settings: &Settings) -> EngineConfig {
-    EngineConfig {
+pub fn engine_config(settings: &Settings) -> Result<EngineConfig> {
+    let config = EngineConfig {
         max_batch: settings.count(&MAX_BATCH),
         max_queue: settings.count(&MAX_QUEUE),
         max_n: u32::try_from(settings.count(&MAX_N)).unwrap_or(u32::MAX),
         max_step_rows: settings.count(&MAX_STEP_TOKENS),
-        max_logit_rows: LOGIT_ROWS.max(settings.count(&MAX_BATCH)),
         itl_target: settings.count(&ITL_TARGET_MS) as u64 * 1000,
         ..EngineConfig::default()
+    };
+    // The engine would cut the batch to this.
+    let (batch, rows) = (config.max_batch, config.max_step_rows);
+    let prefill = config.min_prefill_rows.min(rows / 2);
+    if batch > rows - prefill {
+        return Err(Failure::usage(
+            format!("--max-batch {batch} and {prefill} rows for prompts exceed a step of --max-step-tokens {rows}"),
+            format!("--max-batch {}, or --max-step-tokens {}", rows - prefill, batch + config.min_prefill_rows),
+        ));
     }
+    Ok(config)
+}
+
+/// The engine's bounds for one conversation.
+pub fn single_config(settings: &Settings) -> EngineConfig {
+    let max_step_rows = settings.count(&MAX_STEP_TOKENS);
+    EngineConfig { max_batch: 1, max_n: 1, max_logit_rows: 1, max_step_rows, ..EngineConfig::default() }
 }
 
 /// What a model's generation_config.json asks for. `do_sample: false` means the most likely token always.
@@ -88,6 +103,7 @@ pub fn sampling(config: &Config, seed: u64) -> Sampling {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::Layers;
 
     #[test]
     fn a_path_that_the_cpu_lacks_is_refused() {
@@ -99,6 +115,23 @@ mod tests {
                 Err(failure) => assert!(failure.hint.contains("portable"), "{failure}"),
             }
         }
+    }
+
+    #[test]
+    fn a_batch_that_the_engine_would_cut_is_refused() {
+        let config = |batch: &str, rows: &str| {
+            let flag = |name: &str| match name {
+                "max-batch" => Some(vec![batch.to_owned()]),
+                "max-step-tokens" => Some(vec![rows.to_owned()]),
+                _ => None,
+            };
+            let layers = Layers { flags: &|key| flag(key.name), environment: &|_| None, file: None };
+            engine_config(&Settings::resolve(false, &layers).unwrap())
+        };
+        assert_eq!(config("48", "64").unwrap().max_batch, 48);
+        let failure = config("49", "64").unwrap_err();
+        assert!(failure.what.contains("--max-batch 49 and 16 rows") && failure.what.ends_with("64"), "{failure}");
+        assert_eq!((failure.hint.as_str(), failure.code), ("--max-batch 48, or --max-step-tokens 65", 2));
     }
 
     #[test]

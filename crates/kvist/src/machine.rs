@@ -16,6 +16,15 @@ pub fn free_memory() -> Option<u64> {
     Some(cgroup_rest(Path::new("/sys/fs/cgroup"), &groups).map_or(system, |rest| rest.min(system)))
 }
 
+/// Files and sockets that may be open at once, `None` where there is no limit or the system does not tell.
+pub fn open_files() -> Option<u64> {
+    soft_limit(&fs::read_to_string("/proc/self/limits").ok()?, "Max open files")
+}
+
+fn soft_limit(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
+}
+
 fn meminfo(text: &str, field: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
@@ -57,6 +66,16 @@ mod tests {
         let text = "MemTotal:       24650000 kB\nMemFree: 1 kB\nMemAvailable:   23000000 kB\n";
         assert_eq!(meminfo(text, "MemAvailable"), Some(23_000_000 * 1024));
         assert_eq!(meminfo(text, "MemSwap"), None);
+    }
+
+    #[test]
+    fn limits_are_read() {
+        let text = "Limit                     Soft Limit           Hard Limit           Units\n\
+                    Max processes             unlimited            unlimited            processes\n\
+                    Max open files            1024                 524288               files\n";
+        assert_eq!(soft_limit(text, "Max open files"), Some(1024));
+        assert_eq!(soft_limit(text, "Max processes"), None);
+        assert_eq!(soft_limit(text, "Max niceness"), None);
     }
 
     #[test]

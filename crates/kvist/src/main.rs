@@ -18,7 +18,7 @@ mod serve;
 mod settings;
 mod size;
 
-use std::io::{Write, stdout};
+use std::io::{ErrorKind, Write, stderr, stdout};
 use std::process::ExitCode;
 
 use clap::ArgMatches;
@@ -31,17 +31,20 @@ fn main() -> ExitCode {
         Ok(matches) => matches,
         Err((text, code)) => {
             if code == 0 {
-                say(&text.to_string())
-            } else {
-                eprint!("{text}")
+                return finish(say(&text.to_string()));
             }
+            complain(text.to_string().trim_end());
             return ExitCode::from(code);
         }
     };
-    match dispatch(&matches) {
+    finish(dispatch(&matches))
+}
+
+fn finish(done: Result<()>) -> ExitCode {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("{failure}");
+            complain(&failure.to_string());
             ExitCode::from(failure.code)
         }
     }
@@ -61,11 +64,18 @@ fn completions(shell: &str) -> Result<()> {
     let shell: Shell = shell.parse().map_err(|e: String| Failure::usage(e, "bash, zsh or fish"))?;
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut cli::command(), "kvist", &mut script);
-    say(&String::from_utf8_lossy(&script));
-    Ok(())
+    say(&String::from_utf8_lossy(&script))
 }
 
 /// Prints what was asked for. Whoever closed standard output does not want the rest.
-fn say(text: &str) {
-    let _ = stdout().write_all(text.as_bytes()).and_then(|()| stdout().flush());
+fn say(text: &str) -> Result<()> {
+    match stdout().write_all(text.as_bytes()).and_then(|()| stdout().flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Failure::new(format!("standard output: {e}"), "")),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a line to standard error. Where that is closed, nobody can be told.
+fn complain(text: &str) {
+    let _ = writeln!(stderr(), "{text}");
 }

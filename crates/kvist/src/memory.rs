@@ -1,16 +1,15 @@
 //! What a model and its KV cache take, and whether this machine has it.
 
 use kvist_base::CHUNK;
+use kvist_engine::EngineConfig;
 use kvist_model::Config;
 
 use crate::failure::{Failure, Result};
-use crate::settings::keys::{CTX, KV_RAM, MAX_STEP_TOKENS};
+use crate::settings::keys::{CTX, KV_RAM};
 use crate::settings::{Settings, Value};
 use crate::size::{exact, human, thousands};
 
 const MIB: u64 = 1 << 20;
-/// Rows of logits that a step computes at most.
-pub const LOGIT_ROWS: usize = 64;
 /// Bookkeeping of a chunk in the tree, about: its token ids, links and place in the eviction order.
 const NODE_BYTES: u64 = 512;
 
@@ -42,19 +41,23 @@ impl Budget {
         self.chunks as usize * CHUNK
     }
 
+    /// Conversations at full context that the pool holds at once; its last chunk is for copies.
+    pub fn conversations(&self) -> usize {
+        (self.chunks as usize).saturating_sub(1) / self.context.div_ceil(CHUNK)
+    }
+
     pub fn total(&self) -> u64 {
-        self.weights + self.kv + self.buffers
+        self.weights.saturating_add(self.kv).saturating_add(self.buffers)
     }
 }
 
 /// Fills in `--kv-ram` and `--ctx` where they are not given, and checks that everything fits. `free` is unknown on some
 /// systems; then nothing is refused.
-pub fn budget(settings: &mut Settings, config: &Config, free: Option<u64>) -> Result<Budget> {
+pub fn budget(settings: &mut Settings, config: &Config, engine: &EngineConfig, free: Option<u64>) -> Result<Budget> {
     settings.fill(&KV_RAM, Value::Size(default_kv(free)));
     let kv_ram = settings.number(&KV_RAM).expect("just filled in");
     let asked = settings.number(&CTX).map(|n| n as usize);
-    let rows = settings.count(&MAX_STEP_TOKENS);
-    let budget = plan(config, kv_ram, asked, rows)?;
+    let budget = plan(config, kv_ram, asked, engine)?;
     settings.fill(&CTX, Value::Number(budget.context as u64));
     if let Some(free) = free {
         check(&budget, free)?;
@@ -67,7 +70,7 @@ pub fn default_kv(free: Option<u64>) -> u64 {
     (free.unwrap_or(4 << 30) / 4 / MIB).max(1) * MIB
 }
 
-fn plan(config: &Config, kv_ram: u64, asked: Option<usize>, rows: usize) -> Result<Budget> {
+fn plan(config: &Config, kv_ram: u64, asked: Option<usize>, engine: &EngineConfig) -> Result<Budget> {
     let layout = config.kv_layout();
     let (chunk_bytes, token_bytes) = (layout.bytes as u64, layout.token_bytes() as u64);
     // Chunk ids have 32 bits.
@@ -104,13 +107,16 @@ fn plan(config: &Config, kv_ram: u64, asked: Option<usize>, rows: usize) -> Resu
     let c = config;
     // Residual stream, its bf16 copy, q k v, attention output, gate and up; a row of each.
     let row = 6 * c.hidden + 2 * (c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.intermediate;
-    let buffers = rows * row * 4 + LOGIT_ROWS * c.vocab * 4;
+    // What is too much for 64 bits is too much for any machine.
+    let floats = |rows: usize, width: usize| (rows as u64).saturating_mul(width as u64).saturating_mul(4);
+    let logit_rows = engine.max_batch.saturating_add(engine.max_logit_rows);
+    let steps = floats(engine.max_step_rows, row).saturating_add(floats(logit_rows, c.vocab));
     // While weights are packed, one matrix is there twice.
     let largest = (c.vocab.max(2 * c.intermediate) * c.hidden * 2) as u64;
     Ok(Budget {
         weights: c.parameters() * 2,
         kv: chunks * chunk_bytes,
-        buffers: buffers as u64 + largest + chunks * NODE_BYTES,
+        buffers: steps.saturating_add(largest + chunks * NODE_BYTES),
         chunks: chunks as u32,
         token_bytes,
         context,
@@ -131,7 +137,7 @@ fn check(budget: &Budget, free: u64) -> Result<()> {
         human(free),
     );
     let chunk = budget.token_bytes * CHUNK as u64;
-    let fixed = budget.weights + budget.buffers - u64::from(budget.chunks) * NODE_BYTES;
+    let fixed = budget.weights.saturating_add(budget.buffers - u64::from(budget.chunks) * NODE_BYTES);
     let fitting = free.saturating_sub(fixed) / (chunk + NODE_BYTES) * chunk / MIB * MIB;
     // The pool's last chunk is for copies.
     let hint = match (fitting / chunk).saturating_sub(1) * CHUNK as u64 {
@@ -148,16 +154,34 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
+    fn engine() -> EngineConfig {
+        EngineConfig { max_step_rows: 512, ..EngineConfig::default() }
+    }
+
+    #[test]
+    fn all_rows_of_logits_count_and_nothing_wraps() {
+        let config = shapes::by_name("llama-3.2-1b").unwrap();
+        let with = |engine: &EngineConfig| plan(&config, GIB, None, engine).unwrap();
+        let one = EngineConfig { max_batch: 65, ..engine() };
+        let two = EngineConfig { max_logit_rows: 65, ..engine() };
+        let row = 4 * config.vocab as u64;
+        assert_eq!(with(&one).buffers - with(&engine()).buffers, row);
+        assert_eq!(with(&two).buffers - with(&engine()).buffers, row);
+        let huge = with(&EngineConfig { max_step_rows: usize::MAX, ..engine() });
+        assert_eq!(huge.total(), u64::MAX);
+        assert!(check(&huge, 8 * GIB).is_err());
+    }
+
     #[test]
     fn the_pool_bounds_the_context() {
         let config = shapes::by_name("llama-3.2-1b").unwrap();
-        let small = plan(&config, GIB, None, 512).unwrap();
+        let small = plan(&config, GIB, None, &engine()).unwrap();
         assert_eq!((small.chunks, small.token_bytes), (512, 32 << 10));
         assert_eq!((small.context, small.limit), (511 * 64, Limit::Pool));
         assert_eq!(small.capacity(), 32_768);
-        let large = plan(&config, 8 * GIB, None, 512).unwrap();
+        let large = plan(&config, 8 * GIB, None, &engine()).unwrap();
         assert_eq!((large.context, large.limit), (131_072, Limit::Model));
-        let asked = plan(&config, 8 * GIB, Some(1000), 512).unwrap();
+        let asked = plan(&config, 8 * GIB, Some(1000), &engine()).unwrap();
         assert_eq!((asked.context, asked.limit), (1000, Limit::Asked));
         assert_eq!(large.weights, 2 * 1_235_814_400);
     }
@@ -166,25 +190,25 @@ mod tests {
     fn what_does_not_fit_is_refused_with_the_arithmetic() {
         let config = shapes::by_name("llama-3.2-1b").unwrap();
         let text = |r: Result<Budget>| r.unwrap_err().to_string();
-        let long = text(plan(&config, GIB, Some(100_000), 512));
+        let long = text(plan(&config, GIB, Some(100_000), &engine()));
         assert!(long.contains("100,000 tokens: at 32.0 KiB a token it takes 3.1 GiB"), "{long}");
         assert!(long.contains("--kv-ram 3128MiB, or --ctx 32704"), "{long}");
-        let none = text(plan(&config, 1000, None, 512));
+        let none = text(plan(&config, 1000, None, &engine()));
         assert!(none.contains("--kv-ram 1000 holds no context") && none.ends_with("hint: --kv-ram 4MiB"), "{none}");
-        let model = text(plan(&config, 8 * GIB, Some(200_000), 512));
+        let model = text(plan(&config, 8 * GIB, Some(200_000), &engine()));
         assert!(model.contains("made for 131072 tokens"), "{model}");
     }
 
     #[test]
     fn free_memory_is_checked_with_the_arithmetic() {
         let config = shapes::by_name("llama-3.2-1b").unwrap();
-        let budget = plan(&config, 4 * GIB, None, 512).unwrap();
+        let budget = plan(&config, 4 * GIB, None, &engine()).unwrap();
         assert_eq!(check(&budget, 8 * GIB), Ok(()));
         let failure = check(&budget, 4 * GIB).unwrap_err();
         assert!(failure.what.contains("weights 2.3 GiB + KV cache 4.0 GiB + buffers "), "{failure}");
         assert!(failure.what.ends_with("but 4.0 GiB are free"), "{failure}");
         let size = failure.hint.split(' ').nth(1).unwrap();
-        let fits = plan(&config, crate::size::parse(size).unwrap(), None, 512).unwrap();
+        let fits = plan(&config, crate::size::parse(size).unwrap(), None, &engine()).unwrap();
         check(&fits, 4 * GIB).unwrap();
         let failure = check(&budget, GIB).unwrap_err();
         assert_eq!(failure.hint, "choose a smaller model");

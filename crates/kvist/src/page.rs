@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::memory::{Budget, Limit};
-use crate::size::{human, thousands};
+use crate::size::{count, human, thousands};
 
 /// What the page tells.
 pub struct Page<'a> {
@@ -20,6 +20,8 @@ pub struct Page<'a> {
     pub address: SocketAddr,
     /// Whether requests need a key.
     pub keys: bool,
+    /// Whether the model takes chat messages.
+    pub chat: bool,
     /// Tokens that are shared by all tenants, if prompts are published.
     pub public: Option<usize>,
     pub ready: Duration,
@@ -54,7 +56,7 @@ impl Page<'_> {
                 human(budget.kv),
                 thousands(budget.capacity() as u64),
                 human(budget.token_bytes),
-                count(budget.capacity() / budget.context, "conversation"),
+                count(budget.conversations(), "conversation"),
             ),
         );
         let context = thousands(budget.context as u64);
@@ -76,17 +78,14 @@ impl Page<'_> {
         }
         line("ready", format!("in {:.2} s at {url}", self.ready.as_secs_f64()));
         let key = if self.keys { " -H \"Authorization: Bearer $KEY\"" } else { "" };
-        let _ = writeln!(
-            out,
-            "\n  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\\n    -d '{{\"messages\": \
-             [{{\"role\": \"user\", \"content\": \"Hello!\"}}]}}'\n"
-        );
+        let (path, body) = match self.chat {
+            true => ("chat/completions", r#"{"messages": [{"role": "user", "content": "Hello!"}]}"#),
+            false => ("completions", r#"{"prompt": "Once upon a time", "max_tokens": 32}"#),
+        };
+        let _ =
+            writeln!(out, "\n  curl {url}/v1/{path} -H 'Content-Type: application/json'{key} \\\n    -d '{body}'\n");
         out
     }
-}
-
-fn count(n: usize, what: &str) -> String {
-    format!("{} {what}{}", thousands(n as u64), if n == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]
@@ -113,6 +112,7 @@ mod tests {
             threads: 1,
             address: address.parse().unwrap(),
             keys,
+            chat: !keys,
             public: Some(1024),
             ready: Duration::from_millis(340),
         }
@@ -126,7 +126,7 @@ mod tests {
             "Some-Model, 1235.8 M parameters in bf16, 3.0 GiB",
             "kvist serve DIRECTORY",
             "avx2, 1 thread\n",
-            "1.0 GiB: 32,768 tokens at 32.0 KiB a token, 4 conversations at full context",
+            "1.0 GiB: 32,768 tokens at 32.0 KiB a token, 3 conversations at full context",
             "8,192 tokens of the model's 131,072: --kv-ram holds no more",
             "open to this machine, no key needed",
             "1,024 tokens of prompts",
@@ -141,6 +141,7 @@ mod tests {
     #[test]
     fn a_public_address_is_shown_as_one() {
         let text = page("0.0.0.0:80", true, Limit::Model);
+        assert!(text.contains("curl http://127.0.0.1:80/v1/completions") && text.contains("\"prompt\""), "{text}");
         assert!(text.contains("with a key only") && text.contains("Bearer $KEY"), "{text}");
         assert!(text.contains("at http://127.0.0.1:80\n") && !text.contains("compiled into"), "{text}");
         assert!(page("0.0.0.0:80", false, Limit::Asked).contains("everybody who reaches it"));

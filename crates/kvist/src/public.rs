@@ -9,6 +9,7 @@ use kvist_engine::{Effect, Finish, Request, RequestId, Sampling};
 use kvist_text::ChatInput;
 use serde_json::json;
 
+use crate::complain;
 use crate::driver::Driver;
 use crate::failure::{Failure, Result};
 use crate::model::Text;
@@ -56,11 +57,11 @@ pub fn publish(driver: &mut Driver, text: &Text, prompts: &[Prompt]) -> Result<u
         let tokens = prompt.tokens(text)?;
         let whole = tokens.len() / CHUNK * CHUNK;
         if whole == 0 {
-            eprintln!(
+            complain(&format!(
                 "warning: --public-prompt {}: its {} tokens do not fill a chunk of {CHUNK}; nothing to share",
                 prompt.name,
                 tokens.len()
-            );
+            ));
             continue;
         }
         compute(driver, &prompt.name, tokens.clone(), &progress)?;

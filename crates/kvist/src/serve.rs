@@ -4,7 +4,7 @@ use std::future::Future;
 use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::ArgMatches;
 use kvist_server::{
@@ -17,12 +17,13 @@ use crate::failure::{Failure, Result};
 use crate::load::{self, Plan};
 use crate::page::Page;
 use crate::public;
-use crate::say;
 use crate::settings::keys::{
-    ALLOW_UNAUTHENTICATED, API_KEY_FILE, CORS, HOST, LOG_LEVEL, MAX_BODY, MAX_N, PORT, PUBLIC_PROMPT,
-    SERVED_MODEL_NAME, STRICT_MODEL,
+    ALLOW_UNAUTHENTICATED, API_KEY_FILE, BODY_IDLE_TIMEOUT, BODY_TIMEOUT, CORS, HEADER_TIMEOUT, HOST, IDLE_TIMEOUT,
+    LOG_LEVEL, MAX_BODY, MAX_CONNECTIONS, MAX_N, METRICS_KEY, PORT, PUBLIC_PROMPT, REPLY_RAM, SERVED_MODEL_NAME,
+    SHUTDOWN_TIMEOUT, STRICT_MODEL, WRITE_TIMEOUT,
 };
 use crate::settings::{Settings, Value};
+use crate::{complain, machine, say};
 
 /// Requests of a short context may still carry long tool descriptions and parameters.
 const LEAST_BODY: u64 = 64 << 10;
@@ -30,13 +31,13 @@ const BODY_BYTES_PER_TOKEN: u64 = 16;
 
 pub fn run(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
     let started = Instant::now();
-    let plan = load::plan(&mut settings)?;
+    let engine = load::engine_config(&settings)?;
+    let plan = load::plan(&mut settings, engine)?;
     let body = LEAST_BODY.max(BODY_BYTES_PER_TOKEN * plan.budget.context as u64);
     settings.fill(&MAX_BODY, Value::Size(body));
     settings.fill(&SERVED_MODEL_NAME, Value::Text(plan.chosen.name.clone()));
     if matches.get_flag("print-config") {
-        say(&settings.print());
-        return Ok(());
+        return say(&settings.print());
     }
     let config = server_config(&settings)?;
     refuse_strangers(&settings, config.keys.is_some())?;
@@ -65,7 +66,7 @@ async fn serve(settings: Settings, plan: Plan, config: ServerConfig, started: In
         loaded = loading => loaded.map_err(|e| Failure::new(format!("loading failed: {e}"), "report this"))??,
     };
     let Loaded { driver, text, info, plan, public } = loaded;
-    let name = info.id.clone();
+    let (name, chat) = (info.id.clone(), text.template.is_some());
     server.install(driver.engine, driver.executor, text, info).map_err(|e| {
         Failure::new(format!("the engine thread cannot be started: {e}"), "raise the limit of processes")
     })?;
@@ -79,10 +80,14 @@ async fn serve(settings: Settings, plan: Plan, config: ServerConfig, started: In
         threads: plan.threads,
         address,
         keys,
+        chat,
         public,
         ready: started.elapsed(),
     };
-    say(&page.render());
+    // A server without a page is a server too.
+    if let Err(failure) = say(&page.render()) {
+        complain(&failure.to_string());
+    }
     running.await.map_err(|e| Failure::new(format!("the server failed: {e}"), "report this"))
 }
 
@@ -102,11 +107,11 @@ struct Loaded {
 fn load(settings: &Settings, plan: Plan) -> Result<Loaded> {
     let text = plan.chosen.text()?;
     if let Err(missing) = &text.template {
-        eprintln!("warning: {missing}; chat requests will be refused");
+        complain(&format!("warning: {missing}; chat requests will be refused"));
     }
     let prompts = settings.list(&PUBLIC_PROMPT).iter().map(|file| public::Prompt::read(Path::new(file)));
     let prompts = prompts.collect::<Result<Vec<_>>>()?;
-    let mut driver = load::driver(&plan, load::engine_config(settings))?;
+    let mut driver = load::driver(&plan)?;
     let public = public::publish(&mut driver, &text, &prompts)?;
     let sampling = load::sampling(&plan.chosen.config, 0);
     let info = ModelInfo {
@@ -120,15 +125,60 @@ fn load(settings: &Settings, plan: Plan) -> Result<Loaded> {
 
 fn server_config(settings: &Settings) -> Result<ServerConfig> {
     let keys = settings.text(&API_KEY_FILE).map(|file| Keys::from_file(Path::new(file)));
+    let seconds = |key| Duration::from_secs(settings.count(key) as u64);
     Ok(ServerConfig {
         keys: keys.transpose().map_err(told)?,
+        metrics_key: metrics_key(settings)?,
+        host: settings.text(&HOST).map(str::to_owned),
         cors: settings.list(&CORS).to_vec(),
         strict_model: settings.flag(&STRICT_MODEL),
         max_body: settings.count(&MAX_BODY),
         max_n: u32::try_from(settings.count(&MAX_N)).unwrap_or(u32::MAX),
+        max_connections: connections(settings.count(&MAX_CONNECTIONS), machine::open_files()),
+        reply_bytes: settings.count(&REPLY_RAM),
+        idle_timeout: seconds(&IDLE_TIMEOUT),
+        header_timeout: seconds(&HEADER_TIMEOUT),
+        body_timeout: seconds(&BODY_TIMEOUT),
+        body_idle_timeout: seconds(&BODY_IDLE_TIMEOUT),
+        write_timeout: seconds(&WRITE_TIMEOUT),
+        shutdown_timeout: seconds(&SHUTDOWN_TIMEOUT),
         log: log(settings.text(&LOG_LEVEL).unwrap_or_default()),
         ..ServerConfig::default()
     })
+}
+
+/// The name whose key reads `/metrics`, if the key file has it.
+fn metrics_key(settings: &Settings) -> Result<Option<String>> {
+    let Some(name) = settings.text(&METRICS_KEY) else { return Ok(None) };
+    let Some(file) = settings.text(&API_KEY_FILE) else {
+        return Err(Failure::usage(
+            format!("--metrics-key {name}: there are no keys"),
+            "set --api-key-file FILE; without it /metrics is open",
+        ));
+    };
+    let text = std::fs::read_to_string(file).map_err(|e| Failure::new(format!("{file}: {e}"), ""))?;
+    if !text.lines().any(|line| line.split_whitespace().next() == Some(name)) {
+        return Err(Failure::usage(
+            format!("--metrics-key {name}: {file} has no such name"),
+            format!("add a line `{name} key` to it"),
+        ));
+    }
+    Ok(Some(name.to_owned()))
+}
+
+/// Files of the program's own: model, terminal, listener, event queues.
+const OWN_FILES: u64 = 64;
+
+/// Connections that may be open, of those asked for: each takes a file.
+fn connections(asked: usize, files: Option<u64>) -> usize {
+    let most = files.map_or(usize::MAX, |files| files.saturating_sub(OWN_FILES).max(1) as usize);
+    if most < asked {
+        complain(&format!(
+            "warning: --max-connections {asked} is cut to {most}: the limit of open files less {OWN_FILES}; raise it \
+             with `ulimit -n`"
+        ));
+    }
+    asked.min(most)
 }
 
 fn log(level: &str) -> Log {
@@ -136,12 +186,16 @@ fn log(level: &str) -> Log {
     match level {
         "off" => Arc::new(|_| {}),
         "error" => Arc::new(move |line| {
-            if line.starts_with("error") {
+            if is_error(line) {
                 all(line);
             }
         }),
         _ => all,
     }
+}
+
+fn is_error(line: &str) -> bool {
+    line.starts_with("error: ")
 }
 
 /// An address that others reach needs keys, or the word of the operator that it does not.
@@ -200,6 +254,37 @@ mod tests {
             Ok(())
         );
         assert_eq!(refuse_strangers(&settings(&[]), false), Ok(()));
+    }
+
+    #[test]
+    fn connections_fit_the_limit_of_open_files() {
+        assert_eq!(connections(4096, Some(1024)), 960);
+        assert_eq!(connections(960, Some(1024)), 960);
+        assert_eq!(connections(4096, None), 4096);
+        assert_eq!(connections(4096, Some(3)), 1);
+    }
+
+    #[test]
+    fn the_metrics_key_is_one_of_the_key_file() {
+        const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/keys.txt");
+        let named = |name| {
+            let mut settings = settings(&[("api-key-file", PATH)]);
+            settings.fill(&METRICS_KEY, Value::Text(name));
+            metrics_key(&settings)
+        };
+        assert_eq!(named("alice".into()), Ok(Some("alice".into())));
+        let failure = named("bob".into()).unwrap_err();
+        assert!(failure.what.contains("no such name") && failure.hint.contains("`bob key`"), "{failure}");
+        let failure = metrics_key(&settings(&[("metrics-key", "alice")])).unwrap_err();
+        assert!(failure.hint.contains("--api-key-file"), "{failure}");
+        assert_eq!(metrics_key(&settings(&[])), Ok(None));
+    }
+
+    #[test]
+    fn the_error_level_lets_errors_through() {
+        // The format of the lines is the server's: those of status 5xx begin so.
+        assert!(is_error("error: GET /v1/models status=500") && is_error("error: a step panicked"));
+        assert!(!is_error("GET /errors status=404"));
     }
 
     #[test]

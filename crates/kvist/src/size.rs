@@ -44,6 +44,11 @@ pub fn human(bytes: u64) -> String {
     })
 }
 
+/// A number of things: `1 thread`, `4,096 threads`.
+pub fn count(n: usize, what: &str) -> String {
+    format!("{} {what}{}", thousands(n as u64), if n == 1 { "" } else { "s" })
+}
+
 /// A count with its thousands apart: `1,234,567`.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();

@@ -7,12 +7,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvist_base::{Clock, ExecutorInfo, Micros, SystemClock};
 use kvist_text::ReplyTable;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::api::error::ApiError;
 use crate::api::params::Bounds;
 use crate::auth::Tenant;
 use crate::config::{ModelInfo, ServerConfig, TextParts};
+use crate::connection::Peer;
 use crate::log::RequestLine;
 use crate::runner::Runner;
 
@@ -25,6 +26,8 @@ pub struct Serving {
     pub info: ExecutorInfo,
     /// Tokens that prompt and reply may have together.
     pub room: usize,
+    /// Bytes of the longest token.
+    pub longest_token: usize,
     /// Seconds since 1970 at which the model was ready.
     pub created: u64,
 }
@@ -41,6 +44,23 @@ impl Serving {
             _ => Ok(()),
         }
     }
+
+    /// Text of more bytes cannot fit into the context, whatever its tokens are.
+    pub fn most_bytes(&self) -> usize {
+        self.room.saturating_mul(self.longest_token)
+    }
+
+    /// Refuses a text that is too long for sure, before any work is spent on its tokens.
+    pub fn check_length(&self, bytes: usize) -> Result<(), ApiError> {
+        if bytes <= self.most_bytes() {
+            return Ok(());
+        }
+        let least = bytes.div_ceil(self.longest_token.max(1));
+        let room = self.room;
+        Err(ApiError::context_length(format!(
+            "the context is {room} tokens, but the prompt alone has at least {least}"
+        )))
+    }
 }
 
 /// Who sent a request, and when.
@@ -49,6 +69,7 @@ pub struct Caller {
     pub tenant: Tenant,
     pub arrival: Micros,
     pub line: Arc<RequestLine>,
+    pub peer: Peer,
 }
 
 pub struct App {
@@ -58,7 +79,9 @@ pub struct App {
     pub connections: AtomicUsize,
     pub spliced: AtomicU64,
     /// Conversations that are parsed and tokenised at once.
-    pub text_slots: Semaphore,
+    pub text_slots: Arc<Semaphore>,
+    /// Set once the server takes no more requests.
+    pub closing: watch::Sender<bool>,
     ids: AtomicU64,
     random: RandomState,
 }
@@ -72,7 +95,8 @@ impl App {
             serving: OnceLock::new(),
             connections: AtomicUsize::new(0),
             spliced: AtomicU64::new(0),
-            text_slots: Semaphore::new(cores),
+            text_slots: Arc::new(Semaphore::new(cores)),
+            closing: watch::Sender::new(false),
             ids: AtomicU64::new(0),
             random: RandomState::new(),
         }

@@ -11,6 +11,12 @@ use crate::log::{Log, stderr_log};
 pub struct ServerConfig {
     /// Who may ask. `None`: everybody, all in the operator's domain.
     pub keys: Option<Keys>,
+    /// The name of the only key that `/metrics` answers: what it shows is everybody's traffic. `None`: no key's. Without
+    /// `keys` it is open.
+    pub metrics_key: Option<String>,
+    /// The name by which clients reach the server. Without `keys` requests for other names are refused, unless they are
+    /// addresses or `localhost`: else any web page could reach a server on a private address by a name of its own.
+    pub host: Option<String>,
     /// Origins that browsers may call from (`https://host`, or `*`). Empty: none.
     pub cors: Vec<String>,
     /// A request that names another model than the served one gets 404.
@@ -49,6 +55,8 @@ impl Default for ServerConfig {
     fn default() -> Self {
         ServerConfig {
             keys: None,
+            metrics_key: None,
+            host: None,
             cors: Vec::new(),
             strict_model: false,
             max_body: 2 << 20,
@@ -62,7 +70,7 @@ impl Default for ServerConfig {
             write_timeout: Duration::from_secs(30),
             ping_interval: Duration::from_secs(15),
             shutdown_timeout: Duration::from_secs(30),
-            stream_buffer: 1024,
+            stream_buffer: 8192,
             reply_bytes: 64 << 20,
             log: stderr_log(),
         }

@@ -3,15 +3,17 @@
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep, timeout};
@@ -21,8 +23,12 @@ use crate::app::App;
 /// Bytes that are buffered per connection and direction at most; longer headers are refused.
 const BUFFER: usize = 64 << 10;
 
-/// Serves a connection until it closes, breaks a deadline, or, once `closing` is set, has finished its request.
-pub async fn serve(app: Arc<App>, router: Router, stream: TcpStream, mut closing: watch::Receiver<bool>) {
+/// For a turned away client to read why.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Serves a connection until it closes, breaks a deadline, or, once the server is closing, has finished its request.
+pub async fn serve(app: Arc<App>, router: Router, stream: TcpStream) {
+    let mut closing = app.closing.subscribe();
     // Small packets matter: every token is one.
     let _ = stream.set_nodelay(true);
     // A connection that says nothing costs no buffers.
@@ -34,12 +40,21 @@ pub async fn serve(app: Arc<App>, router: Router, stream: TcpStream, mut closing
         }
         _ = closing.wait_for(|c| *c) => return,
     }
-    let io = TokioIo::new(TimedStream { stream, timeout: app.config.write_timeout, stalled: None });
+    let stream = Arc::new(stream);
+    let peer = Peer(Arc::downgrade(&stream));
+    let io = TimedStream { stream, timeout: app.config.write_timeout, stalled: None, closing: closing.clone() };
+    let service = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        service.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(app.config.header_timeout)
         .max_buf_size(BUFFER)
-        .serve_connection(io, TowerToHyperService::new(router));
+        // The end of what a client sends is not its end: see `Peer`.
+        .half_close(true)
+        .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
     // Errors are the client's: it left, was too slow, or sent what is not HTTP (answered by hyper).
     tokio::select! {
@@ -49,8 +64,25 @@ pub async fn serve(app: Arc<App>, router: Router, stream: TcpStream, mut closing
     let _ = connection.await;
 }
 
+/// The client of a request, to be asked whether it still waits.
+#[derive(Clone, Debug, Default)]
+pub struct Peer(Weak<TcpStream>);
+
+impl Peer {
+    /// Completes when the client has ended its side: it has left, or will send nothing more but still read. Which of
+    /// the two, only sending it something tells.
+    pub async fn ended(self) {
+        if let Some(stream) = self.0.upgrade()
+            && matches!(stream.peek(&mut [0]).await, Ok(1..))
+        {
+            // It is sending its next request already.
+            std::future::pending().await
+        }
+    }
+}
+
 /// Answers a connection that is one too many.
-pub fn turn_away(stream: &TcpStream) {
+pub async fn turn_away(mut stream: TcpStream) {
     let body =
         r#"{"error":{"message":"too many connections","type":"service_unavailable_error","param":null,"code":null}}"#;
     let text = format!(
@@ -58,19 +90,42 @@ pub fn turn_away(stream: &TcpStream) {
          close\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
-    // It fits into an empty socket buffer; if not, closing says enough.
-    let _ = stream.try_write(text.as_bytes());
+    // Closing with something unread would take the answer back, so what comes is read for a moment.
+    let answer = async {
+        stream.write_all(text.as_bytes()).await?;
+        stream.shutdown().await?;
+        let mut scrap = [0; 1024];
+        while stream.read(&mut scrap).await? > 0 {}
+        io::Result::Ok(())
+    };
+    let _ = timeout(LINGER, answer).await;
 }
 
 /// A stream whose peer must take something within `timeout` whenever there is something to send.
 struct TimedStream {
-    stream: TcpStream,
+    stream: Arc<TcpStream>,
     timeout: Duration,
     /// Runs while a write waits for the peer.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Once set, nothing more is read: what is half sent must not hold up the end.
+    closing: watch::Receiver<bool>,
 }
 
 impl TimedStream {
+    fn poll_try(
+        &self,
+        cx: &mut Context<'_>,
+        write: impl Fn(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            match write(&self.stream) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
     fn timed<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if poll.is_ready() {
             self.stalled = None;
@@ -89,14 +144,23 @@ impl TimedStream {
 }
 
 impl AsyncRead for TimedStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if *self.closing.borrow() {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            match self.stream.try_read_buf(buf) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read.map(drop)),
+            }
+        }
     }
 }
 
 impl AsyncWrite for TimedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let poll = self.poll_try(cx, |stream| stream.try_write(buf));
         self.timed(cx, poll)
     }
 
@@ -105,19 +169,20 @@ impl AsyncWrite for TimedStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let poll = self.poll_try(cx, |stream| stream.try_write_vectored(bufs));
         self.timed(cx, poll)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    /// Left to the drop that follows: the connection is the only lasting holder of the socket.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }

@@ -23,6 +23,6 @@ mod signals;
 pub use auth::{KeyFileError, Keys};
 pub use config::{ModelInfo, SamplingDefaults, ServerConfig, TextParts};
 pub use log::{Log, stderr_log};
-pub use routes::paths;
+pub use routes::{Access, paths};
 pub use server::{BindError, Server, bind};
 pub use signals::shutdown_signal;

@@ -48,7 +48,10 @@ impl Drop for RequestLine {
         if self.quiet && status.is_some_and(|(_, s)| s.starts_with('2')) {
             return;
         }
-        let mut line = std::mem::take(&mut self.head);
+        // An answer that began well may still have ended in an error.
+        let failed = fields.iter().any(|(n, v)| matches!(*n, "status" | "error") && v.starts_with('5'));
+        let mut line = if failed { "error: ".to_owned() } else { String::new() };
+        line.push_str(&self.head);
         for (name, value) in fields {
             line.push_str(&format!(" {name}={value}"));
         }

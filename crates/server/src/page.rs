@@ -1,6 +1,8 @@
 //! The page at `/`: what this is and how to call it. No scripts, no assets; open without a key, so with keys set it
 //! does not name the model.
 
+use std::sync::LazyLock;
+
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{Html, IntoResponse, Response};
 use sha2::{Digest, Sha256};
@@ -17,12 +19,14 @@ pub fn page(request: &HeaderMap, model: Option<&str>, keyed: bool) -> Response {
         PAGE.replace("{{model}}", &model).replace("{{host}}", host.unwrap_or("localhost:8080")).replace("{{key}}", key);
     let mut response = Html(text).into_response();
     let headers = response.headers_mut();
-    if let Ok(policy) = HeaderValue::from_str(&policy()) {
-        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    if let Some(policy) = &*POLICY {
+        headers.insert(header::CONTENT_SECURITY_POLICY, policy.clone());
     }
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response
 }
+
+static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| HeaderValue::from_str(&policy()).ok());
 
 /// Nothing but the page's own style sheet.
 fn policy() -> String {

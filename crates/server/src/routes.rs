@@ -14,6 +14,7 @@ use axum::routing::{MethodFilter, on};
 use axum::{Json, Router};
 use serde_json::json;
 
+use crate::api::error::ErrorCode;
 use crate::api::generate::{Job, answer};
 use crate::api::params::Bounds;
 use crate::api::{ApiError, chat, completions};
@@ -29,12 +30,21 @@ const REQUEST_ID: &str = "x-request-id";
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response, ApiError>> + Send>>;
 
+/// Who may use a path when keys are set. Without keys everybody may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Everyone,
+    /// Who has a key.
+    Tenants,
+    /// Who has the key named by `ServerConfig::metrics_key`.
+    Monitor,
+}
+
 /// A served path.
 pub struct Route {
     pub method: (&'static str, MethodFilter),
     pub path: &'static str,
-    /// Reachable without a key.
-    pub open: bool,
+    pub access: Access,
     /// Not worth a log line each time.
     quiet: bool,
     handler: fn(Arc<App>, Request) -> Answer,
@@ -42,13 +52,24 @@ pub struct Route {
 
 /// The router is made of this table alone, so a test that walks it meets every path.
 pub const ROUTES: &[Route] = &[
-    route(POST, "/v1/chat/completions", |app, request| Box::pin(generate(app, request, chat_job))),
-    route(POST, "/v1/completions", |app, request| Box::pin(generate(app, request, text_job))),
+    route(POST, "/v1/chat/completions", |app, request| Box::pin(generate(app, request, chat::job))),
+    route(POST, "/v1/completions", |app, request| Box::pin(generate(app, request, completions::job))),
     route(GET, "/v1/models", |app, _| Box::pin(async move { models(&app) })),
     route(GET, "/v1/models/{*id}", |app, request| Box::pin(async move { one_model(&app, &request) })),
-    Route { quiet: true, ..route(GET, "/metrics", |app, _| Box::pin(async move { metrics(&app) })) },
-    Route { quiet: true, open: true, ..route(GET, "/health", |app, _| Box::pin(async move { Ok(health(&app)) })) },
-    Route { open: true, ..route(GET, "/", |app, request| Box::pin(async move { Ok(index(&app, &request)) })) },
+    Route {
+        quiet: true,
+        access: Access::Monitor,
+        ..route(GET, "/metrics", |app, _| Box::pin(async move { metrics(&app) }))
+    },
+    Route {
+        quiet: true,
+        access: Access::Everyone,
+        ..route(GET, "/health", |app, _| Box::pin(async move { Ok(health(&app)) }))
+    },
+    Route {
+        access: Access::Everyone,
+        ..route(GET, "/", |app, request| Box::pin(async move { Ok(index(&app, &request)) }))
+    },
 ];
 
 const GET: (&str, MethodFilter) = ("GET", MethodFilter::GET);
@@ -59,12 +80,12 @@ const fn route(
     path: &'static str,
     handler: fn(Arc<App>, Request) -> Answer,
 ) -> Route {
-    Route { method, path, open: false, quiet: false, handler }
+    Route { method, path, access: Access::Tenants, quiet: false, handler }
 }
 
-/// Every served path: (method, path, reachable without a key).
-pub fn paths() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
-    ROUTES.iter().map(|r| (r.method.0, r.path, r.open))
+/// Every served path: (method, path, who may use it).
+pub fn paths() -> impl Iterator<Item = (&'static str, &'static str, Access)> {
+    ROUTES.iter().map(|r| (r.method.0, r.path, r.access))
 }
 
 pub fn router(app: Arc<App>) -> Router {
@@ -85,7 +106,7 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Around every request, unknown paths included: id, key, log line, browser headers, and a panic's end.
+/// Around every request, unknown paths included: id, origin, key, log line, browser headers, and a panic's end.
 async fn envelope(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let arrival = app.clock.now();
     let (mut parts, body) = request.into_parts();
@@ -98,13 +119,17 @@ async fn envelope(State(app): State<Arc<App>>, request: Request, next: Next) -> 
         format!("{} {path} id={id}", method_word(&parts.method)),
     );
     let origin = cors::allowed(&app.config.cors, &parts.headers);
-    let early = origin.as_ref().and_then(|origin| cors::preflight(&parts, origin));
+    let early = match cors::refuse_foreign(&app.config, &parts.headers) {
+        Err(error) => Some(error.into_response()),
+        Ok(()) => origin.as_ref().and_then(|origin| cors::preflight(&parts, origin)),
+    };
     let mut response = match (early, admit(&app, known, &parts.headers)) {
         (Some(response), _) => response,
         (None, Err(error)) => error.into_response(),
         (None, Ok(tenant)) => {
             line.set("tenant", &tenant.name);
-            parts.extensions.insert(Caller { tenant, arrival, line: line.clone() });
+            let peer = parts.extensions.remove().unwrap_or_default();
+            parts.extensions.insert(Caller { tenant, arrival, line: line.clone(), peer });
             let run = next.run(Request::from_parts(parts, body));
             unpanicked(run)
                 .await
@@ -112,6 +137,9 @@ async fn envelope(State(app): State<Arc<App>>, request: Request, next: Next) -> 
         }
     };
     line.set("status", response.status().as_u16());
+    if let Some(ErrorCode(word)) = response.extensions().get() {
+        line.set("code", word);
+    }
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(REQUEST_ID, id);
@@ -123,14 +151,18 @@ async fn envelope(State(app): State<Arc<App>>, request: Request, next: Next) -> 
     response
 }
 
-/// Who calls. What is not marked open needs a key, whether the path exists or not.
+/// Who calls. What is not for everyone needs a key, whether the path exists or not.
 fn admit(app: &App, route: Option<&Route>, headers: &HeaderMap) -> Result<Tenant, ApiError> {
     let Some(keys) = &app.config.keys else { return Ok(Tenant::operator()) };
     let tenant = presented(headers).and_then(|key| keys.find(key)).cloned();
-    match tenant {
-        Some(tenant) => Ok(tenant),
-        None if route.is_some_and(|r| r.open) => Ok(Tenant::operator()),
-        None => Err(ApiError::unauthorized()),
+    match (route.map_or(Access::Tenants, |r| r.access), tenant) {
+        (Access::Everyone, tenant) => Ok(tenant.unwrap_or_else(Tenant::operator)),
+        (_, None) => Err(ApiError::unauthorized()),
+        (Access::Monitor, Some(tenant)) if app.config.metrics_key.as_deref() != Some(&*tenant.name) => {
+            let message = "this path shows all tenants' traffic: it answers only the key set by --metrics-key";
+            Err(ApiError::forbidden(message))
+        }
+        (_, Some(tenant)) => Ok(tenant),
     }
 }
 
@@ -161,15 +193,7 @@ async fn unpanicked<T>(future: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
-type Parse = fn(&Serving, &Caller, &Bounds, u64, &[u8]) -> Result<Job, ApiError>;
-
-fn chat_job(serving: &Serving, caller: &Caller, bounds: &Bounds, now: u64, body: &[u8]) -> Result<Job, ApiError> {
-    chat::job(serving, caller, bounds, now, body)
-}
-
-fn text_job(serving: &Serving, _: &Caller, bounds: &Bounds, _: u64, body: &[u8]) -> Result<Job, ApiError> {
-    completions::job(serving, bounds, body)
-}
+type Parse = fn(&Serving, &Caller, &Bounds, &[u8]) -> Result<Job, ApiError>;
 
 async fn generate(app: Arc<App>, request: Request, parse: Parse) -> Result<Response, ApiError> {
     let serving = app.serving()?;
@@ -178,7 +202,7 @@ async fn generate(app: Arc<App>, request: Request, parse: Parse) -> Result<Respo
         return Err(ApiError::internal("the request has no caller"));
     };
     let ttft_slo = ttft_slo(&parts.headers)?;
-    let body = read_body(&app.config, &parts.headers, body).await?;
+    let body = read_body(&app, &parts.headers, body).await?;
     let bounds = Bounds {
         max_n: app.config.max_n,
         max_prompts: app.config.max_prompts,
@@ -186,14 +210,19 @@ async fn generate(app: Arc<App>, request: Request, parse: Parse) -> Result<Respo
         may_hurry: app.config.keys.is_none(),
         defaults: serving.model.defaults,
         seed: app.next_seed(),
+        ttft_slo,
+        now: app.unix_time(),
     };
-    let job = {
-        let _slot = app.text_slots.acquire().await.map_err(|_| ApiError::unavailable("the server is closing"))?;
-        let (serving, caller, now) = (serving.clone(), caller.clone(), app.unix_time());
-        let parsing = tokio::task::spawn_blocking(move || parse(&serving, &caller, &bounds, now, &body));
-        parsing.await.map_err(|_| ApiError::internal("reading the request panicked"))??
+    let slot = app.text_slots.clone().acquire_owned().await.map_err(|_| ApiError::closing())?;
+    let parsing = {
+        let (serving, caller) = (serving.clone(), caller.clone());
+        tokio::task::spawn_blocking(move || {
+            // Held to the end of the work, which goes on when its client has left.
+            let _slot = slot;
+            parse(&serving, &caller, &bounds, &body)
+        })
     };
-    let job = Job { params: crate::api::params::Params { ttft_slo, ..job.params }, ..job };
+    let job = parsing.await.map_err(|_| ApiError::internal("reading the request panicked"))??;
     answer(&app, serving, &caller, job).await
 }
 

@@ -389,9 +389,9 @@ fn record(book: &mut Book, owner: &mut Owner, arrival: Micros, now: Micros, effe
                 Finish::Error(_) => Ended::Error,
             };
             book.ended[ended as usize] += 1;
-            owner.answered |= ended != Ended::Abort;
+            owner.answered |= matches!(ended, Ended::Stop | Ended::Length);
         }
-        // A request that was dropped says nothing about how long answers take.
+        // A request that was dropped or failed says nothing about how long answers take or what its prompt cost.
         Effect::Done { usage, .. } if owner.answered => {
             book.done(usage, now.saturating_sub(arrival), owner.last_token.len() as u32);
         }

@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use kvist_base::Executor;
+use kvist_base::{Executor, TokenId};
 use kvist_engine::{Engine, EngineStats};
 use kvist_text::ReplyTable;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::api::generate::room;
 use crate::app::{App, Serving};
 use crate::config::{ModelInfo, ServerConfig, TextParts};
 use crate::connection::{serve, turn_away};
+use crate::log::Log;
 use crate::routes::router;
 use crate::runner::Runner;
 
@@ -25,6 +25,27 @@ use crate::runner::Runner;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// For telling clients that their requests were cancelled at shutdown.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Clients at once that are told that there are too many.
+const MAX_TURNED_AWAY: usize = 32;
+/// Between two lines about the same trouble.
+const LOG_PAUSE: Duration = Duration::from_secs(60);
+
+/// Says at most one line per [`LOG_PAUSE`].
+#[derive(Default)]
+struct Rarely {
+    last: Option<Instant>,
+}
+
+impl Rarely {
+    fn say(&mut self, log: &Log, line: impl FnOnce() -> String) {
+        let now = Instant::now();
+        if self.last.is_none_or(|last| now.duration_since(last) >= LOG_PAUSE) {
+            self.last = Some(now);
+            log(&line());
+        }
+    }
+}
 
 /// An HTTP server for one model. Cheap to clone; all clones are one server.
 #[derive(Clone)]
@@ -69,12 +90,15 @@ impl Server {
         let info = executor.info().clone();
         let runner =
             Runner::start(engine, executor, app.clock.clone(), app.config.stream_buffer, app.config.log.clone())?;
+        let lengths = (0..text.tokenizer.vocab_size()).map(|id| text.tokenizer.token_bytes(id as TokenId).len());
+        let longest_token = lengths.max().unwrap_or(0);
         let serving = Serving {
             runner,
             text,
             replies: ReplyTable::new(app.config.reply_bytes),
             model,
             room: room(info.context, info.chunks),
+            longest_token,
             info,
             created: app.unix_time(),
         };
@@ -91,8 +115,9 @@ impl Server {
     pub async fn run(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
         let app = &self.app;
         let router = router(app.clone());
-        let (close, closing) = watch::channel(false);
         let mut connections = JoinSet::new();
+        let mut turned_away = JoinSet::new();
+        let (mut full, mut failing) = (Rarely::default(), Rarely::default());
         let mut shutdown = pin!(shutdown);
         loop {
             let accepted = tokio::select! {
@@ -100,17 +125,31 @@ impl Server {
                 accepted = listener.accept() => accepted,
             };
             while connections.try_join_next().is_some() {}
+            while turned_away.try_join_next().is_some() {}
             match accepted {
-                Ok((stream, _)) if connections.len() >= app.config.max_connections => turn_away(&stream),
+                Ok((stream, _)) if connections.len() >= app.config.max_connections => {
+                    full.say(&app.config.log, || {
+                        format!("error: all {} connections are taken; more are turned away", connections.len())
+                    });
+                    // Beyond that, closing says enough.
+                    if turned_away.len() < MAX_TURNED_AWAY {
+                        turned_away.spawn(turn_away(stream));
+                    }
+                }
                 Ok((stream, _)) => {
-                    connections.spawn(counted(app.clone(), router.clone(), stream, closing.clone()));
+                    connections.spawn(counted(app.clone(), router.clone(), stream));
                 }
                 // The listener itself stays sound: it is the connection or a shortage that failed.
-                Err(_) => sleep(ACCEPT_PAUSE).await,
+                Err(e) => {
+                    failing.say(&app.config.log, || format!("error: a connection cannot be accepted: {e}"));
+                    sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
         drop(listener);
-        let _ = close.send(true);
+        let running = self.stats().map_or(0, |s| s.known);
+        (app.config.log)(&format!("stopping: {running} requests running; signal again to stop now"));
+        app.closing.send_replace(true);
         let all = async |connections: &mut JoinSet<()>| while connections.join_next().await.is_some() {};
         if timeout(app.config.shutdown_timeout, all(&mut connections)).await.is_err() {
             if let Some(serving) = app.serving.get() {
@@ -126,7 +165,7 @@ impl Server {
     }
 }
 
-async fn counted(app: Arc<App>, router: axum::Router, stream: TcpStream, closing: watch::Receiver<bool>) {
+async fn counted(app: Arc<App>, router: axum::Router, stream: TcpStream) {
     struct Count(Arc<App>);
     impl Drop for Count {
         fn drop(&mut self) {
@@ -135,7 +174,7 @@ async fn counted(app: Arc<App>, router: axum::Router, stream: TcpStream, closing
     }
     app.connections.fetch_add(1, Ordering::Relaxed);
     let count = Count(app.clone());
-    serve(app, router, stream, closing).await;
+    serve(app, router, stream).await;
     drop(count);
 }
 

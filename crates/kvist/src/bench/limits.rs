@@ -4,6 +4,7 @@ use kvist_kernels::{Isa, Pool, probe};
 use serde_json::{Value, json};
 
 use super::figures::median;
+use crate::size::count;
 
 const ROUNDS: usize = 25;
 /// Of a look: the first rounds wake the threads and the clock.
@@ -85,12 +86,27 @@ impl Limits {
 
     /// For people.
     pub fn line(&self) -> String {
-        let void =
-            if self.is_valid() { "" } else { "\nVOID: the machine was busy, the figures mean nothing; run it again" };
+        let mut void = String::new();
+        if !self.is_valid() {
+            void += "\nVOID: the machine was busy; run it again.";
+        }
+        if self.per_cycle < VALID {
+            let share = 100.0 * self.per_cycle;
+            void += &format!(
+                "\n  The arithmetic limit came out at {share:.0} % of the hardware's: it and all shares of it are wrong."
+            );
+        }
+        if self.steadiness < VALID {
+            let share = 100.0 * self.steadiness;
+            void += &format!(
+                "\n  Between the measurements {share:.0} % of the limit was left: all times, rates and shares are too \
+                 bad; ratios of two of them (gain) suffer least."
+            );
+        }
         format!(
-            "{}, {} threads: reads {:.1} GB/s, {:.0} GFLOP/s bf16 at {:.2} GHz, clock check {:.0} %{void}",
+            "{}, {}: reads {:.1} GB/s, {:.0} GFLOP/s bf16 at {:.2} GHz, clock check {:.0} %{void}",
             self.isa,
-            self.threads,
+            count(self.threads, "thread"),
             self.bandwidth,
             self.peak,
             self.clock_ghz,
@@ -137,6 +153,16 @@ mod tests {
         for busy in [Limits { per_cycle: 0.89, ..good.clone() }, Limits { steadiness: 0.5, ..good.clone() }] {
             assert!(!busy.is_valid() && busy.line().contains("VOID") && busy.json()["valid"] == false);
         }
+    }
+
+    #[test]
+    fn a_void_run_says_which_figures_suffer() {
+        let good = Limits::unknown(Isa::Portable, 1);
+        assert!(good.line().starts_with("portable, 1 thread: "));
+        let probe = Limits { per_cycle: 0.5, ..good.clone() }.line();
+        assert!(probe.contains("50 % of the hardware's") && !probe.contains("Between"), "{probe}");
+        let runs = Limits { steadiness: 0.5, ..good }.line();
+        assert!(runs.contains("Between the measurements 50 %") && !runs.contains("hardware"), "{runs}");
     }
 
     #[test]

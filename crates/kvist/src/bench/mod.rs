@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::driver::Driver;
 use crate::failure::{Failure, Result};
-use crate::{load, machine, memory, model, say};
+use crate::{load, machine, model, say};
 use limits::{Limits, Probe};
 
 pub fn run(matches: &ArgMatches) -> Result<()> {
@@ -41,12 +41,11 @@ fn bench_attention(matches: &ArgMatches) -> Result<()> {
     let measured = attention::run(&cases, repeat, isa, threads, &mut probe)?;
     let limits = probe.finish();
     if matches.get_flag("json") {
-        print_json("attention", &limits, attention::json(&measured, &limits));
+        print_json("attention", &limits, attention::json(&measured, &limits))
     } else {
         let table = attention::table(&measured, &limits);
-        say(&format!("{}\n\n{table}\n{}", limits.line(), attention::verdict(&measured)));
+        say(&format!("{}\n\n{table}\n{}", limits.line(), attention::verdict(&measured)))
     }
-    Ok(())
 }
 
 fn bench_engine(matches: &ArgMatches) -> Result<()> {
@@ -77,7 +76,7 @@ fn bench_engine(matches: &ArgMatches) -> Result<()> {
     let loaded = load::weights(&chosen, threads)?;
     let executor = loaded.into_executor(chunks, Some(longest), isa, threads)?;
     // Prompts are not slowed down for the sake of those who decode: nobody waits here.
-    let config = EngineConfig { itl_target: 60_000_000, max_logit_rows: memory::LOGIT_ROWS, ..EngineConfig::default() };
+    let config = EngineConfig { itl_target: 60_000_000, ..EngineConfig::default() };
     let driver = Driver::new(config, Box::new(executor), Arc::new(SystemClock::new()));
     let lines = engine::run(&mut workload::Workload::new(driver), &chosen.config, &mut probe, &options)?;
     let limits = probe.finish();
@@ -87,19 +86,18 @@ fn bench_engine(matches: &ArgMatches) -> Result<()> {
             "parameters": chosen.config.parameters(),
             "lines": engine::json(&lines, &limits),
         });
-        print_json("engine", &limits, figures);
+        print_json("engine", &limits, figures)
     } else {
-        say(&format!("{}\nmodel {}\n\n{}", limits.line(), chosen.name, engine::table(&lines, &limits)));
+        say(&format!("{}\nmodel {}\n\n{}", limits.line(), chosen.name, engine::table(&lines, &limits)))
     }
-    Ok(())
 }
 
-fn print_json(bench: &str, limits: &Limits, figures: Value) {
+fn print_json(bench: &str, limits: &Limits, figures: Value) -> Result<()> {
     let all = json!({
         "bench": bench,
         "version": env!("CARGO_PKG_VERSION"),
         "machine": limits.json(),
         "figures": figures,
     });
-    say(&format!("{all:#}\n"));
+    say(&format!("{all:#}\n"))
 }

@@ -8,6 +8,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::complain;
 use crate::failure::{Failure, Result};
 use command::Command;
 pub use session::{Options, Session};
@@ -42,10 +43,10 @@ impl Interrupt {
                     let again = interrupt.asked.swap(true, Ordering::Relaxed);
                     if !interrupt.answering.load(Ordering::Relaxed) {
                         if again {
-                            eprintln!();
+                            complain("");
                             std::process::exit(130);
                         }
-                        eprint!("\n(Ctrl-D or /exit leaves, Ctrl-C again too)\n>>> ");
+                        ask("\n(Ctrl-D or /exit leaves, Ctrl-C again too)\n>>> ");
                     }
                 }
             });
@@ -68,20 +69,20 @@ pub fn converse(session: &mut Session) -> Result<()> {
     if interactive {
         let listens = interrupt.listen();
         listens.map_err(|e| Failure::new(format!("signals cannot be handled: {e}"), "report this"))?;
-        eprintln!("/help lists the commands, Ctrl-D leaves.");
+        complain("/help lists the commands, Ctrl-D leaves.");
     }
     let mut out = io::stdout();
     let mut input = io::stdin().lock();
     let mut line = Vec::new();
     loop {
         if interactive {
-            eprint!(">>> ");
+            ask(">>> ");
         }
         line.clear();
         let read = input.read_until(b'\n', &mut line);
         if read.map_err(|e| Failure::new(format!("standard input: {e}"), "send UTF-8 text, a turn a line"))? == 0 {
             if interactive {
-                eprintln!();
+                complain("");
             }
             return Ok(());
         }
@@ -94,7 +95,7 @@ pub fn converse(session: &mut Session) -> Result<()> {
             Command::Stats => written(writeln!(out, "{}", session.stats()))?,
             Command::Clear => session.clear(),
             Command::System(text) => session.set_system(text.as_deref()),
-            Command::Unknown(name) => eprintln!("error: no command {name}\nhint: /help lists them"),
+            Command::Unknown(name) => complain(&format!("error: no command {name}\nhint: /help lists them")),
             Command::Say(text) => {
                 interrupt.answering.store(true, Ordering::Relaxed);
                 let turn = session.turn(&text, &mut out, &interrupt);
@@ -103,12 +104,16 @@ pub fn converse(session: &mut Session) -> Result<()> {
                 match turn {
                     Ok(()) => written(writeln!(out))?,
                     // In a terminal the conversation goes on.
-                    Err(failure) if interactive && failure.code == 2 => eprintln!("{failure}"),
+                    Err(failure) if interactive && failure.code == 2 => complain(&failure.to_string()),
                     Err(failure) => return Err(failure),
                 }
             }
         }
     }
+}
+
+fn ask(prompt: &str) {
+    let _ = write!(io::stderr(), "{prompt}");
 }
 
 /// Nobody reads on: that ends the conversation.

@@ -20,6 +20,8 @@ pub struct Options {
     pub eos: Vec<TokenId>,
     pub max_tokens: Option<u32>,
     pub system: Option<String>,
+    /// What to do about a conversation that has grown too long.
+    pub too_long: &'static str,
 }
 
 /// A conversation, and the engine that answers it.
@@ -93,7 +95,7 @@ impl Session {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let input = ChatInput { messages: &self.messages, add_generation_prompt: true, now, ..ChatInput::default() };
         let prompt = splice(&self.tokenizer, &self.template, &self.replies, DOMAIN, &input)
-            .map_err(|e| Failure::usage(e.to_string(), "/clear starts a new conversation"))?;
+            .map_err(|e| Failure::usage(e.to_string(), "the model's chat template does not take these messages"))?;
         let id = self.submit(prompt.ids.clone())?;
 
         let mut detokenizer = Detokenizer::after_prompt(&self.tokenizer, true);
@@ -112,7 +114,10 @@ impl Session {
                     Effect::Token { token, .. } => {
                         first.get_or_insert_with(|| self.driver.now());
                         ids.push(token);
-                        piece.push_str(&detokenizer.push(token));
+                        // The token that ends the reply is no text, special or not.
+                        if !self.options.eos.contains(&token) {
+                            piece.push_str(&detokenizer.push(token));
+                        }
                     }
                     Effect::Finished { reason, .. } => {
                         piece.push_str(&detokenizer.finish());
@@ -133,7 +138,7 @@ impl Session {
             }
         };
         if let Some(Finish::Error(what)) = ended {
-            return Err(Failure::new(what, "/clear starts a new conversation"));
+            return Err(Failure::new(what, ""));
         }
         self.replies.remember(&self.tokenizer, prompt.key, &reply, &ids);
         let end = self.driver.now();
@@ -157,7 +162,7 @@ impl Session {
         if room == 0 {
             return Err(Failure::usage(
                 format!("the conversation has {tokens} tokens, the context {context}: no room for an answer"),
-                "/clear starts a new conversation; --ctx sets a longer context where the model allows it",
+                self.options.too_long,
             ));
         }
         let request = Request {
@@ -174,8 +179,43 @@ impl Session {
             priority: 0,
             ttft_slo: None,
         };
-        self.driver
-            .submit(request)
-            .map_err(|refusal: Refusal| Failure::usage(refusal.to_string(), "/clear starts anew"))
+        self.driver.submit(request).map_err(|refusal| {
+            let hint = match refusal {
+                Refusal::TooLong { .. } | Refusal::NeverFits { .. } => self.options.too_long,
+                Refusal::QueueFull { .. } | Refusal::Invalid { .. } => "",
+            };
+            Failure::usage(refusal.to_string(), hint)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::{Layers, Settings};
+    use crate::{load, model};
+
+    #[test]
+    fn the_token_that_ends_a_reply_is_not_shown() {
+        let flag = |name: &str| (name == "kv-ram").then(|| vec!["32MiB".to_owned()]);
+        let layers = Layers { flags: &|key| flag(key.name), environment: &|_| None, file: None };
+        let mut settings = Settings::resolve(true, &layers).unwrap();
+        let engine = load::single_config(&settings);
+        let plan = load::plan(&mut settings, engine).unwrap();
+        let shown = |eos: Vec<TokenId>| {
+            let text = model::choose(None).unwrap().text().unwrap();
+            let sampling = Sampling::GREEDY;
+            let options = Options { sampling, eos, max_tokens: Some(1), system: None, too_long: "" };
+            let driver = load::driver(&plan).unwrap();
+            let mut session = Session::new(driver, text.tokenizer, text.template.unwrap(), options);
+            let mut out = Vec::new();
+            session.turn("Hello!", &mut out, &Interrupt::default()).unwrap();
+            assert_eq!(session.last.generated, 1);
+            String::from_utf8(out).unwrap()
+        };
+        assert!(!shown(vec![]).is_empty());
+        // Whatever comes first ends it, special or not.
+        let all = (0..plan.chosen.config.vocab as TokenId).collect();
+        assert_eq!(shown(all), "");
     }
 }

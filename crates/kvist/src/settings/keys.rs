@@ -3,7 +3,8 @@
 
 use Fallback::{Found, Is};
 
-use super::value::{Kind, Value};
+use super::distance;
+use super::value::{Kind, Value, anything, origin};
 
 #[derive(Debug)]
 pub struct Key {
@@ -46,8 +47,9 @@ impl Key {
     }
 }
 
-const ANY: Kind = Kind::Number { least: 0, most: i64::MAX as u64 };
 const SOME: Kind = Kind::Number { least: 1, most: i64::MAX as u64 };
+
+const SECONDS: Kind = Kind::Number { least: 1, most: 86_400 };
 
 const fn key(name: &'static str, placeholder: &'static str, kind: Kind, default: Fallback, help: &'static str) -> Key {
     Key { name, placeholder, help, heading: "", kind, default, run: false }
@@ -64,7 +66,7 @@ impl Key {
 }
 
 const MEMORY: &str = "Memory and speed";
-const BOUNDS: &str = "Bounds";
+const LIMITS: &str = "Limits";
 const ACCESS: &str = "Access and naming";
 
 pub static MODEL: Key = key(
@@ -82,7 +84,7 @@ pub static PORT: Key =
 pub static CTX: Key = key(
     "ctx",
     "TOKENS",
-    SOME,
+    Kind::Number { least: 64, most: i64::MAX as u64 },
     Found("the model's, or what --kv-ram holds"),
     "Context: tokens of a prompt and its reply at most",
 )
@@ -114,20 +116,33 @@ pub static KV_TYPE: Key =
     key("kv-type", "TYPE", Kind::Choice(&["bf16"]), Is("bf16"), "How the cache stores keys and values")
         .under(MEMORY)
         .also_in_run();
-pub static MAX_STEP_TOKENS: Key =
-    key("max-step-tokens", "N", SOME, Is("512"), "Tokens computed in one step at most").under(MEMORY).also_in_run();
-pub static MAX_BATCH: Key =
-    key("max-batch", "N", SOME, Is("64"), "Sequences that are generated at once at most").under(MEMORY);
+pub static MAX_STEP_TOKENS: Key = key(
+    "max-step-tokens",
+    "N",
+    Kind::Number { least: 32, most: 65536 },
+    Is("512"),
+    "Tokens computed in one step at most",
+)
+.under(MEMORY)
+.also_in_run();
+pub static MAX_BATCH: Key = key(
+    "max-batch",
+    "N",
+    Kind::Number { least: 1, most: 65536 },
+    Is("64"),
+    "Sequences that are generated at once at most",
+)
+.under(MEMORY);
 pub static ITL_TARGET_MS: Key = key(
     "itl-target-ms",
     "MS",
-    SOME,
+    Kind::Number { least: 1, most: 3_600_000 },
     Is("100"),
     "Time between two tokens of a reply that is aimed at while prompts are computed beside it",
 )
 .under(MEMORY);
 
-pub static MAX_QUEUE: Key = key("max-queue", "N", ANY, Is("512"), "Requests that wait at most").under(BOUNDS);
+pub static MAX_QUEUE: Key = key("max-queue", "N", SOME, Is("512"), "Requests that wait at most").under(LIMITS);
 pub static MAX_BODY: Key = key(
     "max-body",
     "SIZE",
@@ -135,14 +150,61 @@ pub static MAX_BODY: Key = key(
     Found("16 bytes per context token, 64KiB at least"),
     "Size of a request at most",
 )
-.under(BOUNDS);
-pub static MAX_N: Key = key("max-n", "N", SOME, Is("16"), "Choices of one request at most").under(BOUNDS);
+.under(LIMITS);
+pub static MAX_N: Key = key("max-n", "N", SOME, Is("16"), "Choices of one request at most").under(LIMITS);
+pub static REPLY_RAM: Key = key(
+    "reply-ram",
+    "SIZE",
+    Kind::Size,
+    Is("64MiB"),
+    "Memory for the tokens of replies, so that later turns hit them as generated",
+)
+.under(LIMITS);
+pub static MAX_CONNECTIONS: Key = key(
+    "max-connections",
+    "N",
+    Kind::Number { least: 1, most: 1 << 20 },
+    Is("900"),
+    "Connections open at once at most; the limit of open files less 64 bounds it too",
+)
+.under(LIMITS);
+pub static IDLE_TIMEOUT: Key =
+    key("idle-timeout", "SECONDS", SECONDS, Is("75"), "Until a connection that sends nothing is closed").under(LIMITS);
+pub static HEADER_TIMEOUT: Key =
+    key("header-timeout", "SECONDS", SECONDS, Is("10"), "For the headers of a request to arrive").under(LIMITS);
+pub static BODY_TIMEOUT: Key =
+    key("body-timeout", "SECONDS", SECONDS, Is("300"), "For the body of a request to arrive").under(LIMITS);
+pub static BODY_IDLE_TIMEOUT: Key =
+    key("body-idle-timeout", "SECONDS", SECONDS, Is("30"), "Between two pieces of a body").under(LIMITS);
+pub static WRITE_TIMEOUT: Key =
+    key("write-timeout", "SECONDS", SECONDS, Is("30"), "Until a client that takes nothing is dropped").under(LIMITS);
+pub static SHUTDOWN_TIMEOUT: Key = key(
+    "shutdown-timeout",
+    "SECONDS",
+    Kind::Number { least: 0, most: 86_400 },
+    Is("30"),
+    "For running requests to end after SIGTERM or Ctrl-C",
+)
+.under(LIMITS);
 
 pub static ALLOW_UNAUTHENTICATED: Key =
     key("allow-unauthenticated", "", Kind::Flag, Is("false"), "Listen on a public address without keys").under(ACCESS);
-pub static CORS: Key =
-    key("cors", "ORIGIN", Kind::List, Is("off"), "Origin whose web pages may call the server (repeatable; * = any)")
-        .under(ACCESS);
+pub static CORS: Key = key(
+    "cors",
+    "ORIGIN",
+    Kind::List(origin),
+    Is("off"),
+    "Origin whose web pages may call the server (repeatable; * = any)",
+)
+.under(ACCESS);
+pub static METRICS_KEY: Key = key(
+    "metrics-key",
+    "NAME",
+    Kind::Text,
+    Found("none: with keys, nobody reads it"),
+    "Name in the key file whose key reads /metrics, which shows the traffic of all",
+)
+.under(ACCESS);
 pub static STRICT_MODEL: Key =
     key("strict-model", "", Kind::Flag, Is("false"), "Answer 404 to requests that name another model").under(ACCESS);
 pub static SERVED_MODEL_NAME: Key =
@@ -151,9 +213,10 @@ pub static SERVED_MODEL_NAME: Key =
 pub static PUBLIC_PROMPT: Key = key(
     "public-prompt",
     "FILE",
-    Kind::List,
+    Kind::List(anything),
     Found("none"),
-    "System prompt that is computed at start and shared by all tenants (repeatable)",
+    "System prompt that is computed at start and shared by all tenants (repeatable); while nobody uses it, it may be \
+     evicted like any other",
 )
 .under(ACCESS);
 pub static LOG_LEVEL: Key = key(
@@ -166,7 +229,7 @@ pub static LOG_LEVEL: Key = key(
 .under(ACCESS);
 
 /// All of them, in the order of the help.
-pub static ALL: [&Key; 21] = [
+pub static ALL: [&Key; 30] = [
     &MODEL,
     &HOST,
     &PORT,
@@ -182,7 +245,16 @@ pub static ALL: [&Key; 21] = [
     &MAX_QUEUE,
     &MAX_BODY,
     &MAX_N,
+    &REPLY_RAM,
+    &MAX_CONNECTIONS,
+    &IDLE_TIMEOUT,
+    &HEADER_TIMEOUT,
+    &BODY_TIMEOUT,
+    &BODY_IDLE_TIMEOUT,
+    &WRITE_TIMEOUT,
+    &SHUTDOWN_TIMEOUT,
     &ALLOW_UNAUTHENTICATED,
+    &METRICS_KEY,
     &STRICT_MODEL,
     &SERVED_MODEL_NAME,
     &PUBLIC_PROMPT,
@@ -193,4 +265,18 @@ pub static ALL: [&Key; 21] = [
 /// The settings of a command.
 pub fn of(run: bool) -> impl Iterator<Item = &'static Key> {
     ALL.into_iter().filter(move |key| key.run || !run)
+}
+
+/// What to tell of a variable that looks like a setting's and is none.
+pub fn unknown_variable(name: &str) -> Option<String> {
+    const CONFIG: &str = "KVIST_CONFIG";
+    if !name.starts_with("KVIST_") {
+        return None;
+    }
+    let known = || ALL.into_iter().map(Key::variable).chain([CONFIG.into()]);
+    if known().any(|variable| variable == name) {
+        return None;
+    }
+    let nearest = known().min_by_key(|variable| distance(variable, name)).unwrap_or_default();
+    Some(format!("warning: there is no setting {name}; the nearest is {nearest}"))
 }

@@ -108,13 +108,15 @@ impl Settings {
         }
     }
 
-    /// A configuration file that gives these settings, each with its origin.
+    /// A configuration file that gives these settings, each with its origin. What was found out is a comment: another
+    /// model or machine has other values.
     pub fn print(&self) -> String {
         let mut out = String::from("# flag > environment > file > default\n");
         for (key, value, origin) in &self.entries {
-            let line = match value {
-                Some(value) => format!("{} = {value}", key.name),
-                None => format!("# {} =", key.name),
+            let line = match (value, origin, &key.default) {
+                (Some(value), Origin::Default, Fallback::Found(_)) => format!("# {} = {value}", key.name),
+                (Some(value), ..) => format!("{} = {value}", key.name),
+                (None, ..) => format!("# {} =", key.name),
             };
             let origin = match (origin, &key.default) {
                 (Origin::Flag, _) if key.name == keys::MODEL.name => "argument".into(),
@@ -131,11 +133,13 @@ impl Settings {
 }
 
 fn from_flags(key: &Key, texts: Vec<String>) -> Result<Value> {
-    if matches!(key.kind, Kind::List) {
-        return Ok(Value::List(texts.into_iter().filter(|t| t != "off").collect()));
-    }
-    let text = texts.last().map_or("", String::as_str);
-    key.parse(text).map_err(|what| Failure::usage(format!("--{}: {what}", key.name), key.help))
+    let value = match key.kind {
+        Kind::List(_) => key.kind.list(texts.into_iter().filter(|t| t != "off").collect()),
+        _ => key.parse(texts.last().map_or("", String::as_str)),
+    };
+    value.map_err(|what| {
+        Failure::usage(format!("--{}: {what}", key.name), format!("without it: {}", key.default.words()))
+    })
 }
 
 fn wrong_variable(variable: &str, text: &str, what: &str) -> Failure {

@@ -97,6 +97,23 @@ fn an_empty_default_list_is_printed_as_one() {
 }
 
 #[test]
+fn what_was_found_is_printed_as_a_comment() {
+    let mut s = resolve(&[("kv-ram", "7MiB")], &[], None).unwrap();
+    s.fill(&KV_RAM, Value::Size(1));
+    s.fill(&CTX, Value::Number(4096));
+    let printed = s.print();
+    assert!(printed.contains("\nkv-ram = \"7MiB\"") && printed.contains("\n# ctx = 4096 "), "{printed}");
+}
+
+#[test]
+fn unknown_variables_are_told_with_the_nearest() {
+    let nearest = |name| keys::unknown_variable(name).unwrap_or_default();
+    assert!(nearest("KVIST_MAXBATCH").ends_with("KVIST_MAXBATCH; the nearest is KVIST_MAX_BATCH"));
+    assert!(nearest("KVIST_CONFG").ends_with("KVIST_CONFIG"));
+    assert_eq!((nearest("KVIST_CONFIG"), nearest("KVIST_CTX"), nearest("HOME")), <_>::default());
+}
+
+#[test]
 fn a_found_value_is_filled_in_unless_given() {
     let mut s = resolve(&[("kv-ram", "7MiB")], &[], None).unwrap();
     s.fill(&KV_RAM, Value::Size(1));
@@ -119,6 +136,16 @@ fn errors_name_the_place_and_the_way_out() {
     contains(fails(&[("port", "70000")], &[], None), &["--port", "70000", "from 0 to 65535", "hint: "]);
     contains(fails(&[("kv-ram", "much")], &[], None), &["--kv-ram", "not a size"]);
     contains(fails(&[("kv-type", "kv8")], &[], None), &["not supported by this version", "bf16"]);
+    contains(fails(&[("threads", "0")], &[], None), &["--threads", "from 1 to 1024", "hint: without it: the cores"]);
+    contains(fails(&[("max-step-tokens", "1")], &[], None), &["from 32 to 65536"]);
+    contains(fails(&[("max-step-tokens", "9223372036854775807")], &[], None), &["from 32 to 65536"]);
+    contains(fails(&[("max-queue", "0")], &[], None), &["1 or more"]);
+    contains(fails(&[("ctx", "1")], &[], None), &["--ctx", "64 or more", "hint: "]);
+    for cors in ["foo", "https://", "://x", "https://a/", "HTTPS://A", "https://a b"] {
+        contains(fails(&[("cors", cors)], &[], None), &["--cors", "no origin", "https://example.org"]);
+        contains(fails(&[], &[("KVIST_CORS", cors)], None), &["no origin"]);
+        contains(fails(&[], &[], Some(&format!("cors = [{cors:?}]\n"))), &["no origin"]);
+    }
     contains(fails(&[("isa", "sse")], &[], None), &["none of avx512, avx2, portable"]);
     contains(fails(&[], &[("KVIST_MAX_N", "0")], None), &["KVIST_MAX_N", "1 or more", "unset"]);
     contains(fails(&[], &[("KVIST_PORT", "tcp://10.0.0.1:80")], None), &["KVIST_PORT", "enableServiceLinks"]);

@@ -13,8 +13,8 @@ pub enum Kind {
     Size,
     Flag,
     Choice(&'static [&'static str]),
-    /// Several texts; separated by commas in the environment.
-    List,
+    /// Several texts, each checked; separated by commas in the environment.
+    List(fn(&str) -> Result<(), String>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,21 @@ pub enum Value {
     Size(u64),
     Flag(bool),
     List(Vec<String>),
+}
+
+/// Accepts every text of a list.
+pub fn anything(_: &str) -> Result<(), String> {
+    Ok(())
+}
+
+/// Accepts an origin as browsers send it (RFC 6454, section 6.2), and `*`.
+pub fn origin(text: &str) -> Result<(), String> {
+    let host = text.split_once("://").filter(|(scheme, _)| !scheme.is_empty()).map(|(_, host)| host);
+    let forbidden = |c: char| c.is_whitespace() || c.is_ascii_uppercase() || "/?#@*".contains(c);
+    if text == "*" || host.is_some_and(|host| !host.is_empty() && !host.contains(forbidden)) {
+        return Ok(());
+    }
+    Err(format!("{text:?} is no origin such as https://example.org or http://localhost:3000, nor *"))
 }
 
 impl Kind {
@@ -46,9 +61,17 @@ impl Kind {
             Kind::Choice(choices) if choices.contains(&text) => Ok(Value::Text(text.to_owned())),
             Kind::Choice([only]) => Err(format!("{text:?} is not supported by this version; {only} is")),
             Kind::Choice(choices) => Err(format!("{text:?} is none of {}", choices.join(", "))),
-            Kind::List if matches!(text, "" | "off") => Ok(Value::List(vec![])),
-            Kind::List => Ok(Value::List(text.split(',').map(str::trim).map(str::to_owned).collect())),
+            Kind::List(_) if matches!(text, "" | "off") => Ok(Value::List(vec![])),
+            Kind::List(_) => self.list(text.split(',').map(|item| item.trim().to_owned()).collect()),
         }
+    }
+
+    /// Several values of a list.
+    pub fn list(&self, items: Vec<String>) -> Result<Value, String> {
+        if let Kind::List(check) = self {
+            items.iter().try_for_each(|item| check(item))?;
+        }
+        Ok(Value::List(items))
     }
 
     /// Takes a value of a configuration file.
@@ -60,9 +83,9 @@ impl Kind {
                 Err(format!("{value} stands in quotes, but is no text"))
             }
             (_, toml::Value::String(text)) => self.parse(text),
-            (Kind::List, toml::Value::Array(items)) => {
+            (Kind::List(_), toml::Value::Array(items)) => {
                 let texts = items.iter().map(|item| item.as_str().map(str::to_owned));
-                texts.collect::<Option<_>>().map(Value::List).ok_or_else(|| "a list of texts is needed".into())
+                self.list(texts.collect::<Option<_>>().ok_or("a list of texts is needed")?)
             }
             _ => Err(format!("{value} is not of the right type")),
         }

@@ -12,8 +12,8 @@ fn printed_settings_give_themselves_again() {
         "port = 9000                          # flag --port",
         "max-batch = 7                        # environment KVIST_MAX_BATCH",
         "host = \"127.0.0.1\"                   # default",
-        "ctx = 4096                           # default: the model's, or what --kv-ram holds",
-        "max-body = \"64KiB\"                   # default: 16 bytes per context token, 64KiB at least",
+        "# ctx = 4096                         # default: the model's, or what --kv-ram holds",
+        "# max-body = \"64KiB\"                 # default: 16 bytes per context token, 64KiB at least",
     ] {
         assert!(printed.lines().any(|l| l == line), "{line:?} in\n{printed}");
     }
@@ -40,6 +40,8 @@ fn errors_have_a_hint_and_exit_codes() {
         (&["run", "--kv-ram", "10"], 2, &["error: --kv-ram 10 holds no context", "hint: --kv-ram 1MiB"]),
         (&["bench", "engine", "--shape", "huge"], 2, &["error: invalid value 'huge'", "llama-3.2-1b"]),
         (&["bench", "engine", "--prompt-tokens", "4000"], 2, &["error: ", "hint: --prompt-tokens 3584"]),
+        (&["serve", "--max-step-tokens", "1"], 2, &["error: --max-step-tokens: ", "from 32 to 65536", "hint: "]),
+        (&["serve", "--max-batch", "512"], 2, &["error: --max-batch 512 and 16 rows", "hint: --max-batch 496"]),
         (&[], 2, &["Usage: kvist <COMMAND>"]),
     ] {
         let (_, errors, got) = output(args);
@@ -48,6 +50,33 @@ fn errors_have_a_hint_and_exit_codes() {
     }
     let (version, _, code) = output(&["--version"]);
     assert_eq!((version.trim(), code), (concat!("kvist ", env!("CARGO_PKG_VERSION")), Some(0)));
+}
+
+/// A file where every write fails.
+#[cfg(target_os = "linux")]
+fn full() -> std::fs::File {
+    std::fs::File::options().write(true).open("/dev/full").unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn output_that_cannot_be_written_is_no_panic() {
+    assert_eq!(kvist(&["serve", "nope"]).stderr(full()).status().unwrap().code(), Some(2));
+    assert_eq!(kvist(&["serve", "--prot"]).stderr(full()).status().unwrap().code(), Some(2));
+    for args in [&["serve", "--print-config"][..], &["--help"], &["completions", "bash"]] {
+        let printed = kvist(args).stdout(full()).output().unwrap();
+        let errors = String::from_utf8(printed.stderr).unwrap();
+        assert_eq!(printed.status.code(), Some(1), "{args:?}: {errors}");
+        assert!(errors.starts_with("error: standard output: "), "{errors}");
+    }
+}
+
+#[test]
+fn an_unknown_variable_is_warned_about() {
+    let printed = kvist(&["serve", "--print-config"]).env("KVIST_MAXBATCH", "7").output().unwrap();
+    let errors = String::from_utf8(printed.stderr).unwrap();
+    assert_eq!(errors, "warning: there is no setting KVIST_MAXBATCH; the nearest is KVIST_MAX_BATCH\n");
+    assert!(printed.status.success());
 }
 
 #[test]
@@ -67,7 +96,7 @@ fn a_piped_conversation_is_answered_line_by_line() {
     assert_eq!((prompt[0] - cached[0], prompt[1] - cached[1]), (computed[0], computed[1]), "{out}");
     // The second turn hits the whole first turn with its reply.
     assert!(row("spliced")[0] > 0 && cached[0] > 0 && computed[0] < prompt[0] / 2 + 16, "{out}");
-    assert!(errors.contains("compiled into the binary"), "{errors}");
+    assert!(errors.contains("compiled into the binary") && errors.contains("256 tokens at most"), "{errors}");
     assert!(errors.contains("error: no command /unheard-of\nhint: /help"), "{errors}");
 }
 

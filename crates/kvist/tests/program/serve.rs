@@ -100,6 +100,33 @@ fn a_public_host_needs_keys() {
     assert!(served.ask("GET", "/health", "").starts_with("HTTP/1.1 200"));
 }
 
+/// The status line's code of a GET with these header lines.
+fn status(served: &Served, path: &str, headers: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(served.address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nConnection: close\r\n{headers}\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split(' ').nth(1).unwrap_or_default().to_owned()
+}
+
+#[test]
+fn metrics_are_for_the_named_key() {
+    let keys = TempFile::new("metrics", "alice wonderland\nbob builder\n");
+    let served = Served::start(&["--api-key-file", keys.name(), "--metrics-key", "bob"]);
+    let with = |key| status(&served, "/metrics", &format!("Host: localhost\r\nAuthorization: Bearer {key}\r\n"));
+    assert_eq!(with("builder"), "200");
+    assert!(with("wonderland").starts_with('4') && with("nobody").starts_with('4'));
+}
+
+#[test]
+fn without_keys_the_host_counts() {
+    let served = Served::start(&[]);
+    assert_eq!(status(&served, "/v1/models", "Host: evil.example\r\n"), "403");
+    for host in ["localhost", "127.0.0.1:8080"] {
+        assert_eq!(status(&served, "/v1/models", &format!("Host: {host}\r\n")), "200", "{host}");
+    }
+}
+
 #[test]
 fn a_port_in_use_is_explained() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

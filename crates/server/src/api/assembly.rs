@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kvist_base::TokenId;
 use kvist_engine::{Effect, Finish, TokenLogprobs, Usage};
-use kvist_text::{Detokenizer, PromptKey, StopMatcher};
+use kvist_text::{Detokenizer, PromptKey, StopMatcher, Tokenizer};
 
 use crate::api::error::ApiError;
 use crate::api::params::Params;
@@ -17,8 +17,8 @@ use crate::runner::{Control, Event};
 #[derive(Clone, Debug, Default)]
 pub struct Prepared {
     pub ids: Vec<TokenId>,
-    /// The prompt's text, to be put before the answer.
-    pub echo: Option<String>,
+    /// Whether the prompt's text is put before the answer.
+    pub echo: bool,
     /// How many of `ids` were taken from remembered replies.
     pub spliced: usize,
     /// Under which the reply is remembered.
@@ -92,11 +92,35 @@ pub struct Assembly {
 }
 
 struct PromptState {
-    /// Kept only for an echo.
-    ids: Vec<TokenId>,
-    echo: Option<String>,
+    echo: Option<Echo>,
     entries: Vec<Entry>,
     key: Option<PromptKey>,
+}
+
+/// A prompt that is repeated: its text as an answer's would be told, and where in it its tokens begin.
+struct Echo {
+    text: String,
+    chars: usize,
+    /// Each token, and the characters before it.
+    tokens: Vec<(TokenId, usize)>,
+}
+
+impl Echo {
+    fn new(tokenizer: &Tokenizer, ids: Vec<TokenId>, skip_special: bool) -> Self {
+        let mut detokenizer = Detokenizer::new(tokenizer, skip_special);
+        let mut echo = Echo { text: String::new(), chars: 0, tokens: Vec::with_capacity(ids.len()) };
+        for id in ids {
+            echo.tokens.push((id, echo.chars));
+            echo.push(&detokenizer.push(id));
+        }
+        echo.push(&detokenizer.finish());
+        echo
+    }
+
+    fn push(&mut self, text: &str) {
+        self.text.push_str(text);
+        self.chars += text.chars().count();
+    }
 }
 
 struct Choice {
@@ -115,14 +139,21 @@ struct Choice {
 }
 
 impl Assembly {
-    pub fn new(serving: Arc<Serving>, control: Arc<Control>, params: &Params, prompts: Vec<Prepared>) -> Self {
+    /// `prompt_tokens` counts all prompts; the ids of `prompts` are needed only for an echo.
+    pub fn new(
+        serving: Arc<Serving>,
+        control: Arc<Control>,
+        params: &Params,
+        prompts: Vec<Prepared>,
+        prompt_tokens: usize,
+    ) -> Self {
         let n = params.n as usize;
         let tokenizer = &serving.text.tokenizer;
         let mut choices = Vec::new();
         let mut states = Vec::new();
-        let mut totals = Totals::default();
+        let mut totals = Totals { prompt: prompt_tokens, ..Totals::default() };
         for prompt in prompts {
-            totals.prompt += prompt.ids.len();
+            let echo = prompt.echo.then(|| Echo::new(tokenizer, prompt.ids, params.skip_special));
             totals.spliced += prompt.spliced;
             for _ in 0..n {
                 choices.push(Choice {
@@ -131,14 +162,13 @@ impl Assembly {
                     ids: Vec::new(),
                     text: String::new(),
                     made: 0,
-                    made_chars: prompt.echo.as_ref().map_or(0, |e| e.chars().count()),
+                    made_chars: echo.as_ref().map_or(0, |e| e.chars),
                     held: VecDeque::new(),
                     started: false,
                     ended: None,
                 });
             }
-            let ids = if prompt.echo.is_some() { prompt.ids } else { Vec::new() };
-            states.push(PromptState { ids, echo: prompt.echo, entries: Vec::new(), key: prompt.key });
+            states.push(PromptState { echo, entries: Vec::new(), key: prompt.key });
         }
         let open = states.len();
         Assembly { control, prompts: states, choices, n, ignore_eos: params.ignore_eos, open, totals, serving }
@@ -247,7 +277,7 @@ impl Assembly {
             c.started = true;
             piece.logprobs.clone_from(&state.entries);
             if let Some(echo) = &state.echo {
-                piece.text.insert_str(0, echo);
+                piece.text.insert_str(0, &echo.text);
             }
         }
         while c.held.front().is_some_and(|&(_, _, end)| end <= shown) {
@@ -274,11 +304,9 @@ impl Assembly {
     fn prompt_logprobs(&mut self, prompt: usize, scores: Vec<Option<TokenLogprobs>>) {
         let state = &mut self.prompts[prompt];
         let tokenizer = &self.serving.text.tokenizer;
-        let mut detokenizer = Detokenizer::new(tokenizer, false);
-        let mut offset = 0;
-        for (&token, scores) in state.ids.iter().zip(scores) {
+        let tokens = state.echo.iter().flat_map(|echo| &echo.tokens);
+        for (&(token, offset), scores) in tokens.zip(scores) {
             state.entries.push(Entry { token, bytes: tokenizer.token_bytes(token), scores, offset });
-            offset += detokenizer.push(token).chars().count();
         }
     }
 }

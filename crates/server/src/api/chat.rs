@@ -11,7 +11,7 @@ use crate::api::params::{Bounds, MAX_TOP, Params};
 use crate::app::{Caller, Serving};
 
 /// Parses a body and tokenises its conversation. Takes time with the length of the conversation.
-pub fn job(serving: &Serving, caller: &Caller, bounds: &Bounds, now: u64, body: &[u8]) -> Result<Job, ApiError> {
+pub fn job(serving: &Serving, caller: &Caller, bounds: &Bounds, body: &[u8]) -> Result<Job, ApiError> {
     let map = parse_object(body)?;
     let fields = Fields(&map);
     let params = Params::parse(fields, bounds)?;
@@ -30,13 +30,17 @@ pub fn job(serving: &Serving, caller: &Caller, bounds: &Bounds, now: u64, body: 
         add_generation_prompt: fields.boolean("add_generation_prompt")?.unwrap_or(!continue_final_message),
         continue_final_message,
         kwargs: fields.object("chat_template_kwargs")?,
-        now,
+        now: bounds.now,
     };
     let Some(template) = &serving.text.template else {
         return Err(ApiError::invalid("the model has no chat template; use /v1/completions"));
     };
+    // Rendered twice only where the body leaves a doubt.
+    if body.len() > serving.most_bytes() {
+        serving.check_length(template.render(&input)?.len())?;
+    }
     let prompt = splice(&serving.text.tokenizer, template, &serving.replies, caller.tenant.domain, &input)?;
-    let prepared = Prepared { ids: prompt.ids, echo: None, spliced: prompt.spliced, key: Some(prompt.key) };
+    let prepared = Prepared { ids: prompt.ids, echo: false, spliced: prompt.spliced, key: Some(prompt.key) };
     Ok(Job { kind: Kind::Chat, params, prompts: vec![prepared], logprobs, prompt_logprobs: None })
 }
 

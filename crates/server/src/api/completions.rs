@@ -8,10 +8,10 @@ use crate::api::error::ApiError;
 use crate::api::generate::{Job, Kind};
 use crate::api::json::{Fields, parse_object, type_of};
 use crate::api::params::{Bounds, MAX_TOP, Params};
-use crate::app::Serving;
+use crate::app::{Caller, Serving};
 
 /// Parses a body and tokenises its prompts. Takes time with their length.
-pub fn job(serving: &Serving, bounds: &Bounds, body: &[u8]) -> Result<Job, ApiError> {
+pub fn job(serving: &Serving, _: &Caller, bounds: &Bounds, body: &[u8]) -> Result<Job, ApiError> {
     let map = parse_object(body)?;
     let fields = Fields(&map);
     let params = Params::parse(fields, bounds)?;
@@ -27,19 +27,14 @@ pub fn job(serving: &Serving, bounds: &Bounds, body: &[u8]) -> Result<Job, ApiEr
     }
     let mut prompts = Vec::new();
     for prompt in parse_prompts(fields, bounds.max_prompts)? {
-        let prepared = match prompt {
-            Prompt::Text(text) => Prepared {
-                ids: serving.text.tokenizer.encode(text, add_special)?,
-                echo: echo.then(|| text.to_owned()),
-                ..Prepared::default()
-            },
-            Prompt::Ids(ids) => Prepared {
-                echo: echo.then(|| serving.text.tokenizer.decode(&ids, params.skip_special)),
-                ids,
-                ..Prepared::default()
-            },
+        let ids = match prompt {
+            Prompt::Text(text) => {
+                serving.check_length(text.len())?;
+                serving.text.tokenizer.encode(text, add_special)?
+            }
+            Prompt::Ids(ids) => ids,
         };
-        prompts.push(prepared);
+        prompts.push(Prepared { ids, echo, ..Prepared::default() });
     }
     let prompt_logprobs = if echo { logprobs } else { None };
     Ok(Job { kind: Kind::Text, params, prompts, logprobs, prompt_logprobs })

@@ -54,8 +54,12 @@ impl ApiError {
         }
     }
 
+    pub fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", message)
+    }
+
     pub fn too_large(limit: usize) -> Self {
-        let message = format!("the request body is larger than {limit} bytes");
+        let message = format!("the request body is larger than {limit} bytes, the limit set by --max-body");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
     }
 
@@ -70,8 +74,16 @@ impl ApiError {
         }
     }
 
+    pub fn closing() -> Self {
+        Self::unavailable("the server is closing")
+    }
+
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
+    }
+
+    pub fn word(&self) -> ErrorCode {
+        ErrorCode(self.code.unwrap_or(self.kind))
     }
 
     pub fn body(&self) -> Value {
@@ -79,9 +91,14 @@ impl ApiError {
     }
 }
 
+/// The word of an error response, for the log.
+#[derive(Clone, Copy)]
+pub struct ErrorCode(pub &'static str);
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
+        response.extensions_mut().insert(self.word());
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -1,5 +1,6 @@
 //! What both generating endpoints do once their request is parsed.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use axum::Json;
@@ -61,8 +62,9 @@ pub struct Job {
 }
 
 /// Runs a job and answers it, whole or as a stream.
-pub async fn answer(app: &App, serving: Arc<Serving>, caller: &Caller, job: Job) -> Result<Response, ApiError> {
-    let requests = requests(&serving, caller, &job)?;
+pub async fn answer(app: &App, serving: Arc<Serving>, caller: &Caller, mut job: Job) -> Result<Response, ApiError> {
+    let prompt_tokens = job.prompts.iter().map(|p| p.ids.len()).sum();
+    let requests = requests(&serving, caller, &mut job)?;
     let Job { kind, params, prompts, logprobs, .. } = job;
     let mut ticket = serving.runner.submit(requests, caller.arrival, params.stream.is_some()).map_err(|e| match e {
         Unavailable::Busy => ApiError::busy("too many requests arrived at once"),
@@ -73,7 +75,7 @@ pub async fn answer(app: &App, serving: Arc<Serving>, caller: &Caller, job: Job)
         Some(_) => {}
         None => return Err(broken_off(&serving, &ticket)),
     }
-    let assembly = Assembly::new(serving.clone(), ticket.control.clone(), &params, prompts);
+    let assembly = Assembly::new(serving.clone(), ticket.control.clone(), &params, prompts, prompt_tokens);
     app.spliced(assembly.totals().spliced);
     let head = Head {
         id: format!("{}{}", kind.id_prefix(), app.next_id()),
@@ -98,18 +100,21 @@ pub async fn answer(app: &App, serving: Arc<Serving>, caller: &Caller, job: Job)
                 line,
                 ping_interval,
                 ping,
+                peer_ended: Some(Box::pin(caller.peer.clone().ended())),
+                probes: 0,
                 ended: false,
             };
             Ok(body.into_response())
         }
-        None => whole(&serving, ticket, assembly, &head, kind, logprobs, &caller.line).await,
+        None => whole(&serving, ticket, assembly, &head, kind, logprobs, caller).await,
     }
 }
 
-fn requests(serving: &Serving, caller: &Caller, job: &Job) -> Result<Vec<Request>, ApiError> {
+/// Takes the prompts' ids out of the job, but leaves those that an echo needs.
+fn requests(serving: &Serving, caller: &Caller, job: &mut Job) -> Result<Vec<Request>, ApiError> {
     let p = &job.params;
     let mut requests = Vec::with_capacity(job.prompts.len());
-    for prompt in &job.prompts {
+    for prompt in &mut job.prompts {
         let (length, room) = (prompt.ids.len(), serving.room);
         let left = room.saturating_sub(length);
         if left == 0 && p.max_tokens != Some(0) || length > room {
@@ -122,7 +127,7 @@ fn requests(serving: &Serving, caller: &Caller, job: &Job) -> Result<Vec<Request
             // The engine thread gives the real one.
             id: RequestId(0),
             domain: caller.tenant.domain,
-            prompt: prompt.ids.clone(),
+            prompt: if prompt.echo { prompt.ids.clone() } else { std::mem::take(&mut prompt.ids) },
             n: p.n,
             max_tokens: p.max_tokens.unwrap_or(unasked),
             sampling: p.sampling,
@@ -158,12 +163,21 @@ async fn whole(
     head: &Head,
     kind: Kind,
     logprobs: bool,
-    line: &Arc<RequestLine>,
+    caller: &Caller,
 ) -> Result<Response, ApiError> {
     let mut choices: Vec<Whole> = Vec::new();
     choices.resize_with(assembly.choices(), Whole::default);
+    let mut ended = pin!(caller.peer.clone().ended());
     while !assembly.done() {
-        let event = ticket.events.recv().await.ok_or_else(|| broken_off(serving, &ticket))?;
+        let event = tokio::select! {
+            event = ticket.events.recv() => event.ok_or_else(|| broken_off(serving, &ticket))?,
+            // A client that left cannot be told from one that only ended its side, as nothing is sent before the end.
+            () = &mut ended => {
+                finish_line(&caller.line, &assembly);
+                caller.line.set("left", "early");
+                return Err(ApiError::invalid("the client ended its side before the answer; only a stream goes on then"));
+            }
+        };
         if let Some(piece) = assembly.on(event)? {
             let choice = &mut choices[piece.index];
             choice.text.push_str(&piece.text);
@@ -171,7 +185,7 @@ async fn whole(
             choice.reason = piece.reason;
         }
     }
-    finish_line(line, &assembly);
+    finish_line(&caller.line, &assembly);
     let totals = assembly.totals();
     let (usage, timings) = (Some(Usage::new(&totals)), Some(Timings::new(&totals)));
     let tokenizer = &serving.text.tokenizer;

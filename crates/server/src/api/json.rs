@@ -100,13 +100,25 @@ impl<'a> Fields<'a> {
     /// An integer in a range; `16.0` is one, as in other servers.
     pub fn int(&self, name: &str, min: i64, max: i64) -> Result<Option<i64>, ApiError> {
         let Some(value) = self.get(name) else { return Ok(None) };
-        let whole = |f: f64| (f.fract() == 0.0 && f.abs() < 2f64.powi(53)).then_some(f as i64);
-        let int = value.as_i64().or_else(|| value.as_f64().filter(|_| value.is_f64()).and_then(whole));
-        match int {
-            Some(i) if (min..=max).contains(&i) => Ok(Some(i)),
-            Some(_) => Err(ApiError::field(name, format!("not between {min} and {max}"))),
-            None if value.is_u64() => Err(ApiError::field(name, format!("not between {min} and {max}"))),
-            None => Err(ApiError::field(name, format!("an integer is needed, not {}", type_of(value)))),
+        let outside = || Err(ApiError::field(name, format!("{value} is not between {min} and {max}")));
+        match (value.as_i64(), value.as_f64()) {
+            (Some(i), _) if (min..=max).contains(&i) => Ok(Some(i)),
+            (Some(_), _) => outside(),
+            (None, Some(f)) if f.fract() != 0.0 => {
+                Err(ApiError::field(name, format!("an integer is needed, not {value}")))
+            }
+            // Whole, but not written so; from here on such numbers stand for several integers.
+            (None, Some(f)) if f.abs() < 2f64.powi(53) => match f as i64 {
+                i if (min..=max).contains(&i) => Ok(Some(i)),
+                _ => outside(),
+            },
+            (None, Some(f)) if f > 0.0 => {
+                Err(ApiError::field(name, format!("{value} is too large for an integer between {min} and {max}")))
+            }
+            (None, Some(_)) => {
+                Err(ApiError::field(name, format!("{value} is too small for an integer between {min} and {max}")))
+            }
+            (None, None) => Err(ApiError::field(name, format!("an integer is needed, not {}", type_of(value)))),
         }
     }
 
@@ -201,5 +213,19 @@ mod tests {
         assert_eq!(param(fields.int("e", 0, 16)), "e");
         assert_eq!(fields.int("f", 0, 16).unwrap(), None);
         assert_eq!(fields.int("g", 0, 16).unwrap(), None);
+        for (number, part) in [
+            ("1e18", "too large"),
+            ("18446744073709551616", "too large"),
+            ("9223372036854775808", "too large"),
+            ("-1e18", "too small"),
+            ("17", "not between 0 and 16"),
+            ("17.0", "not between 0 and 16"),
+            ("1.5", "an integer is needed, not 1.5"),
+            ("true", "an integer is needed, not a boolean"),
+        ] {
+            let map = parse_object(format!("{{\"n\": {number}}}").as_bytes()).unwrap();
+            let error = Fields(&map).int("n", 0, 16).unwrap_err();
+            assert!(error.message.contains(part) && error.message.starts_with("`n`"), "{number}: {}", error.message);
+        }
     }
 }

@@ -37,7 +37,7 @@ pub struct StreamOptions {
     pub continuous_usage: bool,
 }
 
-/// Limits that a request is checked against.
+/// What a request's body is checked against and completed with.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     pub max_n: u32,
@@ -49,6 +49,10 @@ pub struct Bounds {
     pub defaults: SamplingDefaults,
     /// Used when the request names no seed.
     pub seed: u64,
+    /// From the request's headers.
+    pub ttft_slo: Option<Micros>,
+    /// Seconds since 1970, for chat templates.
+    pub now: u64,
 }
 
 impl Params {
@@ -78,7 +82,7 @@ impl Params {
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
             skip_special: fields.boolean("skip_special_tokens")?.unwrap_or(true),
             priority: fields.int("priority", i64::from(least), i64::from(i32::MAX))?.unwrap_or(0) as i32,
-            ttft_slo: None,
+            ttft_slo: bounds.ttft_slo,
             stream: stream(fields)?,
         })
     }
@@ -113,11 +117,13 @@ fn stream(fields: Fields) -> Result<Option<StreamOptions>, ApiError> {
     let options = match fields.object("stream_options")? {
         None => StreamOptions::default(),
         Some(map) => {
-            let flag = |name: &str| {
-                Fields(map)
-                    .boolean(name)
-                    .map(|b| b.unwrap_or(false))
-                    .map_err(|e| ApiError { param: e.param.map(|p| format!("stream_options.{p}")), ..e })
+            let flag = |name: &str| match map.get(name) {
+                None | Some(Value::Null) => Ok(false),
+                Some(Value::Bool(on)) => Ok(*on),
+                Some(other) => {
+                    let message = format!("true or false is needed, not {}", type_of(other));
+                    Err(ApiError::field(format!("stream_options.{name}"), message))
+                }
             };
             StreamOptions { include_usage: flag("include_usage")?, continuous_usage: flag("continuous_usage_stats")? }
         }
@@ -198,6 +204,8 @@ mod tests {
         may_hurry: false,
         defaults: SamplingDefaults { temperature: 0.7, top_k: 5, top_p: 0.9 },
         seed: 99,
+        ttft_slo: None,
+        now: 0,
     };
 
     fn parse(body: &str) -> Result<Params, ApiError> {
@@ -284,5 +292,6 @@ mod tests {
         }
         let error = parse(r#"{"stream":true,"stream_options":{"include_usage":1}}"#).unwrap_err();
         assert_eq!(error.param.as_deref(), Some("stream_options.include_usage"));
+        assert!(error.message.starts_with("`stream_options.include_usage`: "), "{}", error.message);
     }
 }

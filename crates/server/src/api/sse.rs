@@ -27,6 +27,9 @@ use crate::runner::{Event, Ticket};
 /// Events that are ready are sent together, up to about this many bytes.
 const BATCH: usize = 16 << 10;
 
+/// Between the two pings to a client that may have left: a round trip.
+const PROBE_PAUSE: Duration = Duration::from_millis(200);
+
 /// The body of a streamed answer. Dropping it cancels the request.
 pub struct SseBody {
     pub serving: Arc<Serving>,
@@ -39,6 +42,10 @@ pub struct SseBody {
     pub line: Arc<RequestLine>,
     pub ping_interval: Duration,
     pub ping: Pin<Box<Sleep>>,
+    /// Completes once when the client has ended its side.
+    pub peer_ended: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// Pings still to be sent soon, to find out whether the client has left.
+    pub probes: u8,
     pub ended: bool,
 }
 
@@ -121,6 +128,7 @@ impl SseBody {
         write_event(out, &error.body());
         finish_line(&self.line, &self.assembly);
         self.line.set("error", error.status.as_u16());
+        self.line.set("code", error.word().0);
         self.ended = true;
     }
 }
@@ -158,12 +166,19 @@ impl http_body::Body for SseBody {
             if this.ended {
                 return Poll::Ready(None);
             }
+            if this.peer_ended.as_mut().is_some_and(|ended| ended.as_mut().poll(cx).is_ready()) {
+                // The answer to the first write says that nobody is there; then the second fails.
+                (this.peer_ended, this.probes) = (None, 2);
+                this.ping.as_mut().reset(Instant::now());
+            }
             if this.ping.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
             out.extend_from_slice(b": ping\n\n");
         }
-        this.ping.as_mut().reset(Instant::now() + this.ping_interval);
+        let pause = if this.probes > 1 { PROBE_PAUSE } else { this.ping_interval };
+        this.probes = this.probes.saturating_sub(1);
+        this.ping.as_mut().reset(Instant::now() + pause);
         Poll::Ready(Some(Ok(Frame::data(out.into()))))
     }
 

@@ -157,6 +157,15 @@ impl Harness {
         }
     }
 
+    /// Waits for a log line.
+    pub fn until_log(&self, so: impl Fn(&str) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.log.lock().unwrap().iter().any(|l| so(l)) {
+            assert!(Instant::now() < deadline, "no such line: {:?}", self.log.lock().unwrap());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Nothing is known, nothing is pinned.
     pub fn until_empty(&self) {
         self.until("an empty engine", |s| s.known == 0 && s.waiting == 0 && s.running == 0 && s.cache.pinned == 0);

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::client::Connection;
-use crate::fake::mix;
-use crate::harness::{Harness, Setup, with_messages};
+use crate::fake::{VOCAB, mix};
+use crate::harness::{Harness, Setup, tokenizer, with_messages};
 
 const CHAT: &str = "/v1/chat/completions";
 const TEXT: &str = "/v1/completions";
@@ -165,19 +165,56 @@ fn large_bodies_are_refused_before_they_are_held() {
     let big = json!({"prompt": "x".repeat(1000)}).to_string();
     let reply = h.request("POST", TEXT, &[], big.as_bytes());
     assert_eq!(reply.status, 413);
-    check_error(&reply, "content-length");
+    let error = check_error(&reply, "content-length");
+    assert!(error["message"].as_str().unwrap().contains("--max-body"), "{error}");
 
     // Announced only: answered without waiting for the body.
     let mut connection = Connection::open(h.addr);
-    connection.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n").unwrap();
+    connection
+        .write(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999999\r\n\r\n")
+        .unwrap();
     assert_eq!(connection.reply().unwrap().status, 413);
 
     // Chunked, so not announced at all.
     let mut connection = Connection::open(h.addr);
-    connection.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+    connection
+        .write(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
+        .unwrap();
     connection.write(format!("{:x}\r\n{big}\r\n0\r\n\r\n", big.len()).as_bytes()).unwrap();
     assert_eq!(connection.reply().unwrap().status, 413);
     assert_eq!(h.complete(&json!({"prompt": "x"})).status, 200);
+}
+
+#[test]
+fn text_that_cannot_fit_is_refused_before_it_is_tokenised() {
+    let h = Harness::with(Setup { context: 100, ..Setup::default() });
+    let tokenizer = tokenizer();
+    let longest = (0..VOCAB as u32).map(|id| tokenizer.token_bytes(id).len()).max().unwrap();
+    let mut text = "word ".repeat(20 * longest);
+    text.push('.');
+    for reply in [
+        h.complete(&json!({"prompt": text})),
+        h.chat(json!({"messages": [{"role": "user", "content": text}]})),
+        // Not certain from its bytes; its tokens are too many all the same.
+        h.complete(&json!({"prompt": &text[1..]})),
+    ] {
+        assert_eq!(reply.status, 400);
+        let error = check_error(&reply, "too long");
+        assert_eq!(error["code"], "context_length_exceeded");
+        assert!(error["message"].as_str().unwrap().contains("100 tokens"), "{error}");
+    }
+    let message = h.complete(&json!({"prompt": text})).text();
+    assert!(message.contains("at least 101"), "{message}");
+}
+
+#[test]
+fn compressed_bodies_are_refused() {
+    let h = Harness::start();
+    let body = br#"{"prompt": "x", "max_tokens": 1}"#;
+    let reply = h.request("POST", TEXT, &[("content-encoding", "gzip")], body);
+    assert_eq!(reply.status, 415);
+    check_error(&reply, "gzip");
+    assert_eq!(h.request("POST", TEXT, &[("content-encoding", "identity")], body).status, 200);
 }
 
 #[test]
@@ -197,7 +234,7 @@ fn slow_senders_are_cut_off() {
     assert_eq!(closed(b""), "", "a silent connection");
     let half = closed(b"POST /v1/completions HT");
     assert!(half.is_empty() || half.contains(" 408 "), "half a header: {half}");
-    let body = closed(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{\"pro");
+    let body = closed(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50\r\n\r\n{\"pro");
     assert!(body.starts_with("HTTP/1.1 408"), "half a body: {body}");
     assert_eq!(h.complete(&json!({"prompt": "x"})).status, 200);
 }
@@ -231,6 +268,12 @@ fn one_connection_too_many_is_told_so() {
     let reply = extra.reply().unwrap();
     assert_eq!((reply.status, reply.header("retry-after")), (503, Some("1")));
     check_error(&reply, "too many");
+    // Also where the request came first; and the log has one line for all of them.
+    let mut extra = Connection::open(h.addr);
+    extra.send("POST", TEXT, &[], &vec![b'x'; 10_000]);
+    assert_eq!(extra.reply().unwrap().status, 503);
+    let full = h.log.lock().unwrap().iter().filter(|l| l.starts_with("error: all 3 connections")).count();
+    assert_eq!(full, 1);
     drop(held);
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     loop {

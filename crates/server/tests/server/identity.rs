@@ -1,13 +1,18 @@
 //! Keys, tenants, browsers, request ids, logs.
 
-use kvist_server::{Keys, ServerConfig};
+use kvist_server::{Access, Keys, ServerConfig};
 use serde_json::json;
 
 use crate::harness::{Harness, Setup, with_messages};
 
 fn keyed() -> Harness {
-    let keys = Keys::parse("alice key-a\nbob key-b\n").unwrap();
-    Harness::with(Setup { server: ServerConfig { keys: Some(keys), ..ServerConfig::default() }, ..Setup::default() })
+    keyed_with(Some("scraper"))
+}
+
+fn keyed_with(metrics_key: Option<&str>) -> Harness {
+    let keys = Some(Keys::parse("alice key-a\nbob key-b\nscraper key-s\n").unwrap());
+    let metrics_key = metrics_key.map(str::to_owned);
+    Harness::with(Setup { server: ServerConfig { keys, metrics_key, ..ServerConfig::default() }, ..Setup::default() })
 }
 
 #[test]
@@ -15,7 +20,9 @@ fn without_a_key_only_health_and_the_page_are_open() {
     let h = keyed();
     let mut open = Vec::new();
     let wrong = [("authorization", "Bearer key-c"), ("authorization", "Basic key-a"), ("x-api-key", "")];
-    for (method, path, marked_open) in kvist_server::paths() {
+    let mut monitored = Vec::new();
+    for (method, path, access) in kvist_server::paths() {
+        let marked_open = access == Access::Everyone;
         let path = path.replace("{*id}", "kvist-test");
         for headers in wrong.iter().map(std::slice::from_ref).chain([&[][..]]) {
             let reply = h.request(method, &path, headers, b"{}");
@@ -27,11 +34,18 @@ fn without_a_key_only_health_and_the_page_are_open() {
         }
         let reply = h.request(method, &path, &[("authorization", "Bearer key-a")], b"{}");
         assert_ne!(reply.status, 401, "{method} {path}");
+        assert_eq!(reply.status == 403, access == Access::Monitor, "{method} {path}: {}", reply.status);
+        let reply = h.request(method, &path, &[("authorization", "Bearer key-s")], b"{}");
+        assert!(![401, 403].contains(&reply.status), "{method} {path}: {}", reply.status);
+        if access == Access::Monitor {
+            monitored.push(path.clone());
+        }
         if marked_open {
             open.push(path);
         }
     }
     assert_eq!(open, ["/health", "/"]);
+    assert_eq!(monitored, ["/metrics"]);
     // What does not exist tells nothing either.
     for (method, path) in
         [("GET", "/nothing"), ("GET", "/v1/chat/completions"), ("OPTIONS", "/metrics"), ("GET", "//health")]
@@ -40,6 +54,47 @@ fn without_a_key_only_health_and_the_page_are_open() {
     }
     let page = h.get("/");
     assert!(!page.text().contains("kvist-test"), "the page does not name the model");
+}
+
+#[test]
+fn what_all_tenants_do_is_shown_to_the_named_key_only() {
+    let ask = |h: &Harness, key: &str| h.request("GET", "/metrics", &[("x-api-key", key)], b"");
+    let h = keyed();
+    let refused = ask(&h, "key-b");
+    assert_eq!((refused.status, refused.json()["error"]["type"].as_str()), (403, Some("permission_error")));
+    assert!(ask(&h, "key-s").text().contains("vllm:prompt_tokens_total"));
+    let h = keyed_with(None);
+    assert!(["key-a", "key-b", "key-s"].iter().all(|key| ask(&h, key).status == 403));
+    assert_eq!(Harness::start().get("/metrics").status, 200);
+}
+
+#[test]
+fn without_keys_web_pages_are_kept_out() {
+    let host = Some("box".to_owned());
+    let cors = vec!["https://a.example".to_owned()];
+    let server = ServerConfig { host, cors, ..ServerConfig::default() };
+    let h = Harness::with(Setup { server, ..Setup::default() });
+    let ask = |headers: &[(&str, &str)]| {
+        let reply = h.request("POST", "/v1/completions", headers, br#"{"prompt":"x","max_tokens":1}"#);
+        if reply.status == 403 {
+            assert_eq!(reply.json()["error"]["type"], "permission_error");
+        }
+        reply.status
+    };
+    for host in ["localhost:1", "127.0.0.1:8080", "[::1]:8080", "box:7"] {
+        assert_eq!(ask(&[("host", host)]), 200, "{host}");
+        assert_eq!(ask(&[("host", host), ("origin", &format!("http://{host}"))]), 200, "{host}");
+        assert_eq!(ask(&[("host", host), ("origin", "https://a.example")]), 200);
+        for origin in ["https://b.example", "null", "http://localhost:2", "http://evil.example"] {
+            assert_eq!(ask(&[("host", host), ("origin", origin)]), 403, "{host} {origin}");
+        }
+    }
+    assert_eq!(ask(&[("host", "rebound.example"), ("origin", "http://rebound.example")]), 403);
+    assert_eq!(ask(&[("host", "rebound.example")]), 403);
+    assert_eq!(h.request("GET", "/", &[("host", "rebound.example")], b"").status, 403);
+    // Keys are what keeps strangers out of a server that has them.
+    let with_key = [("host", "rebound.example"), ("x-api-key", "key-a")];
+    assert_eq!(keyed().request("GET", "/v1/models", &with_key, b"").status, 200);
 }
 
 #[test]
@@ -63,7 +118,7 @@ fn tenants_do_not_hit_each_others_prefixes() {
 #[test]
 fn the_page_is_static_and_strict() {
     let h = Harness::start();
-    let reply = h.request("GET", "/", &[("host", "box:9999")], b"");
+    let reply = h.request("GET", "/", &[("host", "127.0.0.1:9999")], b"");
     assert_eq!(reply.status, 200);
     let policy = reply.header("content-security-policy").unwrap();
     assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"));
@@ -131,5 +186,10 @@ fn the_log_has_a_line_per_request_and_no_text() {
     {
         assert!(chat.contains(part), "{part} in {chat}");
     }
-    assert!(lines.iter().any(|l| l.starts_with("GET (other)") && l.contains("status=404")));
+    assert!(lines.iter().any(|l| l.starts_with("GET (other)") && l.contains("status=404 code=not_found_error")));
+    assert!(lines.iter().all(|l| !l.contains("error: ")), "{lines:?}");
+    // The server's own faults stand out.
+    let h = Harness::loading(ServerConfig::default());
+    h.chat(json!({}));
+    h.until_log(|l| l.starts_with("error: POST ") && l.contains(" status=503 code=service_unavailable_error"));
 }

@@ -8,7 +8,7 @@ use kvist_engine::EngineConfig;
 use kvist_server::ServerConfig;
 use serde_json::{Value, json};
 
-use crate::client::Connection;
+use crate::client::{Connection, Events};
 use crate::harness::{Harness, Setup, with_messages};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -93,6 +93,66 @@ fn shutdown_lets_running_requests_finish() {
     assert_eq!(rest.last().unwrap(), "[DONE]");
     h.wait();
     drop(idle);
+}
+
+#[test]
+fn shutdown_waits_for_no_sender() {
+    let mut setup = Setup::default();
+    // Nothing but the end of the reads may end the test in time.
+    setup.server.shutdown_timeout = Duration::from_secs(3600);
+    setup.server.body_idle_timeout = Duration::from_secs(3600);
+    setup.server.header_timeout = Duration::from_secs(3600);
+    let mut h = Harness::with(setup);
+    h.knobs.close();
+    let mut running = h.open(CHAT, &with_messages(json!({"stream": true, "max_tokens": 5})));
+    h.until("one to run", |_| h.knobs.waiting());
+    let mut head = Connection::open(h.addr);
+    head.write(b"POST /v1/completions HT").unwrap();
+    let mut body = Connection::open(h.addr);
+    body.write(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50\r\n\r\n{\"pro").unwrap();
+    h.until("both to be there", |_| h.metric("kvist_connections") == 4.0);
+    // The body's request has to be on its way.
+    std::thread::sleep(Duration::from_millis(100));
+    h.stop();
+    assert_eq!(body.reply().unwrap().status, 503);
+    h.until_log(|l| l == "stopping: 1 requests running; signal again to stop now");
+    h.knobs.open();
+    let mut last = None;
+    while let Some(event) = running.next_raw().unwrap() {
+        last = Some(event);
+    }
+    assert_eq!(last.unwrap(), "data: [DONE]");
+    h.wait();
+}
+
+#[test]
+fn who_ends_its_side_still_gets_its_stream() {
+    let h = Harness::start();
+    h.knobs.close();
+    let mut connection = Connection::open(h.addr);
+    connection.send("POST", CHAT, &[], with_messages(json!({"stream": true, "max_tokens": 5})).to_string().as_bytes());
+    connection.reader.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    h.until("it to run", |_| h.knobs.waiting());
+    std::thread::sleep(Duration::from_millis(500));
+    h.knobs.open();
+    assert_eq!(connection.head().unwrap().status, 200);
+    assert_eq!(Events::new(connection).rest().last().unwrap(), "[DONE]");
+}
+
+#[test]
+fn who_leaves_a_stream_that_says_nothing_yet_is_noticed() {
+    let engine = EngineConfig { max_batch: 1, ..EngineConfig::default() };
+    let mut setup = Setup { engine, ..Setup::default() };
+    setup.server.ping_interval = Duration::from_secs(3600);
+    let h = Harness::with(setup);
+    h.knobs.delay.store(3_000, Ordering::Relaxed);
+    let mut running = h.open(CHAT, &with_messages(json!({"stream": true, "max_tokens": 4000})));
+    running.next_raw().unwrap();
+    let waiting = h.open(CHAT, &with_messages(json!({"stream": true})));
+    h.until("one to wait", |s| s.waiting == 1);
+    drop(waiting);
+    h.until("nobody to wait", |s| s.waiting == 0);
+    assert_eq!(h.stats().running, 1, "it never ran");
 }
 
 #[test]

@@ -112,6 +112,36 @@ fn an_echo_scores_the_prompt() {
 }
 
 #[test]
+fn offsets_are_places_in_the_echoed_text() {
+    let h = Harness::start();
+    let tokenizer = tokenizer();
+    let prompt = "One<|im_end|>\u{e9}\u{1f600} two";
+    let ids = tokenizer.encode(prompt, true).unwrap();
+    assert!(ids.iter().any(|&id| tokenizer.is_special(id)));
+    for skip in [true, false] {
+        for prompt in [json!(prompt), json!(ids)] {
+            let body = json!({"prompt": prompt, "echo": true, "logprobs": 0, "max_tokens": 3, "temperature": 0,
+                "skip_special_tokens": skip});
+            let choice = h.complete(&body).ok()["choices"][0].clone();
+            let text: Vec<char> = choice["text"].as_str().unwrap().chars().collect();
+            let echoed = tokenizer.decode(&ids, skip).chars().count();
+            let offsets: Vec<usize> =
+                list(&choice["logprobs"]["text_offset"]).iter().map(|o| o.as_u64().unwrap() as usize).collect();
+            assert_eq!(offsets[ids.len()], echoed, "the answer begins where the prompt ends");
+            for (i, &id) in ids.iter().enumerate() {
+                let piece: String = text[offsets[i]..offsets[i + 1]].iter().collect();
+                let own = String::from_utf8(tokenizer.token_bytes(id)).unwrap_or_default();
+                if skip && tokenizer.is_special(id) {
+                    assert_eq!(piece, "");
+                } else if i > 0 && !own.is_empty() {
+                    assert!(piece == own || piece.chars().count() <= 1, "{piece:?} is not {own:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_stop_string_cuts_the_logprobs_too() {
     let h = Harness::with(Setup { ascii: true, ..Setup::default() });
     let ask = |extra: Value| {
