@@ -62,13 +62,20 @@ impl KvPool {
     /// When the system refuses the memory.
     ///
     /// # Panics
-    /// When the layout is not bf16 or has an odd head size.
+    /// When the layout is not bf16, has an odd head size, or is not laid out as [`ChunkLayout::new`] does it. The
+    /// unsafe reads and writes of this module rely on tiles that lie inside the slab and do not overlap, and the fields
+    /// of a layout are public.
     pub fn new(layout: ChunkLayout, chunks: u32) -> Result<KvPool, OutOfMemory> {
         assert_eq!(layout.dtype, Dtype::Bf16, "the pool holds bf16");
-        for layer in &layout.layers {
-            let LayerKind::Gqa { dk, .. } = layer.kind;
+        let mut end = 0;
+        for (i, layer) in layout.layers.iter().enumerate() {
+            let LayerKind::Gqa { heads, dk, dv } = layer.kind;
             assert!(dk % 2 == 0, "head size {dk} is odd");
+            let bytes = [heads, dk + dv, CHUNK, 2].into_iter().try_fold(1usize, usize::checked_mul);
+            assert_eq!((layer.offset, Some(layer.bytes)), (end, bytes), "layer {i} is not where it belongs");
+            end += layer.bytes;
         }
+        assert_eq!(layout.bytes, end, "the layers do not fill the chunk");
         let bytes = layout.bytes as u128 * chunks as u128;
         let data = usize::try_from(bytes / 2).ok().and_then(Buffer::zeroed).ok_or(OutOfMemory { bytes })?;
         Ok(KvPool { layout, chunks, data })

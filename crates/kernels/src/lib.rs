@@ -5,6 +5,9 @@
 //!
 //! The only crate with `unsafe`: inside are raw tiles and intrinsics, outside every function is safe.
 
+// Packed pairs of bf16 are read as words, element 2i in the low half.
+const _: () = assert!(cfg!(target_endian = "little"), "the kernels read packed pairs as little-endian words");
+
 mod attn;
 pub mod bf16;
 mod buffer;

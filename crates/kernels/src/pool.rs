@@ -66,13 +66,14 @@ impl Pool {
             panic: Mutex::new(None),
             spin: if threads > cores { Duration::ZERO } else { SPIN },
         });
-        let worker = |i| {
-            let shared = Arc::clone(&shared);
-            let name = format!("kvist-{i}");
-            thread::Builder::new().name(name).spawn(move || shared.work()).expect("the system refuses another thread")
-        };
-        let workers = (1..threads).map(worker).collect();
-        Pool { shared, workers, turn: Mutex::new(()) }
+        // Grown in place: if the system refuses a thread, dropping the pool ends those that it gave.
+        let mut pool = Pool { shared, workers: Vec::new(), turn: Mutex::new(()) };
+        for i in 1..threads {
+            let shared = Arc::clone(&pool.shared);
+            let worker = thread::Builder::new().name(format!("kvist-{i}")).spawn(move || shared.work());
+            pool.workers.push(worker.expect("the system refuses another thread"));
+        }
+        pool
     }
 
     /// Threads that work on a job, the caller included.
@@ -151,7 +152,13 @@ impl Shared {
         // and the tile claimed above is not counted in `done` yet.
         let task = unsafe { *self.task.load(SeqCst) };
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| task(tile))) {
-            lock(&self.panic).get_or_insert(payload);
+            let mut first = lock(&self.panic);
+            if first.is_some() {
+                // Dropping a payload runs its code, which may panic: on a worker, nothing would catch that.
+                std::mem::forget(payload);
+            } else {
+                *first = Some(payload);
+            }
         }
         if self.done.fetch_add(1, SeqCst) + 1 == tiles
             && self.caller_sleeps.load(SeqCst)
@@ -270,6 +277,26 @@ mod tests {
             assert_eq!(payload.downcast_ref::<String>(), Some(&format!("tile {}", round % 16)));
             assert_eq!(ran.load(SeqCst), 16);
         }
+    }
+
+    /// The payload of a second panic was dropped on the worker that caught it; if its destructor panicked, the worker
+    /// died without counting its tile, and the caller waited for ever.
+    #[test]
+    fn a_payload_that_panics_when_dropped_stops_nobody() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                if !thread::panicking() {
+                    panic!("dropped");
+                }
+            }
+        }
+        let pool = Pool::new(3);
+        for _ in 0..20 {
+            let result = catch_unwind(AssertUnwindSafe(|| pool.run(16, &|_| std::panic::panic_any(Bomb))));
+            std::mem::forget(result.expect_err("the first panic is passed on"));
+        }
+        pool.run(16, &|_| {});
     }
 
     #[test]

@@ -123,3 +123,22 @@ fn a_pool_beyond_memory_is_an_error() {
     assert_eq!(error.bytes, layout.bytes as u128 * u32::MAX as u128);
     assert!(error.to_string().contains(&error.bytes.to_string()));
 }
+
+/// A layout's fields are public. One whose offsets did not match its sizes made the pool hand out tiles behind the end of
+/// its memory, from safe code.
+#[test]
+fn a_layout_that_does_not_add_up_is_refused() {
+    let sound = ChunkLayout::new(Dtype::Bf16, &[LayerKind::Gqa { heads: 2, dk: 16, dv: 16 }; 2]);
+    let broken: [fn(&mut ChunkLayout); 4] = [
+        |l| l.bytes -= 64,
+        |l| l.layers[1].offset += 128,
+        |l| l.layers[0].bytes *= 2,
+        |l| l.layers[1].kind = LayerKind::Gqa { heads: 3, dk: 16, dv: 16 },
+    ];
+    for (i, make) in broken.iter().enumerate() {
+        let mut layout = sound.clone();
+        make(&mut layout);
+        assert!(std::panic::catch_unwind(|| KvPool::new(layout, 4).map(drop)).is_err(), "layout {i} was taken");
+    }
+    assert!(KvPool::new(sound, 4).is_ok());
+}

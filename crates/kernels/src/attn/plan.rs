@@ -12,6 +12,10 @@ const BAND: usize = 128;
 /// A band is cut into segments when it takes more than this part of a thread's fair share of the step.
 const SPLIT: usize = 3;
 
+/// f32 elements that the states of bands cut into segments take at most (128 MiB). Bands past it are computed whole,
+/// with the same result: a prompt's end in a context of 128k tokens on many cores would want several times as much.
+const PARTIALS: usize = 1 << 25;
+
 /// Heads of a layer. Head `h` reads kv-head `h / (heads / kv_heads)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttnShape {
@@ -145,8 +149,9 @@ impl AttnPlan {
         for (b, band) in self.bands.iter().enumerate() {
             let parts = &mut self.parts[band.parts.clone()];
             let cost: usize = parts.iter().map(|part| part.cost).sum();
-            if parts.len() > 1 && (by_completion || threads > 1 && cost > limit) {
-                let len = state_len(self.shape, band.rows.len());
+            let len = state_len(self.shape, band.rows.len());
+            let room = partials + len * kv_heads * parts.len() <= PARTIALS;
+            if parts.len() > 1 && (by_completion || threads > 1 && cost > limit && room) {
                 for (part, of) in band.parts.clone().zip(parts) {
                     of.partial = partials;
                     partials += len * kv_heads;
@@ -164,6 +169,8 @@ impl AttnPlan {
         // Long tasks first, so that the threads finish together.
         self.tasks.sort_unstable_by_key(|task| (Reverse(task.cost), task.band, task.part, task.head));
         if self.partials.len() < partials {
+            // Nothing in it is worth carrying over.
+            self.partials.clear();
             self.partials.resize(partials, 0.0);
         }
         self.gathers.resize_with(self.bands.len() * kv_heads, Gather::default);
@@ -206,7 +213,9 @@ impl AttnPlan {
         let gather = &self.gathers[task.band * self.shape.kv_heads + task.head];
         let nth = gather.completed.fetch_add(1, Relaxed) as usize;
         let at = task.head * self.parts.len() + self.bands[task.band].parts.start + nth;
-        self.order[at].store(part as u32, Relaxed);
+        if self.canary == Canary::FoldByCompletion {
+            self.order[at].store(part as u32, Relaxed);
+        }
         gather.left.fetch_sub(1, AcqRel) == 1
     }
 
