@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bitwise;
+pub mod fuzz;
 pub mod ledger;
 pub mod parallel;
 mod recorder;

@@ -7,8 +7,13 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use kvist_campaign::ledger::{self, Entry};
-use kvist_campaign::{bitwise, parallel, subjects};
+use kvist_campaign::{bitwise, fuzz, parallel, subjects};
 use kvist_kernels::Isa;
+use peak_alloc::PeakAlloc;
+
+/// Counts, so that `fuzz` can say what an input made a parser allocate.
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
 
 /// Long seeded campaigns against kvist's own invariants (for development).
 ///
@@ -20,7 +25,7 @@ struct Args {
     campaign: Campaign,
 }
 
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 struct Common {
     /// Seeds to run.
     #[arg(long, value_name = "A..B", value_parser = range)]
@@ -54,6 +59,17 @@ enum Campaign {
         common: Common,
         #[arg(long, default_value_t = 1_000_000)]
         steps: u64,
+    },
+    /// Mutated files and requests against a parser; each seed is one execution, one at a time (memory is measured).
+    Fuzz {
+        #[command(flatten)]
+        common: Common,
+        /// Parser; default: all of them, one after the other.
+        #[arg(long)]
+        target: Option<String>,
+        /// Say each seed before it runs: finds the one that ends the program.
+        #[arg(long)]
+        trace: bool,
     },
 }
 
@@ -89,6 +105,7 @@ fn main() -> ExitCode {
                 });
             report("tree", commit, common, format!("{steps} steps a seed"), result.map(|r| r.to_string()))
         }
+        Campaign::Fuzz { common, target, trace } => fuzz_targets(commit, common, target, trace),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -97,6 +114,28 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn fuzz_targets(commit: String, common: Common, target: Option<String>, trace: bool) -> Result<(), String> {
+    let mut targets = fuzz::all();
+    let known = targets.iter().map(|t| t.name()).collect::<Vec<_>>().join(", ");
+    targets.retain(|t| target.as_deref().is_none_or(|name| name == t.name()));
+    if targets.is_empty() {
+        return Err(format!("no such target; there are {known}"));
+    }
+    // What panics is reported with its seed.
+    std::panic::set_hook(Box::new(|panic| eprintln!("\n{panic}")));
+    for target in targets {
+        let case = |seed| {
+            if trace {
+                eprintln!("{} {seed}", target.name());
+            }
+            fuzz::run(&*target, &MEMORY, seed)
+        };
+        let result = parallel::seeds(common.seeds.clone(), 1, case, |a: &mut fuzz::Report, b| a.add(&b));
+        report("fuzz", commit.clone(), common.clone(), target.name().into(), result.map(|r| r.to_string()))?;
+    }
+    Ok(())
 }
 
 fn report(

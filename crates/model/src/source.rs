@@ -45,7 +45,7 @@ impl Checkpoint {
                 Checkpoint::stored(config, Tensors::open(dir)?)
             }
             ModelSource::Embedded { config, generation_config, weights } => {
-                Checkpoint::stored(Config::parse(config, *generation_config)?, Tensors::from_static(weights)?)
+                Checkpoint::stored(Config::parse(config, *generation_config)?, Tensors::from_bytes(*weights)?)
             }
             ModelSource::Random { shape, seed } => {
                 Ok(Checkpoint { config: shapes::by_name(shape)?, params: Params::Random(*seed) })

@@ -45,8 +45,8 @@ impl Tokenizer {
         hf.with_padding(None);
 
         let size = hf.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        // Ids may have gaps but a table of four thousand million entries is no vocabulary.
-        if size > 1 << 24 {
+        // Ids may have gaps, but a table of four thousand million entries is no vocabulary.
+        if size > 1 << 22 {
             return Err(refuse(format!("token id {} is out of range", size - 1)));
         }
         let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(size));

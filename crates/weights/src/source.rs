@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use crate::error::{Error, Result};
 /// Where the bytes of one safetensors file are.
 pub(crate) enum Source {
     File { file: File, path: PathBuf, bytes: u64 },
-    Static(&'static [u8]),
+    Memory(Cow<'static, [u8]>),
 }
 
 impl Source {
@@ -25,7 +26,7 @@ impl Source {
     pub fn bytes(&self) -> u64 {
         match self {
             Source::File { bytes, .. } => *bytes,
-            Source::Static(data) => data.len() as u64,
+            Source::Memory(data) => data.len() as u64,
         }
     }
 
@@ -33,7 +34,7 @@ impl Source {
     pub fn name(&self) -> &Path {
         match self {
             Source::File { path, .. } => path,
-            Source::Static(_) => Path::new("built-in weights"),
+            Source::Memory(_) => Path::new("weights in memory"),
         }
     }
 
@@ -44,7 +45,7 @@ impl Source {
             return Err(Error::Truncated { file: self.name().into(), need: end.unwrap_or(at), have: self.bytes() });
         }
         match self {
-            Source::Static(data) => out.copy_from_slice(&data[at as usize..at as usize + out.len()]),
+            Source::Memory(data) => out.copy_from_slice(&data[at as usize..at as usize + out.len()]),
             Source::File { file, path, .. } => {
                 read_exact_at(file, at, out).map_err(|error| Error::Io { file: path.clone(), error })?;
             }

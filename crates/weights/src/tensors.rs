@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
@@ -74,9 +75,9 @@ impl Tensors {
         Ok(tensors)
     }
 
-    /// Weights compiled into the program: the bytes of one safetensors file.
-    pub fn from_static(bytes: &'static [u8]) -> Result<Tensors> {
-        Tensors::from_sources(vec![Source::Static(bytes)])
+    /// The bytes of one safetensors file, compiled into the program or read from elsewhere.
+    pub fn from_bytes(bytes: impl Into<Cow<'static, [u8]>>) -> Result<Tensors> {
+        Tensors::from_sources(vec![Source::Memory(bytes.into())])
     }
 
     fn from_sources(shards: Vec<Source>) -> Result<Tensors> {
@@ -211,7 +212,7 @@ impl Tensor<'_> {
     /// Hands out the tensor's bytes in order, whole elements at a time.
     fn blocks(&self, mut each: impl FnMut(Dtype, &[u8])) -> Result<()> {
         let total = self.bytes() as usize;
-        if let Source::Static(data) = self.source {
+        if let Source::Memory(data) = self.source {
             each(self.dtype, &data[self.at as usize..self.at as usize + total]);
             return Ok(());
         }

@@ -69,7 +69,7 @@ fn f32_f16_and_bf16_come_back() {
         ("c", Dtype::F16, &[2, 2], &f16_bytes),
     ]);
     dir.write("model.safetensors", &bytes);
-    for tensors in [dir.open().unwrap(), Tensors::from_static(bytes.leak()).unwrap()] {
+    for tensors in [dir.open().unwrap(), Tensors::from_bytes(bytes).unwrap()] {
         assert_eq!(tensors.names().collect::<Vec<_>>(), ["a", "b", "c"]);
         assert_eq!(tensors.bytes(), 700_000 * 6 + 8);
         assert_eq!(tensors.tensor("a", &[700, 1000]).unwrap().to_f32().unwrap(), values);
@@ -133,7 +133,7 @@ fn nothing_there() {
 fn wrong_names_shapes_dtypes_and_values() {
     let nan = [1f32, f32::NAN].map(f32::to_le_bytes).concat();
     let bytes = file(&[("x", Dtype::F32, &[2], &nan), ("i", Dtype::I32, &[1], &[0; 4])]);
-    let tensors = Tensors::from_static(bytes.leak()).unwrap();
+    let tensors = Tensors::from_bytes(bytes).unwrap();
     assert!(matches!(tensors.tensor("y", &[2]), Err(Error::Missing { .. })));
     assert!(matches!(tensors.tensor("x", &[1, 2]), Err(Error::Shape { .. })));
     assert!(matches!(tensors.tensor("i", &[1]), Err(Error::Dtype { .. })));
@@ -151,7 +151,7 @@ fn every_truncation_is_refused() {
         assert!(matches!(dir.open(), Err(Error::Truncated { .. })), "{n}");
     }
     let longer = [&bytes[..], &[0]].concat();
-    assert!(matches!(Tensors::from_static(longer.leak()), Err(Error::Trailing { .. })));
+    assert!(matches!(Tensors::from_bytes(longer), Err(Error::Trailing { .. })));
 }
 
 /// Each damaged header must be refused here, and also by the crate that defines the format.
@@ -178,21 +178,21 @@ fn hostile_headers() {
     for (what, header, data) in headers {
         let bytes: &'static [u8] = raw(&header, data).leak();
         assert!(safetensors::SafeTensors::deserialize(bytes).is_err(), "{what}: accepted by the oracle");
-        let error = Tensors::from_static(bytes).err().unwrap_or_else(|| panic!("{what}: accepted"));
+        let error = Tensors::from_bytes(bytes).err().unwrap_or_else(|| panic!("{what}: accepted"));
         assert!(matches!(error, Error::Header { .. } | Error::Truncated { .. }), "{what}: {error}");
         assert!(!error.hint().is_empty());
     }
     // Stricter than the crate, which lets the later one win.
     let twice = format!("{{\"a\":{0},\"a\":{0}}}", t("F32", "[1]", 0, 4));
-    assert!(matches!(Tensors::from_static(raw(&twice, 4).leak()), Err(Error::Header { .. })));
+    assert!(matches!(Tensors::from_bytes(raw(&twice, 4)), Err(Error::Header { .. })));
     // A promise of a huge header costs nothing.
     for length in [MAX_HEADER + 1, u64::MAX] {
         let bytes = length.to_le_bytes().to_vec();
-        assert!(matches!(Tensors::from_static(bytes.leak()), Err(Error::Header { .. })));
+        assert!(matches!(Tensors::from_bytes(bytes), Err(Error::Header { .. })));
     }
     let file = raw("{}", 0);
     assert!(safetensors::SafeTensors::deserialize(&file).is_ok());
-    assert_eq!(Tensors::from_static(file.leak()).unwrap().names().count(), 0);
+    assert_eq!(Tensors::from_bytes(file).unwrap().names().count(), 0);
 }
 
 /// Flipped bytes anywhere in the header: an error or the same tensors, never a panic; agreement with the crate.

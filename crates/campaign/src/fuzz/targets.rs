@@ -1,0 +1,199 @@
+//! What parses hostile input, each with the corpus that its inputs are made from.
+
+use std::fs;
+use std::path::Path;
+
+use kvist_model::Config;
+use kvist_text::{ChatInput, ChatTemplate, Tokenizer};
+use kvist_weights::Tensors;
+use serde_json::{Map, Value, json};
+
+use super::mutate::Kind;
+use crate::subjects::root;
+
+/// A parser under test.
+pub trait Target: Sync {
+    fn name(&self) -> &'static str;
+    fn kind(&self) -> Kind;
+    /// Sound inputs.
+    fn corpus(&self) -> &[Vec<u8>];
+    /// Parses, and uses what was parsed. An error is a refusal, which is as good as an answer.
+    fn run(&self, input: &[u8]) -> Result<(), String>;
+}
+
+/// A target whose parser is a function.
+struct Plain {
+    name: &'static str,
+    kind: Kind,
+    corpus: Vec<Vec<u8>>,
+    run: fn(&[u8]) -> Result<(), String>,
+}
+
+impl Target for Plain {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn corpus(&self) -> &[Vec<u8>] {
+        &self.corpus
+    }
+
+    fn run(&self, input: &[u8]) -> Result<(), String> {
+        (self.run)(input)
+    }
+}
+
+/// Every target.
+pub fn all() -> Vec<Box<dyn Target>> {
+    let plain = |name, kind, corpus, run| Box::new(Plain { name, kind, corpus, run }) as Box<dyn Target>;
+    vec![
+        plain("safetensors", Kind::Safetensors, safetensors_corpus(), safetensors),
+        plain("config", Kind::Json, config_corpus(), config),
+        plain("tokenizer", Kind::Json, tokenizer_corpus(), tokenizer),
+        plain("template", Kind::Json, template_corpus(), template),
+    ]
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn text(e: impl std::fmt::Display) -> String {
+    e.to_string()
+}
+
+/// Directories of the fixture models.
+fn models() -> Vec<std::path::PathBuf> {
+    let list = fs::read_dir(root().join("crates/model/tests/fixtures")).expect("the fixtures are committed");
+    let mut dirs: Vec<_> = list.flatten().map(|e| e.path()).filter(|p| p.join("config.json").exists()).collect();
+    dirs.sort();
+    dirs
+}
+
+fn safetensors_corpus() -> Vec<Vec<u8>> {
+    let mut corpus: Vec<_> = models().iter().filter_map(|dir| fs::read(dir.join("model.safetensors")).ok()).collect();
+    corpus.retain(|file| file.len() < 1 << 19);
+    for (dtype, size) in [("F32", 4), ("BF16", 2), ("F16", 2), ("I64", 8), ("F8_E4M3", 1)] {
+        let tensor = |shape: &[usize], from: usize| {
+            let end = from + shape.iter().product::<usize>() * size;
+            (json!({"dtype": dtype, "shape": shape, "data_offsets": [from, end]}), end)
+        };
+        let (a, end) = tensor(&[3, 5], 0);
+        let (b, end) = tensor(&[7], end);
+        let (c, end) = tensor(&[], end);
+        let header = json!({"__metadata__": {"format": "pt"}, "a": a, "b": b, "c": c}).to_string();
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.bytes());
+        bytes.extend((0..end).map(|i| (i % 120) as u8));
+        corpus.push(bytes);
+    }
+    corpus
+}
+
+fn safetensors(input: &[u8]) -> Result<(), String> {
+    let tensors = Tensors::from_bytes(input.to_vec()).map_err(text)?;
+    let names: Vec<String> = tensors.names().map(String::from).collect();
+    for name in names {
+        // The shape is known beforehand; another one is refused.
+        for shape in [&[3, 5][..], &[7], &[], &[64], &[48, 64], &[usize::MAX, 2]] {
+            if let Ok(tensor) = tensors.tensor(&name, shape) {
+                let _ = tensor.to_f32();
+                let _ = tensor.append_bf16(&mut Vec::new());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn config_corpus() -> Vec<Vec<u8>> {
+    let value = |path: &Path| serde_json::from_slice::<Value>(&read(path)).expect("a fixture is JSON");
+    let pair = |dir: &Path| {
+        let mut both = Map::from_iter([("config".to_string(), value(&dir.join("config.json")))]);
+        if dir.join("generation_config.json").exists() {
+            both.insert("generation".into(), value(&dir.join("generation_config.json")));
+        }
+        Value::Object(both).to_string().into_bytes()
+    };
+    models().iter().map(|dir| pair(dir)).collect()
+}
+
+fn config(input: &[u8]) -> Result<(), String> {
+    let both = serde_json::from_slice::<Value>(input).unwrap_or(Value::Null);
+    let part = |name: &str| both.get(name).map(|v| v.to_string().into_bytes());
+    let config = part("config").unwrap_or_else(|| input.to_vec());
+    let config = Config::parse(&config, part("generation").as_deref()).map_err(text)?;
+    assert!(config.parameters() > 0);
+    assert!(config.eos.iter().chain(&config.bos).all(|&id| (id as usize) < config.vocab));
+    Ok(())
+}
+
+fn tokenizer_corpus() -> Vec<Vec<u8>> {
+    let dir = root().join("crates/text/tests/fixtures");
+    let mut corpus = vec![read(&dir.join("bytes.json")), read(&dir.join("spm.json"))];
+    let cases: Value = serde_json::from_slice(&read(&dir.join("tokenizers.json"))).expect("a fixture is JSON");
+    for case in cases["cases"].as_array().expect("a list of cases") {
+        let Some(base) = case["base"].as_str().filter(|base| !base.contains('/')) else { continue };
+        let mut file: Map<String, Value> = serde_json::from_slice(&read(&dir.join(base))).expect("a fixture is JSON");
+        file.extend(case["patch"].as_object().cloned().unwrap_or_default());
+        corpus.push(Value::Object(file).to_string().into_bytes());
+    }
+    corpus
+}
+
+fn tokenizer(input: &[u8]) -> Result<(), String> {
+    let tokenizer = Tokenizer::from_bytes(input).map_err(text)?;
+    let mut refused = Ok(());
+    for text in
+        ["", " a  b\n\n", "fn main() { println!(\"h\u{e9}llo\"); }", "<s>aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\u{1f44d}</s>"]
+    {
+        for special in [false, true] {
+            match tokenizer.encode(text, special) {
+                Ok(ids) => drop(tokenizer.decode(&ids, special)),
+                Err(e) => refused = Err(e.to_string()),
+            }
+        }
+    }
+    for id in [0, 1, 299, 524, u32::MAX] {
+        assert!(tokenizer.has(id) || tokenizer.token_bytes(id).is_empty());
+    }
+    refused
+}
+
+fn template_corpus() -> Vec<Vec<u8>> {
+    let file = read(&root().join("crates/text/tests/fixtures/chats.json"));
+    let file: Value = serde_json::from_slice(&file).expect("a fixture is JSON");
+    let mut corpus = Vec::new();
+    for template in file["templates"].as_array().expect("a list of templates") {
+        for chat in file["chats"].as_array().expect("a list of chats") {
+            let input = json!({
+                "config": {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": template["template"]},
+                "messages": chat,
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+                "kwargs": {"enable_thinking": false},
+                "continue": false,
+            });
+            corpus.push(input.to_string().into_bytes());
+        }
+    }
+    corpus
+}
+
+fn template(input: &[u8]) -> Result<(), String> {
+    let input: Value = serde_json::from_slice(input).map_err(text)?;
+    let template = ChatTemplate::from_config(&input["config"], None).map_err(text)?;
+    let list = |name: &str| input[name].as_array().map(Vec::as_slice);
+    let open = input["continue"] == true;
+    let chat = ChatInput {
+        messages: list("messages").unwrap_or_default(),
+        tools: list("tools"),
+        add_generation_prompt: !open,
+        continue_final_message: open,
+        kwargs: input["kwargs"].as_object(),
+        now: 1_700_000_000,
+    };
+    template.render(&chat).map(drop).map_err(text)
+}
