@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -28,7 +28,7 @@ struct Args {
 #[derive(Clone, clap::Args)]
 struct Common {
     /// Seeds to run.
-    #[arg(long, value_name = "A..B", value_parser = range)]
+    #[arg(long, value_name = "A..B", value_parser = range, default_value = "0..1000")]
     seeds: Range<u64>,
     /// Cases at a time.
     #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, |n| n.get()))]
@@ -62,6 +62,9 @@ enum Campaign {
     },
     /// Mutated files and requests against a parser; each seed is one execution, one at a time (memory is measured).
     Fuzz {
+        /// Run this file instead of mutations.
+        #[arg(long, requires = "target")]
+        input: Option<PathBuf>,
         #[command(flatten)]
         common: Common,
         /// Parser; default: all of them, one after the other.
@@ -105,7 +108,8 @@ fn main() -> ExitCode {
                 });
             report("tree", commit, common, format!("{steps} steps a seed"), result.map(|r| r.to_string()))
         }
-        Campaign::Fuzz { common, target, trace } => fuzz_targets(commit, common, target, trace),
+        Campaign::Fuzz { input: Some(file), target, .. } => fuzz_file(&file, target.as_deref()),
+        Campaign::Fuzz { common, target, trace, .. } => fuzz_targets(commit, common, target, trace),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -114,6 +118,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn fuzz_file(file: &Path, target: Option<&str>) -> Result<(), String> {
+    let input = std::fs::read(file).map_err(|e| format!("{}: {e}", file.display()))?;
+    let targets = fuzz::all();
+    let target = targets.iter().find(|t| Some(t.name()) == target).ok_or("no such target")?;
+    let report = fuzz::execute(&**target, &MEMORY, &input)?;
+    println!("{report} {:?}", report.refusals);
+    Ok(())
 }
 
 fn fuzz_targets(commit: String, common: Common, target: Option<String>, trace: bool) -> Result<(), String> {

@@ -2,6 +2,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kvist_base::TokenId;
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::decoder::{Decoder, Lead};
@@ -23,6 +24,17 @@ struct Inner {
     adds_prefix: bool,
 }
 
+/// What is read here of a `tokenizer.json`. The vocabulary is skipped: as a tree of JSON values it takes many times the
+/// file's size.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Sections {
+    decoder: Option<Value>,
+    normalizer: Value,
+    pre_tokenizer: Value,
+    post_processor: Value,
+}
+
 impl Tokenizer {
     pub fn from_file(path: &Path) -> Result<Self, TextError> {
         let bytes = std::fs::read(path).map_err(|e| TextError::Tokenizer(format!("{}: {e}", path.display())))?;
@@ -32,10 +44,10 @@ impl Tokenizer {
     /// Parses the contents of a `tokenizer.json`. Its truncation and padding are switched off.
     pub fn from_bytes(json: &[u8]) -> Result<Self, TextError> {
         let refuse = |what: String| TextError::Tokenizer(what);
-        let file: Value = serde_json::from_slice(json).map_err(|e| refuse(format!("not JSON: {e}")))?;
-        let (decoder, lead) = Decoder::parse(file.get("decoder")).map_err(refuse)?;
-        let adds_prefix = adds_prefix(&file["normalizer"]) || adds_prefix(&file["pre_tokenizer"]);
-        if let Some(name) = unknown_special(&file["post_processor"]) {
+        let file: Sections = serde_json::from_slice(json).map_err(|e| refuse(e.to_string()))?;
+        let (decoder, lead) = Decoder::parse(file.decoder.as_ref()).map_err(refuse)?;
+        let adds_prefix = adds_prefix(&file.normalizer) || adds_prefix(&file.pre_tokenizer);
+        if let Some(name) = unknown_special(&file.post_processor) {
             return Err(refuse(format!("the post-processor adds {name}, which it does not define")));
         }
         drop(file);
