@@ -227,9 +227,10 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
                 top_k: 0,
                 top_p: random.pick(&[1.0, 0.9]),
                 seed: random.word(),
+                ..Sampling::GREEDY
             },
-            stop_tokens: vec![0, 1],
-            ignore_eos: random.chance(70),
+            edits: Default::default(),
+            stop_tokens: if random.chance(70) { vec![] } else { vec![0, 1] },
             logprobs: None,
             prompt_logprobs: if random.chance(8) { Some(0) } else { None },
             priority: 0,

@@ -2,8 +2,9 @@
 
 use kvist_base::{ChunkId, Micros, Prepare, RowOutcome, StepOutput};
 
+use crate::adjust::{Seen, adjust};
 use crate::engine::Engine;
-use crate::request::{Effect, Finish};
+use crate::request::{Effect, Finish, Sampling};
 use crate::sampler::{logprobs, sample};
 use crate::sequence::{Sequence, StepRows};
 
@@ -179,6 +180,7 @@ impl Engine {
                     choice,
                     domain: s.domain,
                     tokens: s.tokens.clone(),
+                    seen: None,
                     path: self.cache.fork(&s.path),
                     pos: s.pos,
                     seniority: Some(self.next_seniority),
@@ -200,16 +202,28 @@ impl Engine {
     fn push_token(&mut self, s: &mut Sequence, row: &[f32]) -> Option<Finish> {
         let state = self.requests.get_mut(&s.id).expect("known");
         let request = &state.request;
-        let Some(token) = sample(row, &request.sampling, s.choice, s.tokens.len()) else {
-            return Some(Finish::Error("the model's logits are not finite".into()));
+        if s.seen.is_none() {
+            s.seen = Seen::new(&request.sampling, &s.tokens, state.prompt);
+        }
+        let adjusted = adjust(row, request, &s.tokens[state.prompt..], s.seen.as_ref(), &mut self.adjusted);
+        let Some(token) = sample(adjusted, &request.sampling, s.choice, s.tokens.len()) else {
+            let what = if sample(row, &Sampling::GREEDY, 0, 0).is_some() {
+                "what the request masks leaves no token to draw"
+            } else {
+                "the model's logits are not finite"
+            };
+            return Some(Finish::Error(what.into()));
         };
         s.tokens.push(token);
+        if let Some(seen) = &mut s.seen {
+            seen.push(token);
+        }
         state.generated += 1;
         self.stats.generated_tokens += 1;
         self.fairness.charge(s.domain, 0, 1);
         let logprobs = request.logprobs.map(|top| logprobs(row, token, top as usize));
         self.effects.push(Effect::Token { id: s.id, choice: s.choice, token, logprobs });
-        if !request.ignore_eos && request.stop_tokens.contains(&token) {
+        if request.stop_tokens.contains(&token) {
             return Some(Finish::Stop(token));
         }
         (s.tokens.len() - state.prompt == request.max_tokens as usize).then_some(Finish::Length)
@@ -224,6 +238,7 @@ fn logits(output: &StepOutput, at: u32, vocab: usize) -> &[f32] {
 fn take(s: &mut Sequence) -> Sequence {
     Sequence {
         tokens: std::mem::take(&mut s.tokens),
+        seen: s.seen.take(),
         path: std::mem::take(&mut s.path),
         step: std::mem::take(&mut s.step),
         ..*s

@@ -56,6 +56,8 @@ pub struct Engine {
     pub(crate) next_seniority: u64,
     pub(crate) probe_cursor: usize,
     pub(crate) stats: EngineStats,
+    /// A row of logits with a request's changes.
+    pub(crate) adjusted: Vec<f32>,
 }
 
 pub(crate) struct InStep {
@@ -94,6 +96,7 @@ impl Engine {
             next_seniority: 0,
             probe_cursor: 0,
             stats: EngineStats::default(),
+            adjusted: Vec::new(),
         }
     }
 
@@ -109,6 +112,7 @@ impl Engine {
             id,
             choice: 0,
             domain,
+            seen: None,
             path: Default::default(),
             pos: 0,
             seniority: None,
@@ -168,6 +172,18 @@ impl Engine {
         if !(s.top_p > 0.0 && s.top_p <= 1.0) {
             return invalid("top_p", format!("{} is not above 0 and at most 1", s.top_p));
         }
+        if !(s.min_p >= 0.0 && s.min_p <= 1.0) {
+            return invalid("min_p", format!("{} is not between 0 and 1", s.min_p));
+        }
+        if !(s.repetition_penalty.is_finite() && s.repetition_penalty > 0.0) {
+            return invalid("repetition_penalty", format!("{} is not a number above 0", s.repetition_penalty));
+        }
+        for (field, penalty) in [("presence_penalty", s.presence_penalty), ("frequency_penalty", s.frequency_penalty)] {
+            if !penalty.is_finite() {
+                return invalid(field, format!("{penalty} is not a number"));
+            }
+        }
+        r.edits.check(self.info.vocab, &r.stop_tokens)?;
         let (prompt, max_tokens, context) = (r.prompt.len(), r.max_tokens as usize, self.info.context);
         if prompt + max_tokens > context {
             return Err(Refusal::TooLong { prompt, max_tokens, context });

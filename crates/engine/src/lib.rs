@@ -3,6 +3,7 @@
 //! and never sees a tensor, so the simulator drives the very code that serves.
 #![forbid(unsafe_code)]
 
+mod adjust;
 mod assemble;
 mod budget;
 mod complete;
@@ -15,6 +16,7 @@ mod request;
 mod sampler;
 mod sequence;
 
+pub use adjust::{Edits, Seen, adjust};
 pub use assemble::{Branch, assemble};
 pub use config::EngineConfig;
 pub use engine::{Engine, EngineStats};

@@ -65,6 +65,7 @@ impl Engine {
         self.cache.release(std::mem::take(&mut s.path));
         s.pos = 0;
         s.step = StepRows::default();
+        s.seen = None;
         s.cached_guess = s.tokens.len() - 1;
         self.cache.protect(s.ticket(), s.domain, &s.tokens, 0);
         self.requests.get_mut(&s.id).expect("known").preemptions += 1;

@@ -1,12 +1,16 @@
 use std::fmt;
+use std::sync::Arc;
 
 use kvist_base::{DomainId, Micros, TokenId};
+
+use crate::adjust::Edits;
 
 /// Unique among the requests that an engine knows; chosen by the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
-/// How a token is drawn. The draw depends on (seed, choice, position) alone, so it survives preemption.
+/// How a token is drawn. The draw depends on (seed, choice, position), the logits and the choice's tokens alone, so it
+/// survives preemption. What is done in which order: [`crate::adjust`], then [`crate::sample`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
     /// 0 = the most likely token.
@@ -15,11 +19,29 @@ pub struct Sampling {
     pub top_k: u32,
     /// Keep the most likely tokens whose probabilities first reach this sum; 1 = all.
     pub top_p: f32,
+    /// Keep the tokens that are at least this many times as likely as the most likely one; 0 = all.
+    pub min_p: f32,
+    /// Divides the logits of tokens of the prompt and the output, or multiplies those that are not positive; 1 = off.
+    pub repetition_penalty: f32,
+    /// Subtracted from the logits of tokens of the output.
+    pub presence_penalty: f32,
+    /// Subtracted for each time that a token is in the output.
+    pub frequency_penalty: f32,
     pub seed: u64,
 }
 
 impl Sampling {
-    pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
+    /// The most likely token of the model's own logits.
+    pub const GREEDY: Sampling = Sampling {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        seed: 0,
+    };
 }
 
 #[derive(Clone, Debug)]
@@ -32,10 +54,9 @@ pub struct Request {
     /// Tokens to generate for each choice; 0 = compute the prompt only.
     pub max_tokens: u32,
     pub sampling: Sampling,
+    pub edits: Arc<Edits>,
     /// A choice ends when it draws one of these.
     pub stop_tokens: Vec<TokenId>,
-    /// Stop tokens are ordinary tokens.
-    pub ignore_eos: bool,
     /// Report the logprob of each generated token and of this many of the most likely ones.
     pub logprobs: Option<u32>,
     /// The same for the prompt's tokens; the whole prompt is then computed.

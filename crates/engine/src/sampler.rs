@@ -4,7 +4,8 @@ use kvist_base::TokenId;
 
 use crate::request::{Sampling, TokenLogprobs};
 
-/// Draws the token at `position` of `choice`. `None` when the logits hold no finite maximum (a broken model).
+/// Draws the token at `position` of `choice` from adjusted logits: by temperature, `min_p`, `top_k` and `top_p`, each
+/// on what the one before left. `None` when the logits hold no finite maximum (a broken model, or all is masked).
 ///
 /// Ties are broken by token id, candidates are ordered by (probability, id), and the random number is a hash of
 /// (seed, choice, position): the draw is a pure function of its arguments.
@@ -15,7 +16,11 @@ pub fn sample(logits: &[f32], sampling: &Sampling, choice: u32, position: usize)
     }
     let max = logits[best as usize];
     let scale = 1.0 / f64::from(sampling.temperature);
-    let weight = |x: f32| if x.is_nan() { 0.0 } else { (f64::from(x - max) * scale).exp() };
+    // Of the most likely token it is 1.
+    let weight = |x: f32| {
+        let w = if x.is_nan() { 0.0 } else { (f64::from(x - max) * scale).exp() };
+        if w < f64::from(sampling.min_p) { 0.0 } else { w }
+    };
     let u = uniform(sampling.seed, choice, position);
     if sampling.top_k == 0 && sampling.top_p >= 1.0 {
         let total: f64 = logits.iter().map(|&x| weight(x)).sum();
@@ -123,6 +128,7 @@ mod tests {
     use super::*;
 
     const LOGITS: [f32; 6] = [0.0, 1.0, 2.0, -1.0, 2.0, 0.5];
+    const DRAW: Sampling = Sampling { temperature: 1.0, ..Sampling::GREEDY };
 
     fn probabilities(temperature: f32) -> Vec<f64> {
         let w: Vec<f64> = LOGITS.iter().map(|&x| (f64::from(x) / f64::from(temperature)).exp()).collect();
@@ -151,19 +157,19 @@ mod tests {
 
     #[test]
     fn draws_follow_the_distribution() {
-        check(Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 7 }, &probabilities(1.0), 40.0);
-        check(Sampling { temperature: 0.7, top_k: 0, top_p: 1.0, seed: 8 }, &probabilities(0.7), 40.0);
+        check(Sampling { seed: 7, ..DRAW }, &probabilities(1.0), 40.0);
+        check(Sampling { temperature: 0.7, seed: 8, ..DRAW }, &probabilities(0.7), 40.0);
     }
 
     #[test]
     fn top_k_and_top_p_keep_the_likeliest() {
         let p = probabilities(1.0);
         let two = [0.0, 0.0, 0.5, 0.0, 0.5, 0.0];
-        check(Sampling { temperature: 1.0, top_k: 2, top_p: 1.0, seed: 1 }, &two, 40.0);
+        check(Sampling { top_k: 2, seed: 1, ..DRAW }, &two, 40.0);
         // 2 and 4 hold about 0.66 of the mass: 0.5 needs both (the first alone has 0.33), 0.2 only the first.
-        check(Sampling { temperature: 1.0, top_k: 0, top_p: 0.5, seed: 2 }, &two, 40.0);
+        check(Sampling { top_p: 0.5, seed: 2, ..DRAW }, &two, 40.0);
         assert!(p[2] > 0.2 && p[2] < 0.5);
-        check(Sampling { temperature: 1.0, top_k: 0, top_p: 0.2, seed: 3 }, &[0.0, 0.0, 1.0, 0.0, 0.0, 0.0], 1.0);
+        check(Sampling { top_p: 0.2, seed: 3, ..DRAW }, &[0.0, 0.0, 1.0, 0.0, 0.0, 0.0], 1.0);
     }
 
     #[test]
@@ -176,7 +182,7 @@ mod tests {
 
     #[test]
     fn choices_and_seeds_draw_apart() {
-        let s = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 5 };
+        let s = Sampling { seed: 5, ..DRAW };
         let run = |s: Sampling, c| (0..50).map(|i| sample(&LOGITS, &s, c, i).unwrap()).collect::<Vec<_>>();
         assert_eq!(run(s, 0), run(s, 0));
         assert_ne!(run(s, 0), run(s, 1));

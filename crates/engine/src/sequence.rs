@@ -1,6 +1,7 @@
 use kvist_base::{ChunkId, DomainId, Micros, TokenId};
 use kvist_cache::Path;
 
+use crate::adjust::Seen;
 use crate::request::{Request, RequestId, Timings, TokenLogprobs, Usage};
 
 /// One choice of a request, or, before the first token, the prompt that all its choices share.
@@ -10,6 +11,8 @@ pub struct Sequence {
     pub domain: DomainId,
     /// Prompt and everything drawn so far. The last token drawn has no KV yet.
     pub tokens: Vec<TokenId>,
+    /// What the penalties look at, made of `tokens` when the next one is drawn; none while waiting.
+    pub seen: Option<Seen>,
     /// The part of `tokens` whose KV the tree holds, pinned. Empty while waiting.
     pub path: Path,
     /// Next token whose row is to run.

@@ -117,7 +117,13 @@ fn load(settings: &Settings, plan: Plan) -> Result<Loaded> {
     let info = ModelInfo {
         id: settings.text(&SERVED_MODEL_NAME).unwrap_or(&plan.chosen.name).to_owned(),
         eos: plan.chosen.config.eos.clone(),
-        defaults: SamplingDefaults { temperature: sampling.temperature, top_k: sampling.top_k, top_p: sampling.top_p },
+        defaults: SamplingDefaults {
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            repetition_penalty: sampling.repetition_penalty,
+        },
     };
     let text = TextParts { tokenizer: text.tokenizer, template: text.template.ok() };
     Ok(Loaded { driver, text, info, plan, public: (!prompts.is_empty()).then_some(public) })

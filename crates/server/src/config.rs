@@ -84,11 +84,14 @@ pub struct SamplingDefaults {
     /// 0 = off.
     pub top_k: u32,
     pub top_p: f32,
+    pub min_p: f32,
+    /// 1 = off.
+    pub repetition_penalty: f32,
 }
 
 impl Default for SamplingDefaults {
     fn default() -> Self {
-        SamplingDefaults { temperature: 1.0, top_k: 0, top_p: 1.0 }
+        SamplingDefaults { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 }
     }
 }
 

@@ -8,6 +8,7 @@ use kvist_base::{ChunkId, Executor, Gone, Micros, Residency, StepOutput, TokenId
 use kvist_engine::{Effect, Engine, EngineConfig, Finish, Refusal, Request, RequestId, Usage, sample};
 
 use crate::executor::{CostModel, SimExecutor, SimModel};
+use crate::naive::adjusted;
 use crate::random::{Random, mix};
 use crate::workload::{Arrival, Workload};
 
@@ -429,9 +430,10 @@ fn alone(model: SimModel, request: &Request, choice: u32) -> (Vec<TokenId>, Fini
     while out.len() < request.max_tokens as usize {
         let mut logits = Vec::new();
         model.logits(state, &mut logits);
+        let logits = adjusted(logits, request, &out);
         let token = sample(&logits, &request.sampling, choice, request.prompt.len() + out.len()).expect("finite");
         out.push(token);
-        if !request.ignore_eos && request.stop_tokens.contains(&token) {
+        if request.stop_tokens.contains(&token) {
             return (out, Finish::Stop(token));
         }
         state = model.state(state, token);

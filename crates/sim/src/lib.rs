@@ -4,6 +4,7 @@
 
 pub mod campaign;
 mod executor;
+mod naive;
 mod random;
 mod workload;
 

@@ -1,7 +1,9 @@
 //! Random requests that share prefixes at every depth, with lengths where bugs live.
 
+use std::sync::Arc;
+
 use kvist_base::{DomainId, Micros, TokenId};
-use kvist_engine::{Request, RequestId, Sampling};
+use kvist_engine::{Edits, Request, RequestId, Sampling};
 
 use crate::random::Random;
 
@@ -49,10 +51,14 @@ impl Workload {
                         temperature: random.pick(&[0.0, 0.0, 0.8]),
                         top_k: random.pick(&[0, 5]),
                         top_p: random.pick(&[1.0, 0.9]),
+                        min_p: random.pick(&[0.0, 0.0, 0.1]),
+                        repetition_penalty: random.pick(&[1.0, 1.0, 1.0, 1.3]),
+                        presence_penalty: random.pick(&[0.0, 0.0, 0.0, 0.5]),
+                        frequency_penalty: random.pick(&[0.0, 0.0, 0.0, -0.2]),
                         seed: random.word(),
                     },
-                    stop_tokens: vec![0],
-                    ignore_eos: random.chance(40),
+                    edits: edits(random),
+                    stop_tokens: if random.chance(40) { vec![] } else { vec![0] },
                     logprobs: random.pick(&[None, Some(2)]),
                     prompt_logprobs: if random.chance(10) { Some(1) } else { None },
                     priority: if random.chance(20) { random.below(3) as i32 - 1 } else { 0 },
@@ -78,4 +84,15 @@ impl Workload {
         }
         prompt
     }
+}
+
+/// Mostly none. Whatever is masked, tokens 2 to 4 can be drawn.
+fn edits(random: &mut Random) -> Arc<Edits> {
+    let some = |random: &mut Random| random.chance(15);
+    Arc::new(Edits {
+        bias: if some(random) { vec![(0, 3.0), (1, -100.0), (2, 0.5)] } else { vec![] },
+        allowed: some(random).then(|| vec![5, 4, 3, 2, 1, 0]),
+        bad_words: if some(random) { vec![vec![1], vec![2, 5], vec![5, 5, 5]] } else { vec![] },
+        min_tokens: if some(random) { random.pick(&[1, 3, 50]) } else { 0 },
+    })
 }

@@ -86,7 +86,8 @@ pub struct Assembly {
     /// Prompt-major.
     choices: Vec<Choice>,
     n: usize,
-    ignore_eos: bool,
+    /// Tokens that end a choice; their text is not told.
+    ends: Vec<TokenId>,
     open: usize,
     totals: Totals,
 }
@@ -171,7 +172,8 @@ impl Assembly {
             states.push(PromptState { echo, entries: Vec::new(), key: prompt.key });
         }
         let open = states.len();
-        Assembly { control, prompts: states, choices, n, ignore_eos: params.ignore_eos, open, totals, serving }
+        let ends = params.ends(&serving.model.eos);
+        Assembly { control, prompts: states, choices, n, ends, open, totals, serving }
     }
 
     /// Whether every request is done: nothing follows.
@@ -226,7 +228,7 @@ impl Assembly {
 
     fn token(&mut self, prompt: usize, choice: u32, token: TokenId, scores: Option<TokenLogprobs>) -> Option<Piece> {
         let index = prompt * self.n + choice as usize;
-        let ends = !self.ignore_eos && self.serving.model.eos.contains(&token);
+        let ends = self.ends.contains(&token);
         let c = &mut self.choices[index];
         if c.ended.is_some() {
             return None;

@@ -123,16 +123,21 @@ fn requests(serving: &Serving, caller: &Caller, job: &mut Job) -> Result<Vec<Req
             )));
         }
         let unasked = job.kind.default_tokens().map_or(left, |n| n.min(left)) as u32;
+        let max_tokens = p.max_tokens.unwrap_or(unasked);
+        if p.edits.min_tokens > max_tokens {
+            let message = format!("{} is above the {max_tokens} tokens to generate at most", p.edits.min_tokens);
+            return Err(ApiError::field("min_tokens", message));
+        }
         requests.push(Request {
             // The engine thread gives the real one.
             id: RequestId(0),
             domain: caller.tenant.domain,
             prompt: if prompt.echo { prompt.ids.clone() } else { std::mem::take(&mut prompt.ids) },
             n: p.n,
-            max_tokens: p.max_tokens.unwrap_or(unasked),
+            max_tokens,
             sampling: p.sampling,
-            stop_tokens: serving.model.eos.clone(),
-            ignore_eos: p.ignore_eos,
+            edits: p.edits.clone(),
+            stop_tokens: p.ends(&serving.model.eos),
             logprobs: job.logprobs,
             prompt_logprobs: job.prompt_logprobs,
             priority: p.priority,

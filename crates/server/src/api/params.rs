@@ -1,7 +1,9 @@
 //! The fields that both generating endpoints have in common.
 
-use kvist_base::Micros;
-use kvist_engine::Sampling;
+use std::sync::Arc;
+
+use kvist_base::{Micros, TokenId};
+use kvist_engine::{Edits, Sampling};
 use serde_json::Value;
 
 use crate::api::error::ApiError;
@@ -11,6 +13,7 @@ use crate::config::SamplingDefaults;
 /// Stop strings of a request at most, and bytes of each.
 const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 1024;
+const MAX_STOP_TOKENS: usize = 256;
 /// Most likely tokens that logprobs list at most.
 pub const MAX_TOP: i64 = 20;
 
@@ -21,7 +24,10 @@ pub struct Params {
     pub n: u32,
     pub max_tokens: Option<u32>,
     pub sampling: Sampling,
+    pub edits: Arc<Edits>,
     pub stops: Vec<String>,
+    /// Tokens that end a choice besides the model's own.
+    pub stop_tokens: Vec<TokenId>,
     pub ignore_eos: bool,
     pub skip_special: bool,
     pub priority: i32,
@@ -56,6 +62,12 @@ pub struct Bounds {
 }
 
 impl Params {
+    /// Every token that ends a choice.
+    pub fn ends(&self, eos: &[TokenId]) -> Vec<TokenId> {
+        let eos = if self.ignore_eos { &[] } else { eos };
+        [&self.stop_tokens, eos].concat()
+    }
+
     pub fn parse(fields: Fields, bounds: &Bounds) -> Result<Params, ApiError> {
         refuse_unsupported(fields)?;
         let n = fields.int("n", 1, i64::from(bounds.max_n))?.unwrap_or(1) as u32;
@@ -65,11 +77,19 @@ impl Params {
             max_tokens = max_tokens.or(value.map(|v| v as u32));
         }
         let defaults = bounds.defaults;
+        // OpenAI's and vLLM's ranges, where they have one.
+        let penalty = |name: &str| fields.float(name, -2.0, 2.0).map(|p| p.unwrap_or(0.0) as f32);
         let sampling = Sampling {
             temperature: fields.float("temperature", 0.0, 100.0)?.map_or(defaults.temperature, |t| t as f32),
             top_k: fields.int("top_k", -1, i64::from(i32::MAX))?.map_or(defaults.top_k, |k| k.max(0) as u32),
             // 0 stands for "the most likely token only".
             top_p: fields.float("top_p", 0.0, 1.0)?.map_or(defaults.top_p, |p| (p as f32).max(f32::MIN_POSITIVE)),
+            min_p: fields.float("min_p", 0.0, 1.0)?.map_or(defaults.min_p, |p| p as f32),
+            repetition_penalty: fields
+                .float("repetition_penalty", 0.01, 100.0)?
+                .map_or(defaults.repetition_penalty, |p| p as f32),
+            presence_penalty: penalty("presence_penalty")?,
+            frequency_penalty: penalty("frequency_penalty")?,
             seed: fields.int("seed", i64::MIN, i64::MAX)?.map_or(bounds.seed, |s| s as u64),
         };
         let least = if bounds.may_hurry { i32::MIN } else { 0 };
@@ -78,7 +98,9 @@ impl Params {
             n,
             max_tokens,
             sampling,
+            edits: Arc::new(edits(fields)?),
             stops: stops(fields)?,
+            stop_tokens: token_ids(fields, "stop_token_ids", MAX_STOP_TOKENS)?.unwrap_or_default(),
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
             skip_special: fields.boolean("skip_special_tokens")?.unwrap_or(true),
             priority: fields.int("priority", i64::from(least), i64::from(i32::MAX))?.unwrap_or(0) as i32,
@@ -86,6 +108,44 @@ impl Params {
             stream: stream(fields)?,
         })
     }
+}
+
+fn edits(fields: Fields) -> Result<Edits, ApiError> {
+    Ok(Edits {
+        bias: logit_bias(fields)?,
+        allowed: token_ids(fields, "allowed_token_ids", usize::MAX)?.map(|mut ids| {
+            ids.sort_unstable();
+            ids.dedup();
+            ids
+        }),
+        min_tokens: fields.int("min_tokens", 0, i64::from(i32::MAX))?.unwrap_or(0) as u32,
+        ..Edits::default()
+    })
+}
+
+/// A map from token ids, written as strings since JSON has no other keys, to what is added to their logits.
+fn logit_bias(fields: Fields) -> Result<Vec<(TokenId, f32)>, ApiError> {
+    let wrong = |message: &str| ApiError::field("logit_bias", message);
+    let map = fields.object("logit_bias")?.into_iter().flatten();
+    map.map(|(key, bias)| {
+        // Written as no other number is, so that each token is there once.
+        let token = key.parse::<TokenId>().ok().filter(|id| id.to_string() == *key);
+        let token = token.ok_or_else(|| wrong("its keys are token ids"))?;
+        let bias = bias.as_f64().filter(|b| (-100.0..=100.0).contains(b));
+        Ok((token, bias.ok_or_else(|| wrong("its values are numbers between -100 and 100"))? as f32))
+    })
+    .collect()
+}
+
+/// A list of token ids, of at most `most`.
+pub fn token_ids(fields: Fields, name: &str, most: usize) -> Result<Option<Vec<TokenId>>, ApiError> {
+    let Some(list) = fields.array(name)? else { return Ok(None) };
+    if list.len() > most {
+        return Err(ApiError::field(name, format!("{} token ids; at most {most} are allowed", list.len())));
+    }
+    let id = |v: &Value| v.as_u64().and_then(|id| TokenId::try_from(id).ok());
+    let wrong = || ApiError::field(name, "a token id is an integer of 0 or more");
+    list.iter().map(|v| id(v).ok_or_else(wrong)).collect::<Result<_, _>>().map(Some)
 }
 
 fn stops(fields: Fields) -> Result<Vec<String>, ApiError> {
@@ -140,19 +200,9 @@ fn refuse_unsupported(fields: Fields) -> Result<(), ApiError> {
         Value::String(text) => text.is_empty(),
         _ => false,
     };
-    let number = |v: &Value, neutral: f64| v.as_f64() == Some(neutral);
     for (names, neutral, is_neutral) in [
-        (
-            &["presence_penalty", "frequency_penalty", "min_p", "min_tokens"][..],
-            "0",
-            &(|v: &Value| number(v, 0.0)) as &dyn Fn(&Value) -> bool,
-        ),
-        (&["repetition_penalty", "typical_p", "length_penalty"], "1", &|v| number(v, 1.0)),
-        (
-            &["logit_bias", "stop_token_ids", "bad_words", "allowed_token_ids", "documents", "functions"],
-            "empty",
-            &empty,
-        ),
+        (&["typical_p", "length_penalty"][..], "1", &(|v: &Value| v.as_f64() == Some(1.0)) as &dyn Fn(&Value) -> bool),
+        (&["documents", "functions"], "empty", &empty),
         (
             &["use_beam_search", "include_stop_str_in_output", "return_token_ids", "return_tokens_as_token_ids"],
             "false",
@@ -202,7 +252,7 @@ mod tests {
         max_prompts: 8,
         strict_model: false,
         may_hurry: false,
-        defaults: SamplingDefaults { temperature: 0.7, top_k: 5, top_p: 0.9 },
+        defaults: SamplingDefaults { temperature: 0.7, top_k: 5, top_p: 0.9, min_p: 0.02, repetition_penalty: 1.1 },
         seed: 99,
         ttft_slo: None,
         now: 0,
@@ -215,7 +265,16 @@ mod tests {
     #[test]
     fn defaults_are_the_models() {
         let p = parse("{}").unwrap();
-        assert_eq!(p.sampling, Sampling { temperature: 0.7, top_k: 5, top_p: 0.9, seed: 99 });
+        let expected = Sampling {
+            temperature: 0.7,
+            top_k: 5,
+            top_p: 0.9,
+            min_p: 0.02,
+            repetition_penalty: 1.1,
+            seed: 99,
+            ..Sampling::GREEDY
+        };
+        assert_eq!(p.sampling, expected);
         assert_eq!((p.n, p.max_tokens, p.stream, p.ignore_eos), (1, None, None, false));
     }
 
@@ -238,14 +297,7 @@ mod tests {
     #[test]
     fn what_is_not_implemented_is_refused_by_name() {
         for (field, value) in [
-            ("presence_penalty", "0.5"),
-            ("frequency_penalty", "-1"),
-            ("repetition_penalty", "1.1"),
-            ("repetition_penalty", "\"1\""),
-            ("min_p", "0.05"),
-            ("min_tokens", "3"),
-            ("logit_bias", "{\"1\":5}"),
-            ("stop_token_ids", "[2]"),
+            ("typical_p", "0.9"),
             ("response_format", "{\"type\":\"json_object\"}"),
             ("response_format", "3"),
             ("guided_regex", "\"a*\""),
@@ -286,6 +338,21 @@ mod tests {
             ("stream_options", "[]"),
             ("ignore_eos", "1"),
             ("priority", "-1"),
+            ("presence_penalty", "2.1"),
+            ("frequency_penalty", "-2.1"),
+            ("repetition_penalty", "0"),
+            ("repetition_penalty", "\"1\""),
+            ("min_p", "1.5"),
+            ("min_tokens", "-3"),
+            ("logit_bias", "[5]"),
+            ("logit_bias", "{\"1\":101}"),
+            ("logit_bias", "{\"1\":null}"),
+            ("logit_bias", "{\"01\":5}"),
+            ("logit_bias", "{\"a\":5}"),
+            ("logit_bias", "{\"4294967296\":5}"),
+            ("stop_token_ids", "[-2]"),
+            ("stop_token_ids", "3"),
+            ("allowed_token_ids", "[1.5]"),
         ] {
             let error = parse(&format!("{{\"{field}\":{value}}}")).unwrap_err();
             assert_eq!((error.param.as_deref(), error.status.as_u16()), (Some(field), 400), "{field} = {value}");
