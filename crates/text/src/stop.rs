@@ -15,6 +15,8 @@ pub struct Stopped {
 #[derive(Clone, Debug)]
 pub struct StopMatcher {
     stops: Vec<Pattern>,
+    /// The stop string itself is given out, too.
+    include: bool,
     held: String,
     stopped: bool,
 }
@@ -51,12 +53,36 @@ impl Pattern {
         self.matched += usize::from(self.bytes[self.matched] == byte);
         self.matched == self.bytes.len()
     }
+
+    /// Goes on behind a complete match as if it had been none.
+    fn pass(&mut self) {
+        self.matched = self.border[self.matched - 1];
+    }
 }
 
 impl StopMatcher {
     pub fn new<S: AsRef<str>>(stops: &[S]) -> Self {
         let stops = stops.iter().map(|s| Pattern::new(s.as_ref())).collect();
-        StopMatcher { stops, held: String::new(), stopped: false }
+        StopMatcher { stops, include: false, held: String::new(), stopped: false }
+    }
+
+    /// The same, but the text ends with the stop string instead of before it.
+    pub fn including(self, include: bool) -> Self {
+        StopMatcher { include, ..self }
+    }
+
+    /// Takes a piece in which no stop string may end: what completes in it does not count, what completes after it
+    /// does. Returns the text that can be given out.
+    pub fn skip(&mut self, delta: &str) -> String {
+        self.held.push_str(delta);
+        for byte in delta.bytes() {
+            self.stops.iter_mut().filter(|s| !s.bytes.is_empty()).for_each(|s| {
+                if s.push(byte) {
+                    s.pass();
+                }
+            });
+        }
+        self.certain()
     }
 
     /// Takes the next piece. After a stop everything else is ignored.
@@ -75,14 +101,19 @@ impl StopMatcher {
             }
             if let Some((length, index)) = found {
                 self.stopped = true;
-                self.held.truncate(before + i + 1 - length);
+                self.held.truncate(before + i + 1 - if self.include { 0 } else { length });
                 return Stopped { text: std::mem::take(&mut self.held), stop: Some(index) };
             }
         }
+        Stopped { text: self.certain(), stop: None }
+    }
+
+    /// Takes all of `held` but what may be the start of a stop string.
+    fn certain(&mut self) -> String {
         // A partial match starts with the first byte of a stop string, so the cut is at a character.
         let keep = self.stops.iter().map(|s| s.matched).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
-        Stopped { text: std::mem::replace(&mut self.held, rest), stop: None }
+        std::mem::replace(&mut self.held, rest)
     }
 
     /// The text still held back when the stream ends otherwise.

@@ -116,6 +116,16 @@ impl ChatTemplate {
         Ok(ChatTemplate { env, names, special })
     }
 
+    /// The template for a conversation without tools, but for its line ends and `{% generation %}`.
+    pub fn source(&self) -> Option<String> {
+        self.env.get_template(self.choose(false).ok()?).ok().map(|t| t.source().to_owned())
+    }
+
+    /// The text of a special token that templates see by this name (`bos_token`, `eos_token`, ...).
+    pub fn special(&self, name: &str) -> Option<&str> {
+        self.special.get(name).and_then(Value::as_str)
+    }
+
     /// The prompt text of a conversation.
     pub fn render(&self, input: &ChatInput) -> Result<String, TextError> {
         self.render_normalised(&normalise(input.messages)?, input)

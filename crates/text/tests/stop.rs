@@ -3,10 +3,10 @@
 use kvist_text::StopMatcher;
 use proptest::prelude::*;
 
-/// Where the text ends and which stop string ends it: the first place where one is complete; there the longest, then
-/// the first given.
-fn naive(text: &str, stops: &[String]) -> Option<(usize, usize)> {
-    (0..=text.len()).find_map(|end| {
+/// Where the text ends and which stop string ends it: the first place behind `skipped` bytes where one is complete;
+/// there the longest, then the first given.
+fn naive(text: &str, stops: &[String], skipped: usize) -> Option<(usize, usize)> {
+    (skipped + 1..=text.len()).find_map(|end| {
         let here =
             stops.iter().enumerate().filter(|(_, s)| !s.is_empty() && text.as_bytes()[..end].ends_with(s.as_bytes()));
         let longest = here.rev().max_by_key(|(_, s)| s.len());
@@ -14,11 +14,11 @@ fn naive(text: &str, stops: &[String]) -> Option<(usize, usize)> {
     })
 }
 
-/// Streams the pieces; returns what came out after each, and the stop.
-fn stream(pieces: &[&str], stops: &[String]) -> (Vec<String>, Option<usize>) {
-    let mut matcher = StopMatcher::new(stops);
-    let mut out = Vec::new();
-    for piece in pieces {
+/// Streams the pieces, the first `skip` of them past the stop strings; returns what came out after each, and the stop.
+fn stream(pieces: &[&str], stops: &[String], skip: usize, include: bool) -> (Vec<String>, Option<usize>) {
+    let mut matcher = StopMatcher::new(stops).including(include);
+    let mut out: Vec<String> = pieces[..skip].iter().map(|piece| matcher.skip(piece)).collect();
+    for piece in &pieces[skip..] {
         let stopped = matcher.push(piece);
         out.push(stopped.text);
         if stopped.stop.is_some() {
@@ -46,11 +46,18 @@ proptest! {
         text in "[abé樹]{0,24}",
         stops in prop::collection::vec("[abé樹]{0,5}", 0..5),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..10),
+        skip in any::<prop::sample::Index>(),
+        skips in any::<bool>(),
+        include in any::<bool>(),
     ) {
         let pieces = cut(&text, &cuts);
         let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
-        let (out, stop) = stream(&pieces, &stops);
-        let (end, index) = naive(&text, &stops).map_or((text.len(), None), |(end, index)| (end, Some(index)));
+        let skip = if skips { skip.index(pieces.len() + 1) } else { 0 };
+        let (out, stop) = stream(&pieces, &stops, skip, include);
+        let skipped = pieces[..skip].concat().len();
+        let (end, index) = naive(&text, &stops, skipped).map_or((text.len(), None), |(end, index)| {
+            (end + if include { stops[index].len() } else { 0 }, Some(index))
+        });
         prop_assert_eq!(out.concat(), &text[..end]);
         prop_assert_eq!(stop, index);
         // Nothing is held that cannot become a stop string.

@@ -1,0 +1,100 @@
+//! Fields that change the answer and are not implemented: anything but the value that changes nothing is an error,
+//! since an answer that silently ignores them is a wrong answer.
+
+use serde_json::Value;
+
+use crate::api::error::ApiError;
+use crate::api::json::Fields;
+
+/// A field that is not implemented, the value that changes nothing in words, and how it is told.
+type Refused = (&'static str, &'static str, fn(&Value) -> bool);
+
+/// One line each: who implements a field deletes its line.
+const REFUSED: &[Refused] = &[
+    ("audio", ABSENT, never),
+    ("cache_salt", ABSENT, never),
+    ("chat_template", ABSENT, never),
+    ("documents", EMPTY, empty),
+    ("functions", EMPTY, empty),
+    ("grammar", ABSENT, never),
+    ("guided_choice", ABSENT, never),
+    ("guided_grammar", ABSENT, never),
+    ("guided_json", ABSENT, never),
+    ("guided_regex", ABSENT, never),
+    ("json_schema", ABSENT, never),
+    ("length_penalty", "1", one),
+    ("modalities", "[\"text\"]", |v| v.as_array().is_some_and(|l| l.iter().all(|m| m == "text"))),
+    ("prompt_embeds", ABSENT, never),
+    ("response_format", "of type `text`", |v| v["type"] == "text"),
+    ("structured_outputs", ABSENT, never),
+    ("typical_p", "1", one),
+    ("use_beam_search", "false", |v| v == false),
+];
+
+const ABSENT: &str = "left out";
+const EMPTY: &str = "empty";
+
+fn never(_: &Value) -> bool {
+    false
+}
+
+fn one(value: &Value) -> bool {
+    value.as_f64() == Some(1.0)
+}
+
+fn empty(value: &Value) -> bool {
+    match value {
+        Value::Object(map) => map.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    }
+}
+
+/// Refuses a request that asks for what is not implemented, by name.
+pub fn refuse_unsupported(fields: Fields) -> Result<(), ApiError> {
+    for (name, neutral, is_neutral) in REFUSED {
+        if fields.get(name).is_some_and(|value| !is_neutral(value)) {
+            let message = format!("this version of kvist supports it only when {neutral}");
+            return Err(ApiError::unsupported(*name, message));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::json::parse_object;
+
+    fn check(field: &str, value: &str) -> Result<(), ApiError> {
+        refuse_unsupported(Fields(&parse_object(format!("{{\"{field}\":{value}}}").as_bytes()).unwrap()))
+    }
+
+    #[test]
+    fn what_is_not_implemented_is_refused_by_name() {
+        assert!(REFUSED.is_sorted_by_key(|r| r.0));
+        for (field, ..) in REFUSED {
+            for value in ["3", "{\"a\":1}", "[7]", "\"x\"", "true"] {
+                let error = check(field, value).unwrap_err();
+                assert_eq!((error.param.as_deref(), error.code), (Some(*field), Some("unsupported_parameter")));
+            }
+            check(field, "null").unwrap();
+        }
+    }
+
+    #[test]
+    fn what_changes_nothing_is_taken() {
+        for (field, value) in [
+            ("documents", "[]"),
+            ("functions", "[]"),
+            ("length_penalty", "1.0"),
+            ("modalities", "[\"text\"]"),
+            ("response_format", "{\"type\":\"text\"}"),
+            ("typical_p", "1"),
+            ("use_beam_search", "false"),
+        ] {
+            check(field, value).unwrap();
+        }
+    }
+}
