@@ -1,9 +1,13 @@
-//! Prints how fast the kernels are on this machine beside its measured limits: `speed [threads] [isa] [matmul|attention]`.
+//! Prints how fast the kernels are on this machine beside its measured limits: `speed [threads] [isa]
+//! [matmul|quant|attention]`.
 
 use std::time::Instant;
 
 use kvist_base::{CHUNK, ChunkId, ChunkLayout, Dtype, LayerKind, Run, RunList, SEGMENT, Slot};
-use kvist_kernels::{AttnPlan, AttnShape, Isa, KvPool, PackedBf16, Pool, Queries, attend, kv_bytes, matmul, probe};
+use kvist_kernels::{
+    AttnPlan, AttnShape, Isa, KvPool, PackedBf16, PackedQuant, Pool, QuantKind, QuantRows, Queries, attend, kv_bytes,
+    matmul, matmul_quant, probe,
+};
 
 /// Seconds of one call: of the thread's CPU time where it works alone on Linux, so that a busy machine disturbs little,
 /// else the shortest wall time of several.
@@ -49,10 +53,14 @@ fn main() {
     let memory = probe::bandwidth(&pool, 5);
     println!("{isa}, {threads} threads: {limit:.2?}, memory {memory:.1} GB/s");
 
-    if only != "attention" {
+    let wanted = |part: &str| only.is_empty() || only == part;
+    if wanted("matmul") {
         dense(isa, &pool, limit.gflops, memory);
     }
-    if only != "matmul" {
+    if wanted("quant") {
+        quant(isa, &pool, limit.gflops, memory);
+    }
+    if wanted("attention") {
         println!("\nattention heads    d  rows  tokens       us  GFLOP/s  % peak     GB/s  % memory  unshared/shared");
         for (heads, kv_heads, head_dim) in [(32, 8, 64), (32, 8, 128), (14, 2, 64), (8, 8, 128)] {
             let shape = AttnShape { heads, kv_heads, head_dim };
@@ -82,6 +90,38 @@ fn dense(isa: Isa, pool: &Pool, peak: f64, memory: f64) {
             let gbs = weights.bytes() as f64 / seconds / 1e9;
             let (share, part) = (gflops / peak * 100.0, gbs / memory * 100.0);
             println!("       {k:>8} {n:>6} {rows:>6} {gflops:>10.1} {share:>7.0} {gbs:>8.1} {part:>9.0}");
+        }
+    }
+}
+
+fn quant(isa: Isa, pool: &Pool, peak: f64, memory: f64) {
+    println!("\nquant         k      n   rows      GOP/s  % float     GB/s  % memory  us to quantise x");
+    for kind in QuantKind::ALL {
+        for (k, n) in [(2048, 2048), (2048, 8192), (8192, 2048)] {
+            // Codes of every value under small scales.
+            let blocks: Vec<u8> =
+                (0..kind.block_bytes()).map(|i| if i % 2 == 0 { (i * 37) as u8 } else { 0x11 }).collect();
+            let fill = |_: usize, row: &mut [u8]| {
+                row.chunks_exact_mut(blocks.len()).for_each(|block| block.copy_from_slice(&blocks));
+            };
+            let pack = || PackedQuant::pack(kind, n, k, pool, &fill).expect("memory");
+            let bytes = pack().bytes();
+            let copies: Vec<PackedQuant> = (0..(96 << 20) / bytes).map(|_| pack()).collect();
+            for rows in [1, 2, 4, 8, 16, 256] {
+                let (x, mut y) = (values(rows * k), vec![0.0; rows * n]);
+                let mut q = QuantRows::new();
+                let quantise = time(pool, || q.set_bf16(isa, pool, &x, k));
+                let used = if rows <= 8 { &copies[..] } else { &copies[..1] };
+                let seconds = time(pool, || {
+                    used.iter().for_each(|w| matmul_quant(isa, pool, &q, w, &mut y, n, false));
+                }) / used.len() as f64;
+                let gops = 2.0 * (rows * k * n) as f64 / seconds / 1e9;
+                let gbs = bytes as f64 / seconds / 1e9;
+                let (share, part, us) = (gops / peak * 100.0, gbs / memory * 100.0, quantise * 1e6);
+                println!(
+                    "{kind:<6} {k:>8} {n:>6} {rows:>6} {gops:>10.1} {share:>8.0} {gbs:>8.1} {part:>9.0} {us:>8.1}"
+                );
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::str::FromStr;
 /// An instruction-set path. Results are bit for bit reproducible on one path; paths may differ from each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
-    /// AVX-512 F, BW, VL, DQ and BF16.
+    /// AVX-512 F, BW, VL, DQ, BF16 and VNNI (every machine with the fifth has the sixth).
     Avx512,
     /// AVX2, FMA and F16C.
     Avx2,
@@ -38,6 +38,7 @@ impl Isa {
                     && has!("avx512vl")
                     && has!("avx512dq")
                     && has!("avx512bf16")
+                    && has!("avx512vnni")
             }
             Isa::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
             Isa::Portable => true,

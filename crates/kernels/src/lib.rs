@@ -19,6 +19,7 @@ mod norm;
 mod packed;
 mod pool;
 pub mod probe;
+mod quant;
 pub mod reference;
 mod rope;
 mod simd;
@@ -31,6 +32,7 @@ pub use matmul::matmul;
 pub use norm::{rms_norm, rms_norm_heads};
 pub use packed::PackedBf16;
 pub use pool::Pool;
+pub use quant::{PackedQuant, QuantError, QuantKind, QuantRows, matmul_quant};
 pub use rope::{RopeTable, rope, rope_queries};
 
 /// Runs `row(i)` for all rows of `width` elements, several rows to a tile, in the caller when there is little to do.

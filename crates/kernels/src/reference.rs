@@ -2,6 +2,7 @@
 //! the f32 executor.
 
 use crate::bf16;
+pub use crate::quant::reference::{dequantise, dot_quant};
 
 /// `sum(a[i] * b[i])`.
 pub fn dot(a: &[f32], b: &[f32]) -> f64 {

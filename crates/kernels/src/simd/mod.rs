@@ -218,7 +218,7 @@ macro_rules! isa_entry {
         /// The machine can run `isa`, and the contract of the generic function.
         $vis unsafe fn $name(isa: $crate::Isa, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
             unsafe fn avx512($($arg: $ty),*) {
                 // SAFETY: the contract is passed on.
                 unsafe { $generic::<$crate::simd::Avx512>($($arg),*) }

@@ -1,0 +1,17 @@
+//! Matrices in the block formats of ggml, multiplied in integers: packed weights of 4, 5, 6 or 8 bits against
+//! activations of 8 bits.
+
+mod block;
+mod dots;
+mod encode;
+mod half;
+mod kind;
+mod matmul;
+mod packed;
+pub(crate) mod reference;
+mod rows;
+
+pub use kind::QuantKind;
+pub use matmul::matmul_quant;
+pub use packed::{PackedQuant, QuantError};
+pub use rows::QuantRows;

@@ -1,0 +1,137 @@
+//! The product of quantised matrices: bit for bit a scalar twin, close to f64, independent of the batch.
+
+mod common;
+
+use common::{Rng, bits, nmse, paths};
+use kvist_kernels::{Isa, PackedQuant, Pool, QuantKind, QuantRows, matmul_quant, reference};
+
+/// Outputs and inputs in units of the format's blocks.
+const SHAPES: [(usize, usize); 6] = [(1, 1), (15, 3), (16, 9), (17, 2), (33, 1), (257, 1)];
+
+/// Random codes under scales of usual size.
+fn blocks(rng: &mut Rng, kind: QuantKind, count: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..count * kind.block_bytes()).map(|_| rng.next() as u8).collect();
+    for block in bytes.chunks_exact_mut(kind.block_bytes()) {
+        for &at in scales(kind) {
+            // f16 of either sign from 2^-8 to 2^-5.
+            let half = 0x1c00 | (rng.next() as u16 & 0x8bff);
+            block[at..at + 2].copy_from_slice(&half.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+/// Where a block has f16 scales.
+fn scales(kind: QuantKind) -> &'static [usize] {
+    match kind {
+        QuantKind::Q8_0 | QuantKind::Q4_0 | QuantKind::Q5_0 => &[0],
+        QuantKind::Q4K | QuantKind::Q5K => &[0, 2],
+        QuantKind::Q6K => &[208],
+    }
+}
+
+/// Activations whose groups differ in size.
+fn activations(rng: &mut Rng, rows: usize, k: usize) -> Vec<f32> {
+    let mut x = rng.normals(rows * k);
+    x.chunks_exact_mut(32).for_each(|x| {
+        let size = (rng.below(9) as f32 - 4.0).exp2();
+        x.iter_mut().for_each(|x| *x *= size);
+    });
+    x
+}
+
+struct Case {
+    kind: QuantKind,
+    n: usize,
+    k: usize,
+    blocks: Vec<u8>,
+}
+
+fn cases(rng: &mut Rng) -> Vec<Case> {
+    let all = QuantKind::ALL.into_iter().flat_map(|kind| SHAPES.map(|shape| (kind, shape)));
+    all.map(|(kind, (n, count))| Case { kind, n, k: count * kind.block_len(), blocks: blocks(rng, kind, n * count) })
+        .collect()
+}
+
+#[test]
+fn equals_the_scalar_twin_bit_for_bit() {
+    let mut rng = Rng(1);
+    for Case { kind, n, k, blocks } in cases(&mut rng) {
+        let rows = 11;
+        let x = activations(&mut rng, rows, k);
+        let start = rng.normals(rows * n);
+        for (isa, pool) in paths(&[1, 3]) {
+            let w = PackedQuant::from_ggml(kind, n, k, &blocks, &pool).unwrap();
+            let mut quant = QuantRows::new();
+            quant.set(isa, &pool, &x, k);
+            for add in [true, false] {
+                let mut y = start.clone();
+                matmul_quant(isa, &pool, &quant, &w, &mut y, n, add);
+                for (i, (y, start)) in y.iter().zip(&start).enumerate() {
+                    let row = &blocks[i % n * (blocks.len() / n)..][..blocks.len() / n];
+                    let dot = reference::dot_quant(&quant, i / n, kind, row, isa != Isa::Portable);
+                    let want = if add { start + dot } else { dot };
+                    assert_eq!(y.to_bits(), want.to_bits(), "{isa} {kind} {n}x{k} {i}: {y} {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn agrees_with_f64() {
+    let mut rng = Rng(2);
+    for kind in QuantKind::ALL {
+        let (n, k, rows) = (48, 1024, 9);
+        let blocks = blocks(&mut rng, kind, n * k / kind.block_len());
+        let x = activations(&mut rng, rows, k);
+        let mut weights = vec![0.0; n * k];
+        reference::dequantise(kind, &blocks, &mut weights);
+        let mut exact = vec![0.0; rows * n];
+        reference::matmul(&x, &weights, k, &mut exact, false);
+        for (isa, pool) in paths(&[2]) {
+            let w = PackedQuant::from_ggml(kind, n, k, &blocks, &pool).unwrap();
+            let mut quant = QuantRows::new();
+            quant.set(isa, &pool, &x, k);
+            let mut y = vec![0.0; rows * n];
+            matmul_quant(isa, &pool, &quant, &w, &mut y, n, false);
+            let mut rounded = vec![0.0; rows * k];
+            rounded.chunks_exact_mut(k).enumerate().for_each(|(i, row)| quant.row(i, row));
+            let mut want = vec![0.0; rows * n];
+            reference::matmul(&rounded, &weights, k, &mut want, false);
+            let (error, whole) = (nmse(&y, &want), nmse(&y, &exact));
+            println!("{isa} {kind}: {error:.1e} of f64 on the same numbers, {whole:.1e} with rounding of activations");
+            assert!(error < 1e-12 && whole < 1e-4, "{isa} {kind}: {error:e} {whole:e}");
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_see_its_batch() {
+    let mut rng = Rng(3);
+    for Case { kind, n, k, blocks } in cases(&mut rng) {
+        let x = activations(&mut rng, 70, k);
+        let start = rng.normals(70 * n);
+        for isa in Isa::available() {
+            let one = Pool::new(1);
+            let w = PackedQuant::from_ggml(kind, n, k, &blocks, &one).unwrap();
+            let mut quant = QuantRows::new();
+            let mut alone = start.clone();
+            for (x, y) in x.chunks_exact(k).zip(alone.chunks_exact_mut(n)) {
+                quant.set(isa, &one, x, k);
+                matmul_quant(isa, &one, &quant, &w, y, n, true);
+            }
+            for threads in [1, 2, 3, 8] {
+                let pool = Pool::new(threads);
+                for rows in (1..=70).filter(|rows| n < 100 || rows % 9 < 2) {
+                    let from = (70 - rows) / 2;
+                    let mut y = start[from * n..(from + rows) * n].to_vec();
+                    quant.set(isa, &pool, &x[from * k..(from + rows) * k], k);
+                    matmul_quant(isa, &pool, &quant, &w, &mut y, n, true);
+                    let same = bits(&y) == bits(&alone[from * n..(from + rows) * n]);
+                    assert!(same, "{isa} {kind} {rows}x{k}x{n} {threads}");
+                }
+            }
+        }
+    }
+}
