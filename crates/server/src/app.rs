@@ -78,6 +78,8 @@ pub struct App {
     pub serving: OnceLock<Arc<Serving>>,
     pub connections: AtomicUsize,
     pub spliced: AtomicU64,
+    /// Fields of requests that nothing looked at.
+    pub ignored: AtomicU64,
     /// Conversations that are parsed and tokenised at once.
     pub text_slots: Arc<Semaphore>,
     /// Set once the server takes no more requests.
@@ -95,6 +97,7 @@ impl App {
             serving: OnceLock::new(),
             connections: AtomicUsize::new(0),
             spliced: AtomicU64::new(0),
+            ignored: AtomicU64::new(0),
             text_slots: Arc::new(Semaphore::new(cores)),
             closing: watch::Sender::new(false),
             ids: AtomicU64::new(0),
@@ -124,6 +127,10 @@ impl App {
 
     pub fn spliced(&self, tokens: usize) {
         self.spliced.fetch_add(tokens as u64, Ordering::Relaxed);
+    }
+
+    pub fn ignored(&self, fields: usize) {
+        self.ignored.fetch_add(fields as u64, Ordering::Relaxed);
     }
 
     /// Seconds since 1970.

@@ -122,6 +122,7 @@ pub struct Scrape<'a> {
     pub book: &'a Book,
     pub replies: &'a ReplyTable,
     pub spliced_tokens: u64,
+    pub ignored_fields: u64,
     pub connections: usize,
 }
 
@@ -205,6 +206,7 @@ impl Scrape<'_> {
         out.gauge("kvist_replies", "Replies whose ids are remembered.", replies.entries);
         out.gauge("kvist_reply_bytes", "Bytes of remembered replies.", replies.bytes);
         out.counter("kvist_spliced_tokens", "Prompt tokens taken from remembered replies.", self.spliced_tokens);
+        out.counter("kvist_ignored_fields", "Fields of requests that the server does not know.", self.ignored_fields);
         out.counter("kvist_slow_readers", "Requests dropped because their reader fell behind.", b.slow_readers);
         out.counter("kvist_step_panics", "Steps that panicked.", b.step_panics);
     }

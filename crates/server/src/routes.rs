@@ -12,12 +12,12 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, on};
 use axum::{Json, Router};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::api::error::ErrorCode;
 use crate::api::generate::{Job, answer};
 use crate::api::params::Bounds;
-use crate::api::{ApiError, chat, completions};
+use crate::api::{ApiError, about, chat, completions, tokens};
 use crate::app::{App, Caller, Serving};
 use crate::auth::{Tenant, presented};
 use crate::cors;
@@ -54,6 +54,12 @@ pub struct Route {
 pub const ROUTES: &[Route] = &[
     route(POST, "/v1/chat/completions", |app, request| Box::pin(generate(app, request, chat::job))),
     route(POST, "/v1/completions", |app, request| Box::pin(generate(app, request, completions::job))),
+    route(POST, "/tokenize", |app, request| Box::pin(convert(app, request, tokens::tokenize))),
+    route(POST, "/detokenize", |app, request| Box::pin(convert(app, request, tokens::detokenize))),
+    route(POST, "/apply-template", |app, request| Box::pin(convert(app, request, tokens::apply_template))),
+    route(GET, "/tokenizer_info", |app, _| Box::pin(async move { told(about::tokenizer_info(&*app.serving()?)) })),
+    route(GET, "/props", |app, _| Box::pin(async move { told(about::props(&*app.serving()?)) })),
+    route(GET, "/version", |_, _| Box::pin(async move { told(about::version()) })),
     route(GET, "/v1/models", |app, _| Box::pin(async move { models(&app) })),
     route(GET, "/v1/models/{*id}", |app, request| Box::pin(async move { one_model(&app, &request) })),
     Route {
@@ -193,37 +199,57 @@ async fn unpanicked<T>(future: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
-type Parse = fn(&Serving, &Caller, &Bounds, &[u8]) -> Result<Job, ApiError>;
+async fn generate(app: Arc<App>, request: Request, parse: Work<Job>) -> Result<Response, ApiError> {
+    let (serving, caller, job) = work(&app, request, parse).await?;
+    answer(&app, serving, &caller, job).await
+}
 
-async fn generate(app: Arc<App>, request: Request, parse: Parse) -> Result<Response, ApiError> {
+async fn convert(app: Arc<App>, request: Request, convert: Work<Value>) -> Result<Response, ApiError> {
+    told(work(&app, request, convert).await?.2)
+}
+
+fn told(value: Value) -> Result<Response, ApiError> {
+    Ok(Json(value).into_response())
+}
+
+/// What is made of a body. Takes time with its length.
+type Work<T> = fn(&Serving, &Caller, &Bounds, &[u8]) -> Result<T, ApiError>;
+
+/// Reads the body and does the work off the async threads, on so many bodies at once as there are cores.
+async fn work<T: Send + 'static>(
+    app: &App,
+    request: Request,
+    work: Work<T>,
+) -> Result<(Arc<Serving>, Caller, T), ApiError> {
     let serving = app.serving()?;
     let (mut parts, body) = request.into_parts();
     let Some(caller) = parts.extensions.remove::<Caller>() else {
         return Err(ApiError::internal("the request has no caller"));
     };
     let ttft_slo = ttft_slo(&parts.headers)?;
-    let body = read_body(&app, &parts.headers, body).await?;
+    let body = read_body(app, &parts.headers, body).await?;
     let bounds = Bounds {
         max_n: app.config.max_n,
         max_prompts: app.config.max_prompts,
         strict_model: app.config.strict_model,
         may_hurry: app.config.keys.is_none(),
         defaults: serving.model.defaults,
+        vocab: serving.info.vocab,
         seed: app.next_seed(),
         ttft_slo,
         now: app.unix_time(),
     };
     let slot = app.text_slots.clone().acquire_owned().await.map_err(|_| ApiError::closing())?;
-    let parsing = {
+    let working = {
         let (serving, caller) = (serving.clone(), caller.clone());
         tokio::task::spawn_blocking(move || {
             // Held to the end of the work, which goes on when its client has left.
             let _slot = slot;
-            parse(&serving, &caller, &bounds, &body)
+            work(&serving, &caller, &bounds, &body)
         })
     };
-    let job = parsing.await.map_err(|_| ApiError::internal("reading the request panicked"))??;
-    answer(&app, serving, &caller, job).await
+    let done = working.await.map_err(|_| ApiError::internal("reading the request panicked"))??;
+    Ok((serving, caller, done))
 }
 
 /// `x-slo-ttft-ms`: when the client wants its first token.
@@ -274,6 +300,7 @@ fn metrics(app: &App) -> Result<Response, ApiError> {
         stats: &serving.runner.shared.stats(),
         book: &serving.runner.shared.book(),
         replies: &serving.replies,
+        ignored_fields: app.ignored.load(Ordering::Relaxed),
         spliced_tokens: app.spliced.load(Ordering::Relaxed),
         connections: app.connections.load(Ordering::Relaxed),
     };

@@ -10,6 +10,7 @@ use kvist_text::{Detokenizer, PromptKey, StopMatcher, Tokenizer};
 
 use crate::api::error::ApiError;
 use crate::api::params::Params;
+use crate::api::shapes::{ChoiceExtras, Names, PromptExtras, PromptLogprobs, StopReason};
 use crate::app::Serving;
 use crate::runner::{Control, Event};
 
@@ -23,6 +24,21 @@ pub struct Prepared {
     pub spliced: usize,
     /// Under which the reply is remembered.
     pub key: Option<PromptKey>,
+    /// Tokens that were cut off at the start, as the request asked.
+    pub truncated: usize,
+}
+
+impl Prepared {
+    /// Leaves the last `most` tokens at most.
+    pub fn keep_last(&mut self, most: usize) {
+        self.truncated = self.ids.len().saturating_sub(most);
+        if self.truncated > 0 {
+            self.ids.drain(..self.truncated);
+            // The reply does not stand after the whole conversation.
+            self.key = None;
+            self.spliced = self.spliced.min(most);
+        }
+    }
 }
 
 /// Why a choice ended well.
@@ -62,7 +78,10 @@ pub struct Piece {
     pub first: bool,
     pub text: String,
     pub logprobs: Vec<Entry>,
+    /// Every token drawn since the last piece, if they are told.
+    pub tokens: Vec<TokenId>,
     pub reason: Option<Reason>,
+    pub stop: Option<StopReason>,
 }
 
 /// Sums over the prompts of an answer.
@@ -71,6 +90,7 @@ pub struct Totals {
     pub prompt: usize,
     pub cached: usize,
     pub spliced: usize,
+    pub truncated: usize,
     pub generated: usize,
     pub preemptions: u32,
     /// Microseconds; of several prompts the longest.
@@ -86,8 +106,11 @@ pub struct Assembly {
     /// Prompt-major.
     choices: Vec<Choice>,
     n: usize,
-    /// Tokens that end a choice; their text is not told.
+    params: Params,
+    /// Tokens that end a choice.
     ends: Vec<TokenId>,
+    /// Most likely tokens of each prompt token that come with an echo, if it has logprobs.
+    echo_top: Option<usize>,
     open: usize,
     totals: Totals,
 }
@@ -96,6 +119,9 @@ struct PromptState {
     echo: Option<Echo>,
     entries: Vec<Entry>,
     key: Option<PromptKey>,
+    /// Kept where they are told.
+    ids: Vec<TokenId>,
+    scores: Vec<Option<TokenLogprobs>>,
 }
 
 /// A prompt that is repeated: its text as an answer's would be told, and where in it its tokens begin.
@@ -107,10 +133,10 @@ struct Echo {
 }
 
 impl Echo {
-    fn new(tokenizer: &Tokenizer, ids: Vec<TokenId>, skip_special: bool) -> Self {
+    fn new(tokenizer: &Tokenizer, ids: &[TokenId], skip_special: bool) -> Self {
         let mut detokenizer = Detokenizer::new(tokenizer, skip_special);
         let mut echo = Echo { text: String::new(), chars: 0, tokens: Vec::with_capacity(ids.len()) };
-        for id in ids {
+        for &id in ids {
             echo.tokens.push((id, echo.chars));
             echo.push(&detokenizer.push(id));
         }
@@ -128,6 +154,8 @@ struct Choice {
     detokenizer: Detokenizer,
     matcher: StopMatcher,
     ids: Vec<TokenId>,
+    /// How many of `ids` were told.
+    told: usize,
     /// Everything that was given out, without the echo.
     text: String,
     /// Bytes and characters of text that the tokens made, given out or not.
@@ -140,13 +168,14 @@ struct Choice {
 }
 
 impl Assembly {
-    /// `prompt_tokens` counts all prompts; the ids of `prompts` are needed only for an echo.
+    /// `prompt_tokens` counts all prompts; the ids of `prompts` are needed only where they are told.
     pub fn new(
         serving: Arc<Serving>,
         control: Arc<Control>,
-        params: &Params,
+        params: Params,
         prompts: Vec<Prepared>,
         prompt_tokens: usize,
+        echo_top: Option<usize>,
     ) -> Self {
         let n = params.n as usize;
         let tokenizer = &serving.text.tokenizer;
@@ -154,13 +183,15 @@ impl Assembly {
         let mut states = Vec::new();
         let mut totals = Totals { prompt: prompt_tokens, ..Totals::default() };
         for prompt in prompts {
-            let echo = prompt.echo.then(|| Echo::new(tokenizer, prompt.ids, params.skip_special));
+            let echo = prompt.echo.then(|| Echo::new(tokenizer, &prompt.ids, params.skip_special));
             totals.spliced += prompt.spliced;
+            totals.truncated += prompt.truncated;
             for _ in 0..n {
                 choices.push(Choice {
                     detokenizer: Detokenizer::after_prompt(tokenizer, params.skip_special),
-                    matcher: StopMatcher::new(&params.stops),
+                    matcher: StopMatcher::new(&params.stops).including(params.include_stop),
                     ids: Vec::new(),
+                    told: 0,
                     text: String::new(),
                     made: 0,
                     made_chars: echo.as_ref().map_or(0, |e| e.chars),
@@ -169,11 +200,12 @@ impl Assembly {
                     ended: None,
                 });
             }
-            states.push(PromptState { echo, entries: Vec::new(), key: prompt.key });
+            let state = PromptState { echo, entries: vec![], key: prompt.key, ids: prompt.ids, scores: vec![] };
+            states.push(state);
         }
         let open = states.len();
         let ends = params.ends(&serving.model.eos);
-        Assembly { control, prompts: states, choices, n, ends, open, totals, serving }
+        Assembly { control, prompts: states, choices, n, params, ends, echo_top, open, totals, serving }
     }
 
     /// Whether every request is done: nothing follows.
@@ -184,6 +216,25 @@ impl Assembly {
     /// The sums so far; whole once [`Self::done`].
     pub fn totals(&self) -> Totals {
         Totals { generated: self.choices.iter().map(|c| c.ids.len()).sum(), ..self.totals }
+    }
+
+    /// What the answer tells of a choice's prompt besides its text.
+    pub fn prompt_of(&self, index: usize) -> PromptExtras {
+        let state = &self.prompts[index / self.n];
+        let tokenizer = &self.serving.text.tokenizer;
+        PromptExtras {
+            prompt_token_ids: self.params.return_ids.then(|| state.ids.clone()),
+            prompt_logprobs: (self.params.prompt_logprobs)
+                .map(|top| PromptLogprobs::new(tokenizer, &state.scores, top as usize)),
+        }
+    }
+
+    pub fn extras(&self, tokens: Vec<TokenId>, stop_reason: Option<StopReason>) -> ChoiceExtras {
+        ChoiceExtras { token_ids: self.params.return_ids.then_some(tokens), stop_reason }
+    }
+
+    pub fn names(&self) -> Names<'_> {
+        Names { tokenizer: &self.serving.text.tokenizer, as_ids: self.params.tokens_as_ids }
     }
 
     pub fn choices(&self) -> usize {
@@ -234,17 +285,17 @@ impl Assembly {
             return None;
         }
         c.ids.push(token);
-        let delta = if ends { String::new() } else { c.detokenizer.push(token) };
+        let delta = if ends && !self.params.include_stop { String::new() } else { c.detokenizer.push(token) };
         if scores.is_some() {
             let bytes = self.serving.text.tokenizer.token_bytes(token);
             let entry = Entry { token, bytes, scores, offset: c.made_chars };
             c.held.push_back((entry, c.made, c.made + delta.len()));
         }
-        let (text, stopped) = c.push(&delta);
-        if stopped {
+        let (text, stop) = c.push(&delta, &self.params);
+        if stop.is_some() {
             self.control.cancel_choice(prompt, choice);
         }
-        Some(self.piece(index, prompt, text, stopped.then_some(Reason::Stop)))
+        Some(self.piece(index, prompt, text, stop.is_some().then_some(Reason::Stop), stop))
     }
 
     fn finished(&mut self, prompt: usize, choice: u32, reason: Finish) -> Result<Option<Piece>, ApiError> {
@@ -253,28 +304,40 @@ impl Assembly {
         if c.ended.is_some() {
             return Ok(None);
         }
-        let reason = match reason {
-            Finish::Stop(_) => Reason::Stop,
-            Finish::Length => Reason::Length,
+        let (reason, token) = match reason {
+            Finish::Stop(token) => (Reason::Stop, Some(token)),
+            Finish::Length => (Reason::Length, None),
             Finish::Cancelled => return Err(ApiError::unavailable("the request was cancelled by the server")),
             Finish::Error(message) => return Err(ApiError::internal(message)),
         };
         let rest = c.detokenizer.finish();
-        let (mut text, stopped) = c.push(&rest);
-        if !stopped {
+        let (mut text, stop) = c.push(&rest, &self.params);
+        if stop.is_none() {
             text.push_str(&c.matcher.finish());
         }
-        let reason = if stopped { Reason::Stop } else { reason };
-        Ok(Some(self.piece(index, prompt, text, Some(reason))))
+        let reason = if stop.is_some() { Reason::Stop } else { reason };
+        // The model's own end is no reason to name.
+        let own = |t: &TokenId| !self.params.ignore_eos && self.serving.model.eos.contains(t);
+        let stop = stop.or(token.filter(|t| !own(t)).map(StopReason::Token));
+        Ok(Some(self.piece(index, prompt, text, Some(reason), stop)))
     }
 
     /// Makes the piece, gives it the logprobs that it covers and ends the choice if there is a reason.
-    fn piece(&mut self, index: usize, prompt: usize, text: String, reason: Option<Reason>) -> Piece {
+    fn piece(
+        &mut self,
+        index: usize,
+        prompt: usize,
+        text: String,
+        reason: Option<Reason>,
+        stop: Option<StopReason>,
+    ) -> Piece {
         let state = &self.prompts[prompt];
         let c = &mut self.choices[index];
         c.text.push_str(&text);
         let shown = c.text.len();
-        let mut piece = Piece { index, first: !c.started, text, logprobs: Vec::new(), reason };
+        let tokens = if self.params.return_ids { c.ids[c.told..].to_vec() } else { vec![] };
+        c.told = c.ids.len();
+        let mut piece = Piece { index, first: !c.started, text, logprobs: vec![], tokens, reason, stop };
         if !c.started {
             c.started = true;
             piece.logprobs.clone_from(&state.entries);
@@ -306,19 +369,28 @@ impl Assembly {
     fn prompt_logprobs(&mut self, prompt: usize, scores: Vec<Option<TokenLogprobs>>) {
         let state = &mut self.prompts[prompt];
         let tokenizer = &self.serving.text.tokenizer;
-        let tokens = state.echo.iter().flat_map(|echo| &echo.tokens);
-        for (&(token, offset), scores) in tokens.zip(scores) {
+        if self.params.prompt_logprobs.is_some() {
+            state.scores.clone_from(&scores);
+        }
+        let tokens = state.echo.iter().filter(|_| self.echo_top.is_some()).flat_map(|echo| &echo.tokens);
+        for (&(token, offset), mut scores) in tokens.zip(scores) {
+            // More may have been computed for `prompt_logprobs`.
+            scores.iter_mut().for_each(|s| s.top.truncate(self.echo_top.unwrap_or(0)));
             state.entries.push(Entry { token, bytes: tokenizer.token_bytes(token), scores, offset });
         }
     }
 }
 
 impl Choice {
-    /// Takes the text of a token: what of it can be given out, and whether a stop string is complete.
-    fn push(&mut self, delta: &str) -> (String, bool) {
+    /// Takes the text of a token: what of it can be given out, and the stop string that is complete.
+    fn push(&mut self, delta: &str, params: &Params) -> (String, Option<StopReason>) {
         self.made += delta.len();
         self.made_chars += delta.chars().count();
+        // As many tokens must stand before the end as where a token makes it.
+        if self.ids.len() <= params.edits.min_tokens as usize && params.edits.min_tokens > 0 {
+            return (self.matcher.skip(delta), None);
+        }
         let stopped = self.matcher.push(delta);
-        (stopped.text, stopped.stop.is_some())
+        (stopped.text, stopped.stop.map(|i| StopReason::Text(params.stops[i].clone())))
     }
 }

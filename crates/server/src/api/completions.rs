@@ -5,17 +5,17 @@ use serde_json::Value;
 
 use crate::api::assembly::Prepared;
 use crate::api::error::ApiError;
-use crate::api::generate::{Job, Kind};
+use crate::api::generate::{Job, Kind, params};
 use crate::api::json::{Fields, parse_object, type_of};
-use crate::api::params::{Bounds, MAX_TOP, Params};
+use crate::api::params::{Bounds, MAX_TOP};
+use crate::api::sampling::ids;
 use crate::app::{Caller, Serving};
 
 /// Parses a body and tokenises its prompts. Takes time with their length.
 pub fn job(serving: &Serving, _: &Caller, bounds: &Bounds, body: &[u8]) -> Result<Job, ApiError> {
     let map = parse_object(body)?;
     let fields = Fields(&map);
-    let params = Params::parse(fields, bounds)?;
-    serving.check_model(params.model.as_deref(), bounds)?;
+    let params = params(serving, fields, bounds)?;
     let logprobs = fields.int("logprobs", 0, MAX_TOP)?.map(|n| n as u32);
     let echo = fields.boolean("echo")?.unwrap_or(false);
     let add_special = fields.boolean("add_special_tokens")?.unwrap_or(true);
@@ -29,15 +29,17 @@ pub fn job(serving: &Serving, _: &Caller, bounds: &Bounds, body: &[u8]) -> Resul
     for prompt in parse_prompts(fields, bounds.max_prompts)? {
         let ids = match prompt {
             Prompt::Text(text) => {
-                serving.check_length(text.len())?;
+                if params.keep_last.is_none() {
+                    serving.check_length(text.len())?;
+                }
                 serving.text.tokenizer.encode(text, add_special)?
             }
             Prompt::Ids(ids) => ids,
         };
         prompts.push(Prepared { ids, echo, ..Prepared::default() });
     }
-    let prompt_logprobs = if echo { logprobs } else { None };
-    Ok(Job { kind: Kind::Text, params, prompts, logprobs, prompt_logprobs })
+    let echo_logprobs = if echo { logprobs } else { None };
+    Ok(Job { kind: Kind::Text, params, prompts, logprobs, echo_logprobs, ignored: map.unknown() })
 }
 
 #[derive(Debug, PartialEq)]
@@ -57,10 +59,10 @@ fn parse_prompts(fields: Fields<'_>, most: usize) -> Result<Vec<Prompt<'_>>, Api
     };
     let prompts = match list.first() {
         None => return Err(wrong("it is empty".into())),
-        Some(Value::Number(_)) => return Ok(vec![Prompt::Ids(ids(list)?)]),
+        Some(Value::Number(_)) => return Ok(vec![Prompt::Ids(ids(list, "prompt")?)]),
         Some(Value::String(_)) => list.iter().map(|p| p.as_str().map(Prompt::Text)).collect(),
         Some(Value::Array(_)) => {
-            let lists = list.iter().map(|p| p.as_array().map(|l| ids(l).map(Prompt::Ids)).transpose());
+            let lists = list.iter().map(|p| p.as_array().map(|l| ids(l, "prompt").map(Prompt::Ids)).transpose());
             lists.collect::<Result<Option<Vec<_>>, _>>()?
         }
         Some(_) => None,
@@ -72,12 +74,6 @@ fn parse_prompts(fields: Fields<'_>, most: usize) -> Result<Vec<Prompt<'_>>, Api
         return Err(wrong(format!("{} prompts; at most {most} are allowed", prompts.len())));
     }
     Ok(prompts)
-}
-
-fn ids(list: &[Value]) -> Result<Vec<TokenId>, ApiError> {
-    let id = |v: &Value| v.as_u64().and_then(|id| TokenId::try_from(id).ok());
-    let wrong = || ApiError::field("prompt", "a token id is an integer of 0 or more");
-    list.iter().map(|v| id(v).ok_or_else(wrong)).collect()
 }
 
 #[cfg(test)]

@@ -4,19 +4,27 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use axum::Json;
+use axum::http::HeaderName;
 use axum::response::{IntoResponse, Response};
-use kvist_base::CHUNK;
+use kvist_base::{CHUNK, TokenId};
 use kvist_engine::{Request, RequestId};
 use tokio::time::{Instant, sleep_until};
 
-use crate::api::assembly::{Assembly, Entry, Prepared, Reason};
+use crate::api::assembly::{Assembly, Entry, Prepared, Reason, Totals};
 use crate::api::error::ApiError;
-use crate::api::params::Params;
-use crate::api::shapes::{Answer, ChatChoice, ChatLogprobs, Head, Message, TextChoice, TextLogprobs, Timings, Usage};
+use crate::api::json::Fields;
+use crate::api::params::{Bounds, KeepLast, Params};
+use crate::api::sampling::bad_words;
+use crate::api::shapes::{
+    Answer, ChatChoice, ChatLogprobs, Head, Message, PromptExtras, StopReason, TextChoice, TextLogprobs, Timings, Usage,
+};
 use crate::api::sse::SseBody;
 use crate::app::{App, Caller, Serving};
 use crate::log::RequestLine;
 use crate::runner::{Event, Ticket, Unavailable};
+
+/// Says how many tokens of its prompts a request has lost by `truncate_prompt_tokens`.
+const TRUNCATED: HeaderName = HeaderName::from_static("x-kvist-truncated-prompt-tokens");
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -57,16 +65,31 @@ pub struct Job {
     pub prompts: Vec<Prepared>,
     /// Logprobs of drawn tokens, with this many of the most likely ones.
     pub logprobs: Option<u32>,
-    /// The same for the prompts.
-    pub prompt_logprobs: Option<u32>,
+    /// The same for prompts that are repeated.
+    pub echo_logprobs: Option<u32>,
+    /// Fields of the body that nothing looked at.
+    pub ignored: usize,
+}
+
+/// The fields that all generating endpoints have in common, checked against the model.
+pub fn params(serving: &Serving, fields: Fields, bounds: &Bounds) -> Result<Params, ApiError> {
+    let mut params = Params::parse(fields, bounds)?;
+    serving.check_model(params.model.as_deref(), bounds)?;
+    params.ban(&bad_words(fields)?, &serving.text.tokenizer)?;
+    Ok(params)
 }
 
 /// Runs a job and answers it, whole or as a stream.
 pub async fn answer(app: &App, serving: Arc<Serving>, caller: &Caller, mut job: Job) -> Result<Response, ApiError> {
-    let prompt_tokens = job.prompts.iter().map(|p| p.ids.len()).sum();
     let requests = requests(&serving, caller, &mut job)?;
-    let Job { kind, params, prompts, logprobs, .. } = job;
-    let mut ticket = serving.runner.submit(requests, caller.arrival, params.stream.is_some()).map_err(|e| match e {
+    let prompt_tokens = requests.iter().map(|r| r.prompt.len()).sum();
+    let Job { kind, params, prompts, logprobs, echo_logprobs, ignored } = job;
+    app.ignored(ignored);
+    if ignored > 0 {
+        caller.line.set("ignored", ignored);
+    }
+    let stream = params.stream;
+    let mut ticket = serving.runner.submit(requests, caller.arrival, stream.is_some()).map_err(|e| match e {
         Unavailable::Busy => ApiError::busy("too many requests arrived at once"),
         Unavailable::Gone => ApiError::unavailable("the engine has stopped"),
     })?;
@@ -75,16 +98,18 @@ pub async fn answer(app: &App, serving: Arc<Serving>, caller: &Caller, mut job: 
         Some(_) => {}
         None => return Err(broken_off(&serving, &ticket)),
     }
-    let assembly = Assembly::new(serving.clone(), ticket.control.clone(), &params, prompts, prompt_tokens);
-    app.spliced(assembly.totals().spliced);
+    let echo_top = echo_logprobs.map(|top| top as usize);
+    let assembly = Assembly::new(serving.clone(), ticket.control.clone(), params, prompts, prompt_tokens, echo_top);
+    let Totals { spliced, truncated, .. } = assembly.totals();
+    app.spliced(spliced);
     let head = Head {
         id: format!("{}{}", kind.id_prefix(), app.next_id()),
-        object: kind.object(params.stream.is_some()),
+        object: kind.object(stream.is_some()),
         created: app.unix_time(),
         model: serving.model.id.clone(),
     };
     let logprobs = logprobs.is_some();
-    match params.stream {
+    let mut response = match stream {
         Some(options) => {
             let ping_interval = app.config.ping_interval;
             let ping = Box::pin(sleep_until(Instant::now() + ping_interval));
@@ -104,18 +129,31 @@ pub async fn answer(app: &App, serving: Arc<Serving>, caller: &Caller, mut job: 
                 probes: 0,
                 ended: false,
             };
-            Ok(body.into_response())
+            body.into_response()
         }
-        None => whole(&serving, ticket, assembly, &head, kind, logprobs, caller).await,
+        None => whole(&serving, ticket, assembly, &head, kind, logprobs, caller).await?,
+    };
+    if truncated > 0 {
+        response.headers_mut().insert(TRUNCATED, truncated.into());
     }
+    Ok(response)
 }
 
-/// Takes the prompts' ids out of the job, but leaves those that an echo needs.
+/// Takes the prompts' ids out of the job, but leaves those that are told.
 fn requests(serving: &Serving, caller: &Caller, job: &mut Job) -> Result<Vec<Request>, ApiError> {
     let p = &job.params;
     let mut requests = Vec::with_capacity(job.prompts.len());
     for prompt in &mut job.prompts {
-        let (length, room) = (prompt.ids.len(), serving.room);
+        let room = serving.room;
+        match p.keep_last {
+            None => {}
+            Some(KeepLast::Tokens(n)) => prompt.keep_last(n),
+            Some(KeepLast::Room) => {
+                let reply = p.max_tokens.map(|n| n as usize).or(job.kind.default_tokens()).unwrap_or(1);
+                prompt.keep_last(room.saturating_sub(reply).max(1));
+            }
+        }
+        let length = prompt.ids.len();
         let left = room.saturating_sub(length);
         if left == 0 && p.max_tokens != Some(0) || length > room {
             return Err(ApiError::context_length(format!(
@@ -132,14 +170,14 @@ fn requests(serving: &Serving, caller: &Caller, job: &mut Job) -> Result<Vec<Req
             // The engine thread gives the real one.
             id: RequestId(0),
             domain: caller.tenant.domain,
-            prompt: if prompt.echo { prompt.ids.clone() } else { std::mem::take(&mut prompt.ids) },
+            prompt: if prompt.echo || p.return_ids { prompt.ids.clone() } else { std::mem::take(&mut prompt.ids) },
             n: p.n,
             max_tokens,
             sampling: p.sampling,
             edits: p.edits.clone(),
             stop_tokens: p.ends(&serving.model.eos),
             logprobs: job.logprobs,
-            prompt_logprobs: job.prompt_logprobs,
+            prompt_logprobs: p.prompt_logprobs.max(job.echo_logprobs),
             priority: p.priority,
             ttft_slo: p.ttft_slo,
         });
@@ -158,7 +196,9 @@ pub fn room(context: usize, chunks: u32) -> usize {
 struct Whole {
     text: String,
     logprobs: Vec<Entry>,
+    tokens: Vec<TokenId>,
     reason: Option<Reason>,
+    stop: Option<StopReason>,
 }
 
 async fn whole(
@@ -187,35 +227,38 @@ async fn whole(
             let choice = &mut choices[piece.index];
             choice.text.push_str(&piece.text);
             choice.logprobs.extend(piece.logprobs);
-            choice.reason = piece.reason;
+            choice.tokens.extend(piece.tokens);
+            (choice.reason, choice.stop) = (piece.reason, piece.stop);
         }
     }
     finish_line(&caller.line, &assembly);
     let totals = assembly.totals();
     let (usage, timings) = (Some(Usage::new(&totals)), Some(Timings::new(&totals)));
-    let tokenizer = &serving.text.tokenizer;
-    let reason = |c: &Whole| c.reason.map(Reason::word);
-    let scores = |c: &mut Whole| logprobs.then(|| std::mem::take(&mut c.logprobs));
+    let names = assembly.names();
+    let choices = choices.into_iter().enumerate();
     Ok(match kind {
         Kind::Chat => {
-            let entries: Vec<_> = choices.iter_mut().map(scores).collect();
-            let choices = choices.iter().zip(entries).enumerate().map(|(index, (c, entries))| ChatChoice {
+            let choices = choices.map(|(index, c)| ChatChoice {
                 index,
-                message: Message { role: "assistant", content: &c.text, refusal: None },
-                logprobs: entries.map(|e| ChatLogprobs::new(tokenizer, e)),
-                finish_reason: reason(c),
+                message: Message { role: "assistant", content: c.text.into(), refusal: None },
+                logprobs: logprobs.then(|| ChatLogprobs::new(names, c.logprobs)),
+                finish_reason: c.reason.map(Reason::word),
+                extras: assembly.extras(c.tokens, c.stop),
             });
-            Json(Answer { head, choices: choices.collect(), usage, timings }).into_response()
+            let (choices, prompt) = (choices.collect(), assembly.prompt_of(0));
+            Json(Answer { head, choices, usage, timings, prompt }).into_response()
         }
         Kind::Text => {
-            let entries: Vec<_> = choices.iter_mut().map(scores).collect();
-            let choices = choices.iter().zip(entries).enumerate().map(|(index, (c, entries))| TextChoice {
+            let choices = choices.map(|(index, c)| TextChoice {
                 index,
-                text: &c.text,
-                logprobs: entries.map(|e| TextLogprobs::new(tokenizer, e)),
-                finish_reason: reason(c),
+                text: c.text.into(),
+                logprobs: logprobs.then(|| TextLogprobs::new(names, c.logprobs)),
+                finish_reason: c.reason.map(Reason::word),
+                extras: assembly.extras(c.tokens, c.stop),
+                prompt: assembly.prompt_of(index),
             });
-            Json(Answer { head, choices: choices.collect(), usage, timings }).into_response()
+            let (choices, prompt) = (choices.collect(), PromptExtras::default());
+            Json(Answer { head, choices, usage, timings, prompt }).into_response()
         }
     })
 }

@@ -1,5 +1,7 @@
 //! Request bodies: strict JSON, and typed access that names the field at fault.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
@@ -9,14 +11,28 @@ use crate::api::error::ApiError;
 
 /// Parses a body that must be one JSON object: valid UTF-8, at most 127 levels deep (the parser's own limit), numbers
 /// in range, and no object with the same key twice, since readers disagree about which one counts.
-pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
+pub fn parse_object(bytes: &[u8]) -> Result<Object, ApiError> {
     let refuse = |e: serde_json::Error| ApiError::invalid(format!("the body is not valid JSON: {e}"));
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = Strict.deserialize(&mut deserializer).map_err(refuse)?;
     deserializer.end().map_err(refuse)?;
     match value {
-        Value::Object(map) => Ok(map),
+        Value::Object(map) => Ok(Object { map, asked: RefCell::default() }),
         _ => Err(ApiError::invalid("the body is not a JSON object")),
+    }
+}
+
+/// A request's body, and the names of the fields that were looked for in it.
+#[derive(Debug)]
+pub struct Object {
+    map: Map<String, Value>,
+    asked: RefCell<BTreeSet<String>>,
+}
+
+impl Object {
+    /// How many fields nobody has looked for.
+    pub fn unknown(&self) -> usize {
+        self.map.len() - self.asked.borrow().len()
     }
 }
 
@@ -90,11 +106,16 @@ impl<'de> Visitor<'de> for Strict {
 
 /// The fields of a request. `null` counts as absent.
 #[derive(Clone, Copy)]
-pub struct Fields<'a>(pub &'a Map<String, Value>);
+pub struct Fields<'a>(pub &'a Object);
 
 impl<'a> Fields<'a> {
     pub fn get(&self, name: &str) -> Option<&'a Value> {
-        self.0.get(name).filter(|v| !v.is_null())
+        let value = self.0.map.get(name)?;
+        let mut asked = self.0.asked.borrow_mut();
+        if !asked.contains(name) {
+            asked.insert(name.to_owned());
+        }
+        Some(value).filter(|v| !v.is_null())
     }
 
     /// An integer in a range; `16.0` is one, as in other servers.

@@ -1,5 +1,6 @@
-//! The OpenAI-compatible endpoints.
+//! The endpoints: OpenAI's, and those of vLLM and llama-server that clients rely on.
 
+pub mod about;
 pub mod assembly;
 pub mod chat;
 pub mod completions;
@@ -7,7 +8,10 @@ pub mod error;
 pub mod generate;
 pub mod json;
 pub mod params;
+pub mod refused;
+pub mod sampling;
 pub mod shapes;
 pub mod sse;
+pub mod tokens;
 
 pub use error::ApiError;

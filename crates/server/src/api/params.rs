@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use kvist_base::{Micros, TokenId};
 use kvist_engine::{Edits, Sampling};
+use kvist_text::{TextError, Tokenizer};
 use serde_json::Value;
 
 use crate::api::error::ApiError;
 use crate::api::json::{Fields, type_of};
+use crate::api::refused::refuse_unsupported;
+use crate::api::sampling::{edits, sampling, token_ids};
 use crate::config::SamplingDefaults;
 
 /// Stop strings of a request at most, and bytes of each.
@@ -28,11 +31,29 @@ pub struct Params {
     pub stops: Vec<String>,
     /// Tokens that end a choice besides the model's own.
     pub stop_tokens: Vec<TokenId>,
+    /// Stop strings and the text of stop tokens are part of the answer.
+    pub include_stop: bool,
     pub ignore_eos: bool,
     pub skip_special: bool,
     pub priority: i32,
     pub ttft_slo: Option<Micros>,
     pub stream: Option<StreamOptions>,
+    /// Prompts are cut to their last tokens.
+    pub keep_last: Option<KeepLast>,
+    /// Logprobs of the prompt's tokens, with this many of the most likely ones, in vLLM's shape.
+    pub prompt_logprobs: Option<u32>,
+    /// The answer tells token ids besides text.
+    pub return_ids: bool,
+    /// Logprobs name tokens `token_id:ID` instead of by their text.
+    pub tokens_as_ids: bool,
+}
+
+/// How many tokens of a prompt are kept (`truncate_prompt_tokens`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepLast {
+    Tokens(usize),
+    /// What the context has room for beside the reply.
+    Room,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +74,8 @@ pub struct Bounds {
     /// Whether the caller may put its requests before others'.
     pub may_hurry: bool,
     pub defaults: SamplingDefaults,
+    /// Rows of the model's output.
+    pub vocab: usize,
     /// Used when the request names no seed.
     pub seed: u64,
     /// From the request's headers.
@@ -68,6 +91,24 @@ impl Params {
         [&self.stop_tokens, eos].concat()
     }
 
+    /// Turns words that must not be generated into tokens: as a text begins with them, and as they stand after a space
+    /// where those are other tokens, as vLLM does.
+    pub fn ban(&mut self, words: &[&str], tokenizer: &Tokenizer) -> Result<(), TextError> {
+        let mut banned = Vec::new();
+        for word in words {
+            let alone = tokenizer.encode(word.trim_start(), false)?;
+            let inside = tokenizer.encode(&format!(" {}", word.trim_start()), false)?;
+            if inside.len() == alone.len() && inside.first() != alone.first() {
+                banned.push(inside);
+            }
+            banned.push(alone);
+        }
+        if !banned.is_empty() {
+            Arc::make_mut(&mut self.edits).bad_words = banned;
+        }
+        Ok(())
+    }
+
     pub fn parse(fields: Fields, bounds: &Bounds) -> Result<Params, ApiError> {
         refuse_unsupported(fields)?;
         let n = fields.int("n", 1, i64::from(bounds.max_n))?.unwrap_or(1) as u32;
@@ -76,76 +117,27 @@ impl Params {
             let value = fields.int(name, 0, i64::from(i32::MAX))?;
             max_tokens = max_tokens.or(value.map(|v| v as u32));
         }
-        let defaults = bounds.defaults;
-        // OpenAI's and vLLM's ranges, where they have one.
-        let penalty = |name: &str| fields.float(name, -2.0, 2.0).map(|p| p.unwrap_or(0.0) as f32);
-        let sampling = Sampling {
-            temperature: fields.float("temperature", 0.0, 100.0)?.map_or(defaults.temperature, |t| t as f32),
-            top_k: fields.int("top_k", -1, i64::from(i32::MAX))?.map_or(defaults.top_k, |k| k.max(0) as u32),
-            // 0 stands for "the most likely token only".
-            top_p: fields.float("top_p", 0.0, 1.0)?.map_or(defaults.top_p, |p| (p as f32).max(f32::MIN_POSITIVE)),
-            min_p: fields.float("min_p", 0.0, 1.0)?.map_or(defaults.min_p, |p| p as f32),
-            repetition_penalty: fields
-                .float("repetition_penalty", 0.01, 100.0)?
-                .map_or(defaults.repetition_penalty, |p| p as f32),
-            presence_penalty: penalty("presence_penalty")?,
-            frequency_penalty: penalty("frequency_penalty")?,
-            seed: fields.int("seed", i64::MIN, i64::MAX)?.map_or(bounds.seed, |s| s as u64),
-        };
         let least = if bounds.may_hurry { i32::MIN } else { 0 };
         Ok(Params {
             model: fields.string("model")?.map(str::to_owned),
             n,
             max_tokens,
-            sampling,
+            sampling: sampling(fields, bounds)?,
             edits: Arc::new(edits(fields)?),
             stops: stops(fields)?,
-            stop_tokens: token_ids(fields, "stop_token_ids", MAX_STOP_TOKENS)?.unwrap_or_default(),
+            stop_tokens: stop_tokens(fields, bounds)?,
+            include_stop: fields.boolean("include_stop_str_in_output")?.unwrap_or(false),
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
             skip_special: fields.boolean("skip_special_tokens")?.unwrap_or(true),
             priority: fields.int("priority", i64::from(least), i64::from(i32::MAX))?.unwrap_or(0) as i32,
             ttft_slo: bounds.ttft_slo,
             stream: stream(fields)?,
+            keep_last: keep_last(fields)?,
+            prompt_logprobs: prompt_logprobs(fields)?,
+            return_ids: fields.boolean("return_token_ids")?.unwrap_or(false),
+            tokens_as_ids: fields.boolean("return_tokens_as_token_ids")?.unwrap_or(false),
         })
     }
-}
-
-fn edits(fields: Fields) -> Result<Edits, ApiError> {
-    Ok(Edits {
-        bias: logit_bias(fields)?,
-        allowed: token_ids(fields, "allowed_token_ids", usize::MAX)?.map(|mut ids| {
-            ids.sort_unstable();
-            ids.dedup();
-            ids
-        }),
-        min_tokens: fields.int("min_tokens", 0, i64::from(i32::MAX))?.unwrap_or(0) as u32,
-        ..Edits::default()
-    })
-}
-
-/// A map from token ids, written as strings since JSON has no other keys, to what is added to their logits.
-fn logit_bias(fields: Fields) -> Result<Vec<(TokenId, f32)>, ApiError> {
-    let wrong = |message: &str| ApiError::field("logit_bias", message);
-    let map = fields.object("logit_bias")?.into_iter().flatten();
-    map.map(|(key, bias)| {
-        // Written as no other number is, so that each token is there once.
-        let token = key.parse::<TokenId>().ok().filter(|id| id.to_string() == *key);
-        let token = token.ok_or_else(|| wrong("its keys are token ids"))?;
-        let bias = bias.as_f64().filter(|b| (-100.0..=100.0).contains(b));
-        Ok((token, bias.ok_or_else(|| wrong("its values are numbers between -100 and 100"))? as f32))
-    })
-    .collect()
-}
-
-/// A list of token ids, of at most `most`.
-pub fn token_ids(fields: Fields, name: &str, most: usize) -> Result<Option<Vec<TokenId>>, ApiError> {
-    let Some(list) = fields.array(name)? else { return Ok(None) };
-    if list.len() > most {
-        return Err(ApiError::field(name, format!("{} token ids; at most {most} are allowed", list.len())));
-    }
-    let id = |v: &Value| v.as_u64().and_then(|id| TokenId::try_from(id).ok());
-    let wrong = || ApiError::field(name, "a token id is an integer of 0 or more");
-    list.iter().map(|v| id(v).ok_or_else(wrong)).collect::<Result<_, _>>().map(Some)
 }
 
 fn stops(fields: Fields) -> Result<Vec<String>, ApiError> {
@@ -172,6 +164,34 @@ fn stops(fields: Fields) -> Result<Vec<String>, ApiError> {
     Ok(list.into_iter().filter(|s| !s.is_empty()).map(str::to_owned).collect())
 }
 
+fn stop_tokens(fields: Fields, bounds: &Bounds) -> Result<Vec<TokenId>, ApiError> {
+    let tokens = token_ids(fields, "stop_token_ids", MAX_STOP_TOKENS)?.unwrap_or_default();
+    match tokens.iter().find(|&&t| t as usize >= bounds.vocab) {
+        None => Ok(tokens),
+        Some(t) => {
+            let message = format!("token {t} is outside the vocabulary of {}", bounds.vocab);
+            Err(ApiError::field("stop_token_ids", message))
+        }
+    }
+}
+
+fn keep_last(fields: Fields) -> Result<Option<KeepLast>, ApiError> {
+    match fields.int("truncate_prompt_tokens", -1, i64::from(i32::MAX))? {
+        None => Ok(None),
+        Some(-1) => Ok(Some(KeepLast::Room)),
+        Some(0) => Err(ApiError::field("truncate_prompt_tokens", "nothing would be left of the prompt")),
+        Some(n) => Ok(Some(KeepLast::Tokens(n as usize))),
+    }
+}
+
+fn prompt_logprobs(fields: Fields) -> Result<Option<u32>, ApiError> {
+    let top = fields.int("prompt_logprobs", 0, MAX_TOP)?;
+    if top.is_some() && fields.boolean("stream")? == Some(true) {
+        return Err(ApiError::field("prompt_logprobs", "they are told in whole answers only, not in a stream"));
+    }
+    Ok(top.map(|n| n as u32))
+}
+
 fn stream(fields: Fields) -> Result<Option<StreamOptions>, ApiError> {
     let stream = fields.boolean("stream")?.unwrap_or(false);
     let options = match fields.object("stream_options")? {
@@ -191,57 +211,6 @@ fn stream(fields: Fields) -> Result<Option<StreamOptions>, ApiError> {
     Ok(stream.then_some(options))
 }
 
-/// Fields that change the answer and are not implemented: anything but the value that changes nothing is an error,
-/// since an answer that silently ignores them is a wrong answer.
-fn refuse_unsupported(fields: Fields) -> Result<(), ApiError> {
-    let empty = |v: &Value| match v {
-        Value::Object(map) => map.is_empty(),
-        Value::Array(list) => list.is_empty(),
-        Value::String(text) => text.is_empty(),
-        _ => false,
-    };
-    for (names, neutral, is_neutral) in [
-        (&["typical_p", "length_penalty"][..], "1", &(|v: &Value| v.as_f64() == Some(1.0)) as &dyn Fn(&Value) -> bool),
-        (&["documents", "functions"], "empty", &empty),
-        (
-            &["use_beam_search", "include_stop_str_in_output", "return_token_ids", "return_tokens_as_token_ids"],
-            "false",
-            &|v| v == false,
-        ),
-        (
-            &[
-                "guided_json",
-                "guided_regex",
-                "guided_choice",
-                "guided_grammar",
-                "structured_outputs",
-                "grammar",
-                "json_schema",
-                "cache_salt",
-                "truncate_prompt_tokens",
-                "prompt_logprobs",
-                "prompt_embeds",
-                "chat_template",
-                "audio",
-            ],
-            "left out",
-            &|_| false,
-        ),
-        (&["response_format"], "of type `text`", &|v| v["type"] == "text"),
-        (&["modalities"], "[\"text\"]", &|v| v.as_array().is_some_and(|l| l.iter().all(|m| m == "text"))),
-    ] {
-        for name in names {
-            if let Some(value) = fields.get(name)
-                && !is_neutral(value)
-            {
-                let message = format!("this version of kvist supports it only when {neutral}");
-                return Err(ApiError::unsupported(*name, message));
-            }
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,6 +225,7 @@ mod tests {
         seed: 99,
         ttft_slo: None,
         now: 0,
+        vocab: 100,
     };
 
     fn parse(body: &str) -> Result<Params, ApiError> {
@@ -292,23 +262,6 @@ mod tests {
         assert!(p.sampling.top_p > 0.0);
         assert_eq!(p.stops, ["a", "b"]);
         assert_eq!(p.stream, Some(StreamOptions { include_usage: true, continuous_usage: false }));
-    }
-
-    #[test]
-    fn what_is_not_implemented_is_refused_by_name() {
-        for (field, value) in [
-            ("typical_p", "0.9"),
-            ("response_format", "{\"type\":\"json_object\"}"),
-            ("response_format", "3"),
-            ("guided_regex", "\"a*\""),
-            ("cache_salt", "\"x\""),
-            ("chat_template", "\"x\""),
-            ("include_stop_str_in_output", "true"),
-            ("modalities", "[\"audio\"]"),
-        ] {
-            let error = parse(&format!("{{\"{field}\":{value}}}")).unwrap_err();
-            assert_eq!((error.param.as_deref(), error.code), (Some(field), Some("unsupported_parameter")));
-        }
     }
 
     #[test]
@@ -353,6 +306,13 @@ mod tests {
             ("stop_token_ids", "[-2]"),
             ("stop_token_ids", "3"),
             ("allowed_token_ids", "[1.5]"),
+            ("stop_token_ids", "[100]"),
+            ("truncate_prompt_tokens", "0"),
+            ("truncate_prompt_tokens", "-2"),
+            ("prompt_logprobs", "21"),
+            ("return_token_ids", "1"),
+            ("return_tokens_as_token_ids", "\"yes\""),
+            ("include_stop_str_in_output", "0"),
         ] {
             let error = parse(&format!("{{\"{field}\":{value}}}")).unwrap_err();
             assert_eq!((error.param.as_deref(), error.status.as_u16()), (Some(field), 400), "{field} = {value}");

@@ -1,8 +1,12 @@
 //! The JSON of answers.
 
+use std::borrow::Cow;
+
+use kvist_base::TokenId;
+use kvist_engine::TokenLogprobs;
 use kvist_text::Tokenizer;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::api::assembly::{Entry, Totals};
 
@@ -28,6 +32,35 @@ pub struct Answer<'a, C: Serialize> {
     pub usage: Option<Usage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timings: Option<Timings>,
+    /// Of a chat's only prompt.
+    #[serde(flatten)]
+    pub prompt: PromptExtras,
+}
+
+/// What is told of a prompt on request, under vLLM's names.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct PromptExtras {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Vec<TokenId>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
+}
+
+/// What is told of a choice where it is there or asked for, under vLLM's names.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ChoiceExtras {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<TokenId>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<StopReason>,
+}
+
+/// Which of the request's own ends a choice met.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum StopReason {
+    Token(TokenId),
+    Text(String),
 }
 
 #[derive(Serialize)]
@@ -36,24 +69,28 @@ pub struct ChatChoice<'a> {
     pub message: Message<'a>,
     pub logprobs: Option<ChatLogprobs>,
     pub finish_reason: Option<&'static str>,
+    #[serde(flatten)]
+    pub extras: ChoiceExtras,
 }
 
 #[derive(Serialize)]
 pub struct Message<'a> {
     pub role: &'static str,
-    pub content: &'a str,
+    pub content: Cow<'a, str>,
     pub refusal: Option<()>,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Default, Serialize)]
 pub struct ChatChunk<'a> {
     pub index: usize,
     pub delta: Delta<'a>,
     pub logprobs: Option<ChatLogprobs>,
     pub finish_reason: Option<&'static str>,
+    #[serde(flatten)]
+    pub extras: ChoiceExtras,
 }
 
-#[derive(Default, Serialize)]
+#[derive(Clone, Default, Serialize)]
 pub struct Delta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
@@ -65,9 +102,13 @@ pub struct Delta<'a> {
 #[derive(Serialize)]
 pub struct TextChoice<'a> {
     pub index: usize,
-    pub text: &'a str,
+    pub text: Cow<'a, str>,
     pub logprobs: Option<TextLogprobs>,
     pub finish_reason: Option<&'static str>,
+    #[serde(flatten)]
+    pub extras: ChoiceExtras,
+    #[serde(flatten)]
+    pub prompt: PromptExtras,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -94,6 +135,13 @@ pub struct KvistUsage {
     /// Prompt tokens computed for this request.
     pub computed_tokens: usize,
     pub preemptions: u32,
+    /// Prompt tokens that `truncate_prompt_tokens` left out.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub truncated_prompt_tokens: usize,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 impl Usage {
@@ -105,6 +153,7 @@ impl Usage {
                 spliced_tokens: t.spliced,
                 computed_tokens: t.prompt - t.cached,
                 preemptions: t.preemptions,
+                truncated_prompt_tokens: t.truncated,
             }),
             ..Self::so_far(t)
         }
@@ -152,13 +201,13 @@ impl Timings {
     }
 }
 
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ChatLogprobs {
     content: Vec<ChatToken>,
     refusal: Option<()>,
 }
 
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 struct ChatToken {
     token: String,
     logprob: f32,
@@ -166,23 +215,37 @@ struct ChatToken {
     top_logprobs: Vec<TopToken>,
 }
 
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 struct TopToken {
     token: String,
     logprob: f32,
     bytes: Vec<u8>,
 }
 
+/// How logprobs name tokens.
+#[derive(Clone, Copy)]
+pub struct Names<'a> {
+    pub tokenizer: &'a Tokenizer,
+    /// `token_id:ID` instead of text, which need not be one token's alone.
+    pub as_ids: bool,
+}
+
+impl Names<'_> {
+    fn name(&self, token: TokenId, bytes: &[u8]) -> String {
+        if self.as_ids { format!("token_id:{token}") } else { lossy(bytes) }
+    }
+}
+
 impl ChatLogprobs {
-    pub fn new(tokenizer: &Tokenizer, entries: Vec<Entry>) -> Self {
+    pub fn new(names: Names, entries: Vec<Entry>) -> Self {
         let content = entries.into_iter().filter_map(|entry| {
             let scores = entry.scores?;
             let top = |&(token, logprob): &(_, f32)| {
-                let bytes = tokenizer.token_bytes(token);
-                TopToken { token: lossy(&bytes), logprob: finite(logprob), bytes }
+                let bytes = names.tokenizer.token_bytes(token);
+                TopToken { token: names.name(token, &bytes), logprob: finite(logprob), bytes }
             };
             Some(ChatToken {
-                token: lossy(&entry.bytes),
+                token: names.name(entry.token, &entry.bytes),
                 logprob: finite(scores.logprob),
                 bytes: entry.bytes,
                 top_logprobs: scores.top.iter().map(top).collect(),
@@ -204,14 +267,14 @@ pub struct TextLogprobs {
 }
 
 impl TextLogprobs {
-    pub fn new(tokenizer: &Tokenizer, entries: Vec<Entry>) -> Self {
+    pub fn new(names: Names, entries: Vec<Entry>) -> Self {
         let mut out = TextLogprobs::default();
         for entry in entries {
-            let token = lossy(&entry.bytes);
+            let token = names.name(entry.token, &entry.bytes);
             let top = entry.scores.as_ref().map(|scores| {
                 let mut map = Map::new();
                 let drawn = (token.clone(), scores.logprob);
-                let others = scores.top.iter().map(|&(t, l)| (lossy(&tokenizer.token_bytes(t)), l));
+                let others = scores.top.iter().map(|&(t, l)| (names.name(t, &names.tokenizer.token_bytes(t)), l));
                 for (text, logprob) in others.chain([drawn]) {
                     map.entry(text).or_insert_with(|| number(finite(logprob)));
                 }
@@ -223,6 +286,29 @@ impl TextLogprobs {
             out.text_offset.push(entry.offset);
         }
         out
+    }
+}
+
+/// vLLM's shape: for each token of the prompt a map from token ids to what is known of them, its own token first;
+/// `null` for the first, which nothing predicts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PromptLogprobs(Vec<Option<Map<String, Value>>>);
+
+impl PromptLogprobs {
+    /// `top` of the most likely tokens are told.
+    pub fn new(tokenizer: &Tokenizer, scores: &[Option<TokenLogprobs>], top: usize) -> Self {
+        let one = |scores: &TokenLogprobs| {
+            let mut map = Map::new();
+            let ranked = (1..).zip(&scores.top).take(top).map(|(rank, &(token, logprob))| (token, logprob, rank));
+            for (token, logprob, rank) in [(scores.token, scores.logprob, scores.rank)].into_iter().chain(ranked) {
+                map.entry(token.to_string()).or_insert_with(|| {
+                    let decoded = lossy(&tokenizer.token_bytes(token));
+                    json!({"logprob": number(finite(logprob)), "rank": rank, "decoded_token": decoded})
+                });
+            }
+            map
+        };
+        PromptLogprobs(scores.iter().map(|s| s.as_ref().map(one)).collect())
     }
 }
 

@@ -19,7 +19,9 @@ use crate::api::assembly::{Assembly, Piece};
 use crate::api::error::ApiError;
 use crate::api::generate::{Kind, broken_off, finish_line};
 use crate::api::params::StreamOptions;
-use crate::api::shapes::{Answer, ChatChunk, ChatLogprobs, Delta, Head, TextChoice, TextLogprobs, Timings, Usage};
+use crate::api::shapes::{
+    Answer, ChatChunk, ChatLogprobs, Delta, Head, PromptExtras, TextChoice, TextLogprobs, Timings, Usage,
+};
 use crate::app::Serving;
 use crate::log::RequestLine;
 use crate::runner::{Event, Ticket};
@@ -79,45 +81,56 @@ impl SseBody {
     }
 
     fn write_piece(&mut self, piece: Piece, out: &mut Vec<u8>) {
-        let tokenizer = &self.serving.text.tokenizer;
-        let Piece { index, first, text, logprobs, reason } = piece;
-        let reason = reason.map(|r| r.word());
-        let news = !text.is_empty() || !logprobs.is_empty();
+        let Piece { index, first, text, logprobs, tokens, reason, stop } = piece;
+        let finish_reason = reason.map(|r| r.word());
+        let news = !text.is_empty() || !logprobs.is_empty() || !tokens.is_empty();
+        let prompt = if first { self.assembly.prompt_of(index) } else { PromptExtras::default() };
+        let names = self.assembly.names();
         match self.kind {
             Kind::Chat => {
-                let chunk = |delta, logprobs, finish_reason| ChatChunk { index, delta, logprobs, finish_reason };
+                let empty = ChatChunk { index, ..ChatChunk::default() };
                 if first {
                     let delta = Delta { role: Some("assistant"), content: Some("") };
-                    self.write_chunk(chunk(delta, None, None), out);
+                    self.write_chunk(ChatChunk { delta, ..empty.clone() }, prompt, out);
                 }
                 if news {
-                    let logprobs = self.logprobs.then(|| ChatLogprobs::new(tokenizer, logprobs));
+                    let logprobs = self.logprobs.then(|| ChatLogprobs::new(names, logprobs));
                     let delta = Delta { role: None, content: Some(&text) };
-                    self.write_chunk(chunk(delta, logprobs, None), out);
+                    let extras = self.assembly.extras(tokens, None);
+                    self.write_chunk(
+                        ChatChunk { delta, logprobs, extras, ..empty.clone() },
+                        PromptExtras::default(),
+                        out,
+                    );
                 }
                 if reason.is_some() {
-                    self.write_chunk(chunk(Delta::default(), None, reason), out);
+                    let extras = self.assembly.extras(vec![], stop);
+                    self.write_chunk(ChatChunk { finish_reason, extras, ..empty }, PromptExtras::default(), out);
                 }
             }
             Kind::Text => {
                 if first || news || reason.is_some() {
-                    let logprobs = self.logprobs.then(|| TextLogprobs::new(tokenizer, logprobs));
-                    self.write_chunk(TextChoice { index, text: &text, logprobs, finish_reason: reason }, out);
+                    let logprobs = self.logprobs.then(|| TextLogprobs::new(names, logprobs));
+                    let extras = self.assembly.extras(tokens, stop);
+                    let text = text.into();
+                    let choice = TextChoice { index, text, logprobs, finish_reason, extras, prompt };
+                    self.write_chunk(choice, PromptExtras::default(), out);
                 }
             }
         }
     }
 
-    fn write_chunk<C: Serialize>(&self, choice: C, out: &mut Vec<u8>) {
+    fn write_chunk<C: Serialize>(&self, choice: C, prompt: PromptExtras, out: &mut Vec<u8>) {
         let usage = self.options.continuous_usage.then(|| Usage::so_far(&self.assembly.totals()));
-        write_event(out, &Answer { head: &self.head, choices: vec![choice], usage, timings: None });
+        write_event(out, &Answer { head: &self.head, choices: vec![choice], usage, timings: None, prompt });
     }
 
     fn write_end(&mut self, out: &mut Vec<u8>) {
         if self.options.include_usage {
             let totals = self.assembly.totals();
             let (usage, timings) = (Some(Usage::new(&totals)), Some(Timings::new(&totals)));
-            write_event(out, &Answer::<()> { head: &self.head, choices: vec![], usage, timings });
+            let prompt = PromptExtras::default();
+            write_event(out, &Answer::<()> { head: &self.head, choices: vec![], usage, timings, prompt });
         }
         out.extend_from_slice(b"data: [DONE]\n\n");
         finish_line(&self.line, &self.assembly);
