@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use crate::api::shapes::number;
 use crate::app::Serving;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -14,11 +15,11 @@ pub fn version() -> Value {
 pub fn props(serving: &Serving) -> Value {
     let d = serving.model.defaults;
     let params = json!({
-        "temperature": d.temperature,
+        "temperature": number(d.temperature),
         "top_k": d.top_k,
-        "top_p": d.top_p,
-        "min_p": d.min_p,
-        "repeat_penalty": d.repetition_penalty,
+        "top_p": number(d.top_p),
+        "min_p": number(d.min_p),
+        "repeat_penalty": number(d.repetition_penalty),
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "n_predict": -1,

@@ -91,17 +91,13 @@ impl Params {
         [&self.stop_tokens, eos].concat()
     }
 
-    /// Turns words that must not be generated into tokens: as a text begins with them, and as they stand after a space
-    /// where those are other tokens, as vLLM does.
+    /// Turns words that must not be generated into tokens: as a text begins with them, and as they stand after a space.
     pub fn ban(&mut self, words: &[&str], tokenizer: &Tokenizer) -> Result<(), TextError> {
         let mut banned = Vec::new();
         for word in words {
             let alone = tokenizer.encode(word.trim_start(), false)?;
             let inside = tokenizer.encode(&format!(" {}", word.trim_start()), false)?;
-            if inside.len() == alone.len() && inside.first() != alone.first() {
-                banned.push(inside);
-            }
-            banned.push(alone);
+            banned.extend([alone, inside]);
         }
         if !banned.is_empty() {
             Arc::make_mut(&mut self.edits).bad_words = banned;

@@ -321,6 +321,6 @@ fn finite(logprob: f32) -> f32 {
 }
 
 /// The same digits as an `f32` field has: clients compare the two.
-fn number(f: f32) -> Value {
+pub fn number(f: f32) -> Value {
     f.to_string().parse::<f64>().ok().and_then(serde_json::Number::from_f64).map_or(Value::Null, Value::Number)
 }

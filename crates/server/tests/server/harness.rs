@@ -24,6 +24,8 @@ pub struct Setup {
     pub eos_every: u64,
     /// Draw only tokens of printable ASCII.
     pub ascii: bool,
+    /// The model's default.
+    pub repetition_penalty: f32,
 }
 
 impl Default for Setup {
@@ -35,6 +37,7 @@ impl Default for Setup {
             context: 4096,
             eos_every: 0,
             ascii: false,
+            repetition_penalty: 1.0,
         }
     }
 }
@@ -71,8 +74,8 @@ impl Harness {
     }
 
     pub fn with(setup: Setup) -> Harness {
-        let harness = Harness::loading(setup.server);
-        harness.install(setup.engine, setup.chunks, setup.context, setup.eos_every, setup.ascii);
+        let harness = Harness::loading(setup.server.clone());
+        harness.install(setup);
         harness
     }
 
@@ -96,8 +99,11 @@ impl Harness {
         Harness { addr, server, knobs, log, runtime: Some(runtime), stop: Some(stop), ended: Some(ended) }
     }
 
-    pub fn install(&self, engine: EngineConfig, chunks: u32, context: usize, eos_every: u64, ascii: bool) {
-        let (text, model) = parts();
+    /// Gives the server its model; `setup.server` counts no more.
+    pub fn install(&self, setup: Setup) {
+        let Setup { engine, chunks, context, eos_every, ascii, repetition_penalty, .. } = setup;
+        let (text, mut model) = parts();
+        model.defaults.repetition_penalty = repetition_penalty;
         let printable = |&id: &u32| text.tokenizer.token_bytes(id).iter().all(|b| (b' '..=b'~').contains(b));
         let drawn = (SPECIAL..VOCAB as u32).filter(|id| !ascii || printable(id)).collect();
         let executor = Fake::new(chunks, context, eos_every, drawn, self.knobs.clone());

@@ -21,7 +21,7 @@ fn health_says_when_the_model_is_there() {
     let early = h.chat(json!({}));
     assert_eq!((early.status, early.header("retry-after")), (503, Some("1")));
     assert_eq!(h.get("/").status, 200);
-    h.install(EngineConfig::default(), 64, 4096, 0, false);
+    h.install(Setup { chunks: 64, ..Setup::default() });
     let reply = h.get("/health");
     assert_eq!((reply.status, reply.json()), (200, json!({"status": "ok"})));
     assert_eq!(h.chat(json!({"max_tokens": 1})).status, 200);

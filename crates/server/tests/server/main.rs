@@ -2,6 +2,7 @@
 
 mod answers;
 mod client;
+mod extras;
 mod fake;
 mod harness;
 mod hostile;
@@ -9,5 +10,7 @@ mod identity;
 mod lifecycle;
 mod load;
 mod logprobs;
+mod sampling;
 mod stops;
 mod streams;
+mod tokens;
