@@ -1,6 +1,7 @@
 //! Integer dot products of one instruction set. They are exact, so that they agree between the paths.
 #![expect(unsafe_op_in_unsafe_fn, reason = "each operation is a few intrinsics under the contract of `Simd`")]
 
+use super::half;
 use crate::simd::{Portable, Simd};
 
 /// Sums of products of four bytes at a time; lanes are outputs.
@@ -16,6 +17,18 @@ pub(crate) trait Dots: Simd {
     type I: Copy;
 
     unsafe fn words(p: *const u32) -> Self::I;
+    unsafe fn store_words(p: *mut u32, x: Self::I);
+    /// 16-bit words, widened.
+    unsafe fn half_words(p: *const u16) -> Self::I;
+    /// Values of f16.
+    unsafe fn halves(p: *const u16) -> Self::F;
+    unsafe fn and(x: Self::I, mask: u32) -> Self::I;
+    unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
+    /// To the left by `by` bits, to the right where it is negative; zeros come in.
+    unsafe fn shift(x: Self::I, by: i32) -> Self::I;
+    /// The lowest byte, which has a sign.
+    unsafe fn low_byte(x: Self::I) -> Self::I;
+    unsafe fn float(x: Self::I) -> Self::F;
     /// Four activations for all lanes.
     unsafe fn four(p: *const u32) -> Self::I;
     /// Before the first product; `sums` as in [`super::rows::Group`].
@@ -32,6 +45,38 @@ impl Dots for Portable {
     #[inline(always)]
     unsafe fn words(p: *const u32) -> [u32; 4] {
         p.cast::<[u32; 4]>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn store_words(p: *mut u32, x: [u32; 4]) {
+        p.cast::<[u32; 4]>().write_unaligned(x)
+    }
+    #[inline(always)]
+    unsafe fn half_words(p: *const u16) -> [u32; 4] {
+        p.cast::<[u16; 4]>().read_unaligned().map(u32::from)
+    }
+    #[inline(always)]
+    unsafe fn halves(p: *const u16) -> Self::F {
+        Self::load(p.cast::<[u16; 4]>().read_unaligned().map(half::to_f32).as_ptr())
+    }
+    #[inline(always)]
+    unsafe fn and(x: [u32; 4], mask: u32) -> [u32; 4] {
+        x.map(|x| x & mask)
+    }
+    #[inline(always)]
+    unsafe fn or(a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
+        [a[0] | b[0], a[1] | b[1], a[2] | b[2], a[3] | b[3]]
+    }
+    #[inline(always)]
+    unsafe fn shift(x: [u32; 4], by: i32) -> [u32; 4] {
+        if by < 0 { x.map(|x| x >> -by) } else { x.map(|x| x << by) }
+    }
+    #[inline(always)]
+    unsafe fn low_byte(x: [u32; 4]) -> [u32; 4] {
+        x.map(|x| x as i8 as u32)
+    }
+    #[inline(always)]
+    unsafe fn float(x: [u32; 4]) -> Self::F {
+        Self::load(x.map(|x| x as i32 as f32).as_ptr())
     }
     #[inline(always)]
     unsafe fn four(p: *const u32) -> [u32; 4] {
@@ -59,7 +104,7 @@ impl Dots for Portable {
     }
     #[inline(always)]
     unsafe fn total<const WIDE: bool>(acc: [u32; 4]) -> Self::F {
-        Self::load(acc.map(|sum| sum as i32 as f32).as_ptr())
+        Self::float(acc)
     }
 }
 
@@ -70,6 +115,15 @@ mod x86 {
     use super::Dots;
     use crate::simd::{Avx2, Avx512};
 
+    /// Its argument. Left to itself, the compiler turns chains of additions into trees, whose leaves it keeps in memory.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn chain(mut x: __m256i) -> __m256i {
+        // SAFETY: no instruction.
+        unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) x, options(pure, nomem, nostack, preserves_flags)) };
+        x
+    }
+
     /// Narrow sums are in 16 bits, two for an output. Wide products of two are exact in 16 bits (`127 * 128 * 2`) where
     /// the codes' signs are moved to the activations.
     impl Dots for Avx2 {
@@ -78,6 +132,42 @@ mod x86 {
         #[inline(always)]
         unsafe fn words(p: *const u32) -> __m256i {
             _mm256_loadu_si256(p.cast())
+        }
+        #[inline(always)]
+        unsafe fn store_words(p: *mut u32, x: __m256i) {
+            _mm256_storeu_si256(p.cast(), x)
+        }
+        #[inline(always)]
+        unsafe fn half_words(p: *const u16) -> __m256i {
+            _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))
+        }
+        #[inline(always)]
+        unsafe fn halves(p: *const u16) -> Self::F {
+            _mm256_cvtph_ps(_mm_loadu_si128(p.cast()))
+        }
+        #[inline(always)]
+        unsafe fn and(x: __m256i, mask: u32) -> __m256i {
+            _mm256_and_si256(x, _mm256_set1_epi32(mask as i32))
+        }
+        #[inline(always)]
+        unsafe fn or(a: __m256i, b: __m256i) -> __m256i {
+            _mm256_or_si256(a, b)
+        }
+        #[inline(always)]
+        unsafe fn shift(x: __m256i, by: i32) -> __m256i {
+            if by < 0 {
+                _mm256_srl_epi32(x, _mm_cvtsi32_si128(-by))
+            } else {
+                _mm256_sll_epi32(x, _mm_cvtsi32_si128(by))
+            }
+        }
+        #[inline(always)]
+        unsafe fn low_byte(x: __m256i) -> __m256i {
+            _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(x))
+        }
+        #[inline(always)]
+        unsafe fn float(x: __m256i) -> Self::F {
+            _mm256_cvtepi32_ps(x)
         }
         #[inline(always)]
         unsafe fn four(p: *const u32) -> __m256i {
@@ -92,17 +182,17 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn dot<const WIDE: bool>(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
-            if WIDE {
+            let sum = if WIDE {
                 let twos = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
                 _mm256_add_epi32(acc, _mm256_madd_epi16(twos, _mm256_set1_epi16(1)))
             } else {
                 _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x))
-            }
+            };
+            chain(sum)
         }
         #[inline(always)]
         unsafe fn total<const WIDE: bool>(acc: __m256i) -> Self::F {
-            let acc = if WIDE { acc } else { _mm256_madd_epi16(acc, _mm256_set1_epi16(1)) };
-            _mm256_cvtepi32_ps(acc)
+            Self::float(if WIDE { acc } else { _mm256_madd_epi16(acc, _mm256_set1_epi16(1)) })
         }
     }
 
@@ -113,6 +203,42 @@ mod x86 {
         #[inline(always)]
         unsafe fn words(p: *const u32) -> __m512i {
             _mm512_loadu_si512(p.cast())
+        }
+        #[inline(always)]
+        unsafe fn store_words(p: *mut u32, x: __m512i) {
+            _mm512_storeu_si512(p.cast(), x)
+        }
+        #[inline(always)]
+        unsafe fn half_words(p: *const u16) -> __m512i {
+            _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))
+        }
+        #[inline(always)]
+        unsafe fn halves(p: *const u16) -> Self::F {
+            _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
+        }
+        #[inline(always)]
+        unsafe fn and(x: __m512i, mask: u32) -> __m512i {
+            _mm512_and_si512(x, _mm512_set1_epi32(mask as i32))
+        }
+        #[inline(always)]
+        unsafe fn or(a: __m512i, b: __m512i) -> __m512i {
+            _mm512_or_si512(a, b)
+        }
+        #[inline(always)]
+        unsafe fn shift(x: __m512i, by: i32) -> __m512i {
+            if by < 0 {
+                _mm512_srl_epi32(x, _mm_cvtsi32_si128(-by))
+            } else {
+                _mm512_sll_epi32(x, _mm_cvtsi32_si128(by))
+            }
+        }
+        #[inline(always)]
+        unsafe fn low_byte(x: __m512i) -> __m512i {
+            _mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(x))
+        }
+        #[inline(always)]
+        unsafe fn float(x: __m512i) -> Self::F {
+            _mm512_cvtepi32_ps(x)
         }
         #[inline(always)]
         unsafe fn four(p: *const u32) -> __m512i {
@@ -130,7 +256,7 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn total<const WIDE: bool>(acc: __m512i) -> Self::F {
-            _mm512_cvtepi32_ps(acc)
+            Self::float(acc)
         }
     }
 }

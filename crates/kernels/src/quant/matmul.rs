@@ -3,11 +3,11 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
-use super::QuantKind::{self, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
-use super::block::scale_and_min;
+use super::QuantKind::{Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
 use super::dots::Dots;
-use super::packed::{GROUP, step};
+use super::packed::GROUP;
 use super::rows::Group;
+use super::unpack::{By4, By4Min, By5, By5Min, By6, ByBytes, Form, GROUPS, Unpacked, unpack};
 use super::{PackedQuant, QuantRows};
 use crate::buffer::SharedMut;
 use crate::simd::{PANEL, isa_entry};
@@ -18,12 +18,6 @@ const TILE_ROWS: usize = 96;
 
 /// Panels that one tile handles at most.
 const TILE_PANELS: usize = 8;
-
-/// Groups that are unpacked at once: a block of the formats that have large ones, and small enough for the L1 cache.
-const GROUPS: usize = 8;
-
-/// Bytes between the codes that are unpacked and those that are asked for.
-const AHEAD: usize = 4096;
 
 struct Job<'a> {
     x: &'a [Group],
@@ -40,15 +34,6 @@ struct Job<'a> {
 struct Tile {
     rows: (usize, usize),
     panels: (usize, usize),
-}
-
-/// [`GROUPS`] groups of a panel, a byte for each code. `weight = scale * (code - centre) + lift`.
-#[repr(C, align(64))]
-struct Unpacked {
-    codes: [[[u32; PANEL]; GROUP / 4]; GROUPS],
-    /// For each group, or for its halves.
-    scales: [[[f32; PANEL]; 2]; GROUPS],
-    lifts: [[f32; PANEL]; GROUPS],
 }
 
 thread_local! {
@@ -117,34 +102,6 @@ unsafe fn tile_of_kind<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
     }
 }
 
-/// A format, known while compiling.
-trait Form {
-    const KIND: QuantKind;
-    const WIDE: bool = Self::KIND.bits() == 8;
-    /// Steps under one scale.
-    const STEPS: usize = Self::KIND.scale_len() / 4;
-    const CENTRE: i16 = Self::KIND.centre() as i16;
-    const MIN: bool = Self::KIND.has_min();
-    /// Words of the codes of a group.
-    const CODES: usize = Self::KIND.bits() * PANEL;
-    /// Words of the heads of a block.
-    const HEADS: usize = Self::KIND.heads() * PANEL;
-    /// Groups of a block.
-    const BLOCK: usize = Self::KIND.block_len() / GROUP;
-}
-
-macro_rules! forms {
-    ($($name:ident = $kind:ident),*) => {
-        $(
-            struct $name;
-            impl Form for $name {
-                const KIND: QuantKind = $kind;
-            }
-        )*
-    };
-}
-forms!(ByBytes = Q8_0, By4 = Q4_0, By5 = Q5_0, By4Min = Q4K, By5Min = Q5K, By6 = Q6K);
-
 /// # Safety
 /// As [`tile_of_kind`].
 #[inline(always)]
@@ -161,7 +118,7 @@ unsafe fn tile_rows<S: Dots, F: Form>(job: &Job<'_>, tile: Tile, sums: &mut [f32
             for group in (0..job.groups).step_by(GROUPS) {
                 let groups = GROUPS.min(job.groups - group);
                 for panel in panels.0..panels.1 {
-                    let codes = unpack::<S, F>(job, panel, group, groups, unpacked.as_mut_ptr());
+                    let codes = unpack::<S, F>(job.w, panel * job.groups + group, groups, unpacked.as_mut_ptr());
                     let sums = sums.as_mut_ptr().add((panel - panels.0) * rows * PANEL);
                     let x = job.x.as_ptr().add(tile.rows.0 * job.groups + group);
                     let mut r = 0;
@@ -178,53 +135,6 @@ unsafe fn tile_rows<S: Dots, F: Form>(job: &Job<'_>, tile: Tile, sums: &mut [f32
                 }
             }
         }
-    }
-}
-
-/// Unpacks `groups` groups of a panel from `group` on; returns where the codes are.
-///
-/// # Safety
-/// As [`tile_of_kind`]; the groups lie inside the matrix.
-#[inline(always)]
-unsafe fn unpack<S: Dots, F: Form>(
-    job: &Job<'_>,
-    panel: usize,
-    group: usize,
-    groups: usize,
-    out: *mut Unpacked,
-) -> *const u32 {
-    // SAFETY: passed on; the fields are written through the pointer, never read.
-    unsafe {
-        let codes = job.w.codes().as_ptr().add((panel * job.groups + group) * F::CODES);
-        let heads = job.w.heads().as_ptr().add((panel * job.groups + group) / F::BLOCK * F::HEADS);
-        let first = (&raw mut (*out).codes).cast::<u32>();
-        for g in 0..groups {
-            let words = codes.add(g * F::CODES);
-            for line in (0..F::CODES).step_by(PANEL) {
-                S::prefetch(words.wrapping_add(line).wrapping_byte_add(AHEAD));
-            }
-            if !F::WIDE {
-                let out = first.add(g * GROUP / 4 * PANEL);
-                for s in 0..GROUP / 4 {
-                    for lane in 0..PANEL {
-                        *out.add(s * PANEL + lane) = step(F::KIND.bits(), s, |w| *words.add(w * PANEL + lane));
-                    }
-                }
-            }
-            let heads = heads.add(g / F::BLOCK * F::HEADS);
-            let halves = GROUP / 4 / F::STEPS;
-            for half in 0..halves {
-                let i = g % F::BLOCK * halves + half;
-                for lane in 0..PANEL {
-                    let (scale, min) = scale_and_min(F::KIND, |word| *heads.add(word * PANEL + lane), i);
-                    (*out).scales[g][half][lane] = scale;
-                    if F::MIN {
-                        (*out).lifts[g][lane] = F::CENTRE as f32 * scale - min;
-                    }
-                }
-            }
-        }
-        if F::WIDE { codes } else { first }
     }
 }
 

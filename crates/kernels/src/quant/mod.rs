@@ -10,6 +10,7 @@ mod matmul;
 mod packed;
 pub(crate) mod reference;
 mod rows;
+mod unpack;
 
 pub use kind::QuantKind;
 pub use matmul::matmul_quant;

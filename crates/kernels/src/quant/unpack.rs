@@ -1,0 +1,148 @@
+//! From the packed form to bytes and f32 scales, a piece at a time.
+
+use super::PackedQuant;
+use super::QuantKind::{self, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
+use super::dots::Dots;
+use super::packed::GROUP;
+use crate::simd::PANEL;
+
+/// Groups that are unpacked at once: a block of the formats that have large ones, and small enough for the L1 cache.
+pub(crate) const GROUPS: usize = 8;
+
+/// Bytes between the codes that are unpacked and those that are asked for.
+const AHEAD: usize = 4096;
+
+/// [`GROUPS`] groups of a panel, `[8 steps][16 outputs]` words of four codes, a byte for each. `weight = scale * (code - centre) + lift`.
+#[repr(C, align(64))]
+pub(crate) struct Unpacked {
+    pub codes: [[[u32; PANEL]; GROUP / 4]; GROUPS],
+    /// For each group, or for its halves.
+    pub scales: [[[f32; PANEL]; 2]; GROUPS],
+    pub lifts: [[f32; PANEL]; GROUPS],
+}
+
+/// A format, known while compiling.
+pub(crate) trait Form {
+    const KIND: QuantKind;
+    const WIDE: bool = Self::KIND.bits() == 8;
+    /// Steps under one scale.
+    const STEPS: usize = Self::KIND.scale_len() / 4;
+    const CENTRE: i16 = Self::KIND.centre() as i16;
+    const MIN: bool = Self::KIND.has_min();
+    /// Words of the codes of a group.
+    const CODES: usize = Self::KIND.bits() * PANEL;
+    /// Words of the heads of a block.
+    const HEADS: usize = Self::KIND.heads() * PANEL;
+    /// Groups of a block.
+    const BLOCK: usize = Self::KIND.block_len() / GROUP;
+}
+
+macro_rules! forms {
+    ($($name:ident = $kind:ident),*) => {
+        $(
+            pub(crate) struct $name;
+            impl Form for $name {
+                const KIND: QuantKind = $kind;
+            }
+        )*
+    };
+}
+forms!(ByBytes = Q8_0, By4 = Q4_0, By5 = Q5_0, By4Min = Q4K, By5Min = Q5K, By6 = Q6K);
+
+/// Unpacks `groups` groups, the first of them number `group` of the whole matrix and the first of a block; returns where
+/// their codes are (8-bit codes: where they were).
+///
+/// # Safety
+/// The ISA of `S` is available; the matrix is of the form `F` and has the groups.
+#[inline(always)]
+pub(crate) unsafe fn unpack<S: Dots, F: Form>(
+    w: &PackedQuant,
+    group: usize,
+    groups: usize,
+    out: *mut Unpacked,
+) -> *const u32 {
+    // SAFETY: the contract above; fields are written through the pointer, never read.
+    unsafe {
+        let codes = w.codes().as_ptr().add(group * F::CODES);
+        let heads = w.heads().as_ptr().add(group / F::BLOCK * F::HEADS);
+        for g in 0..groups {
+            let words = codes.add(g * F::CODES);
+            for line in (0..F::CODES).step_by(PANEL) {
+                S::prefetch(words.wrapping_add(line).wrapping_byte_add(AHEAD));
+            }
+            for lane in (0..PANEL).step_by(S::LANES) {
+                if !F::WIDE {
+                    unpack_codes::<S, F>(words.add(lane), (&raw mut (*out).codes[g]).cast::<u32>().add(lane));
+                }
+                let heads = heads.add(g / F::BLOCK * F::HEADS + lane);
+                let scales = (&raw mut (*out).scales[g]).cast::<f32>().add(lane);
+                let lifts = (&raw mut (*out).lifts[g]).cast::<f32>().add(lane);
+                unpack_heads::<S, F>(heads, g % F::BLOCK, scales, lifts);
+            }
+        }
+        if F::WIDE { codes } else { (&raw const (*out).codes).cast() }
+    }
+}
+
+/// # Safety
+/// As [`unpack`], for the lanes from the pointers on.
+#[inline(always)]
+unsafe fn unpack_codes<S: Dots, F: Form>(words: *const u32, out: *mut u32) {
+    // SAFETY: the contract above.
+    unsafe {
+        for s in 0..GROUP / 4 {
+            let low = S::and(S::shift(S::words(words.add(s / 2 * PANEL)), s as i32 % 2 * -4), 0x0f0f_0f0f);
+            let code = match F::KIND.bits() {
+                4 => low,
+                5 => S::or(low, S::and(S::shift(S::words(words.add(4 * PANEL)), 4 - s as i32), 0x1010_1010)),
+                _ => S::or(
+                    low,
+                    S::and(S::shift(S::words(words.add((4 + s / 4) * PANEL)), 4 - s as i32 % 4 * 2), 0x3030_3030),
+                ),
+            };
+            S::store_words(out.add(s * PANEL), code);
+        }
+    }
+}
+
+/// Scales of group `g` of a block, and what they are lifted by.
+///
+/// # Safety
+/// As [`unpack`], for the lanes from the pointers on.
+#[inline(always)]
+unsafe fn unpack_heads<S: Dots, F: Form>(heads: *const u16, g: usize, scales: *mut f32, lifts: *mut f32) {
+    // SAFETY: the contract above.
+    unsafe {
+        let d = S::halves(heads);
+        match F::KIND {
+            Q8_0 | Q4_0 | Q5_0 => S::store(scales, d),
+            Q4K | Q5K => {
+                let both = if g < 6 {
+                    head::<S>(heads, 2 + g)
+                } else {
+                    let first = 2 + (g - 6) * 3;
+                    let low = S::shift(head::<S>(heads, first), -12);
+                    let middle = S::and(S::shift(head::<S>(heads, first + 1), -8), 0xf0);
+                    S::or(low, S::or(middle, S::and(S::shift(head::<S>(heads, first + 2), -4), 0xf00)))
+                };
+                let scale = S::mul(d, S::float(S::and(both, 63)));
+                let min = S::mul(S::halves(heads.add(PANEL)), S::float(S::and(S::shift(both, -6), 63)));
+                S::store(scales, scale);
+                S::store(lifts, S::sub(S::mul(S::splat(F::CENTRE as f32), scale), min));
+            }
+            Q6K => {
+                let both = head::<S>(heads, 1 + g);
+                S::store(scales, S::mul(d, S::float(S::low_byte(both))));
+                S::store(scales.add(PANEL), S::mul(d, S::float(S::low_byte(S::shift(both, -8)))));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`unpack_heads`].
+#[inline(always)]
+unsafe fn head<S: Dots>(heads: *const u16, word: usize) -> S::I {
+    // SAFETY: the contract above.
+    unsafe { S::half_words(heads.add(word * PANEL)) }
+}
