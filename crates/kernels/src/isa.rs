@@ -14,7 +14,7 @@ pub enum Isa {
 
 impl Isa {
     /// Every path, best first.
-    const ALL: [Isa; 3] = [Isa::Avx512, Isa::Avx2, Isa::Portable];
+    pub const ALL: [Isa; 3] = [Isa::Avx512, Isa::Avx2, Isa::Portable];
 
     /// The best path of this machine.
     pub fn detect() -> Isa {
@@ -27,28 +27,34 @@ impl Isa {
     }
 
     /// Whether this machine can run the path.
-    #[cfg(target_arch = "x86_64")]
     pub fn is_available(self) -> bool {
-        use std::arch::is_x86_feature_detected as has;
-        match self {
-            Isa::Avx512 => {
-                Isa::Avx2.is_available()
-                    && has!("avx512f")
-                    && has!("avx512bw")
-                    && has!("avx512vl")
-                    && has!("avx512dq")
-                    && has!("avx512bf16")
-                    && has!("avx512vnni")
-            }
-            Isa::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
-            Isa::Portable => true,
-        }
+        self.missing().is_empty()
     }
 
-    /// Whether this machine can run the path.
+    /// What this machine lacks for the path.
+    #[cfg(target_arch = "x86_64")]
+    pub fn missing(self) -> Vec<&'static str> {
+        let mut missing = Vec::new();
+        macro_rules! need {
+            ($($feature:tt),*) => {
+                $(if !std::arch::is_x86_feature_detected!($feature) {
+                    missing.push($feature);
+                })*
+            };
+        }
+        if matches!(self, Isa::Avx512 | Isa::Avx2) {
+            need!("avx2", "fma", "f16c");
+        }
+        if self == Isa::Avx512 {
+            need!("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "avx512vnni");
+        }
+        missing
+    }
+
+    /// What this machine lacks for the path.
     #[cfg(not(target_arch = "x86_64"))]
-    pub fn is_available(self) -> bool {
-        self == Isa::Portable
+    pub fn missing(self) -> Vec<&'static str> {
+        if self == Isa::Portable { Vec::new() } else { vec!["an x86-64 CPU"] }
     }
 
     /// Every public kernel calls this first: it is what makes the `target_feature` calls behind it sound.

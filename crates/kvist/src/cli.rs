@@ -36,6 +36,15 @@ Examples:
   kvist run --prompt 'Tell me a story.'
   printf 'Hello!\\nHow are you?\\n' | kvist run";
 
+const DOCTOR_EXAMPLES: &str = "\
+It reads the settings of `kvist serve` from the environment and from --config, and says what serve would do. The exit
+code is 1 if something fails.
+
+Examples:
+  kvist doctor
+  kvist doctor Qwen/Qwen3-0.6B --ctx 32768
+  kvist doctor --json --no-measure";
+
 const BENCH_EXAMPLES: &str = "\
 Both measure the machine's limits in the same run and mark the run void if the machine was busy.
 
@@ -73,6 +82,12 @@ pub fn command() -> Command {
                 .args(settings_args(true))
                 .after_help(RUN_EXAMPLES),
         )
+        .subcommand(
+            Command::new("doctor")
+                .about("Say what this machine can do, which models are there, and what fits")
+                .args(doctor_args())
+                .after_help(DOCTOR_EXAMPLES),
+        )
         .subcommand(bench())
         .subcommand(
             Command::new("completions")
@@ -90,20 +105,34 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> std::result::Result<Ar
     })
 }
 
-fn settings_args(run: bool) -> Vec<Arg> {
-    let config = Arg::new("config")
+fn config_arg() -> Arg {
+    Arg::new("config")
         .long("config")
         .value_name("FILE")
         .help("TOML file with any of these settings [env: KVIST_CONFIG]")
         .value_hint(ValueHint::FilePath)
-        .value_parser(value_parser!(PathBuf));
+        .value_parser(value_parser!(PathBuf))
+}
+
+fn doctor_args() -> Vec<Arg> {
+    let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    let mut args = vec![
+        flag("json", "Print everything as JSON"),
+        flag("no-measure", "Do not measure bandwidth and arithmetic"),
+        config_arg(),
+    ];
+    args.extend(keys::of(true).map(setting_arg));
+    args
+}
+
+fn settings_args(run: bool) -> Vec<Arg> {
     let print = Arg::new("print-config")
         .long("print-config")
         .action(ArgAction::SetTrue)
         .help("Print every setting with its origin, as a file for --config, and stop");
     let mut args: Vec<Arg> = keys::of(run).map(setting_arg).collect();
     let common = args.iter().take_while(|arg| arg.get_help_heading().is_none()).count();
-    args.splice(common..common, [config, print]);
+    args.splice(common..common, [config_arg(), print]);
     args
 }
 
@@ -239,7 +268,8 @@ pub fn settings(matches: &ArgMatches, run: bool) -> Result<Settings> {
     Settings::resolve(
         run,
         &Layers {
-            flags: &|key| matches.get_many::<String>(key.name).map(|values| values.cloned().collect()),
+            // `doctor` has not all as flags.
+            flags: &|key| Some(matches.try_get_many::<String>(key.name).ok()??.cloned().collect()),
             environment: &|name| environment(name).and_then(std::result::Result::ok),
             file: file.as_deref(),
         },

@@ -16,6 +16,11 @@ impl Failure {
         Failure { what: what.into(), hint: hint.into(), code: 1 }
     }
 
+    /// Everything has been said; only the exit code is left.
+    pub fn said() -> Self {
+        Failure::new("", "")
+    }
+
     /// A wrong command line or configuration.
     pub fn usage(what: impl Into<String>, hint: impl Into<String>) -> Self {
         Failure { code: 2, ..Failure::new(what, hint) }

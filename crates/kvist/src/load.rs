@@ -10,12 +10,12 @@ use kvist_model::{Config, LoadOptions, Model};
 
 use crate::driver::Driver;
 use crate::failure::{Failure, Result};
-use crate::memory::Budget;
+use crate::memory::{Budget, Load};
 use crate::model::Chosen;
 use crate::progress::Progress;
 use crate::settings::keys::{ISA, ITL_TARGET_MS, MAX_BATCH, MAX_N, MAX_QUEUE, MAX_STEP_TOKENS, MODEL, THREADS};
 use crate::settings::{Settings, Value};
-use crate::{machine, memory, model};
+use crate::{complain, machine, memory, model};
 
 /// What settings and machine together say, before anything large is read.
 pub struct Plan {
@@ -26,14 +26,25 @@ pub struct Plan {
     pub threads: usize,
 }
 
-/// Resolves what nobody gave, and checks that it fits.
-pub fn plan(settings: &mut Settings, engine: EngineConfig) -> Result<Plan> {
-    settings.fill(&THREADS, Value::Number(machine::threads() as u64));
+/// Resolves what nobody gave, and checks that it fits. `replies` and `connections`: bytes of replies that are kept, and
+/// connections that are open, at most.
+pub fn plan(settings: &mut Settings, engine: EngineConfig, replies: u64, connections: usize) -> Result<Plan> {
+    let threads = threads(settings);
     let isa = isa(settings.text(&ISA))?;
     settings.fill(&ISA, Value::Text(isa.to_string()));
     let chosen = model::choose(settings.text(&MODEL))?;
-    let budget = memory::budget(settings, &chosen.config, &engine, machine::free_memory())?;
-    Ok(Plan { chosen, engine, budget, isa, threads: settings.count(&THREADS) })
+    if let Some(note) = &chosen.note {
+        complain(&format!("note: {note}"));
+    }
+    let load = Load { engine: &engine, threads, replies, connections };
+    let budget = memory::budget(settings, &chosen.config, chosen.weights(), &load, machine::free_memory())?;
+    Ok(Plan { chosen, engine, budget, isa, threads })
+}
+
+/// The threads asked for, or the cores allowed.
+pub fn threads(settings: &mut Settings) -> usize {
+    settings.fill(&THREADS, Value::Number(machine::threads() as u64));
+    settings.count(&THREADS)
 }
 
 /// The ISA path of this name, or the best one.

@@ -1,15 +1,19 @@
-//! The command line: settings, `serve`, `run`, `bench`, `completions`.
+//! The command line: settings, `serve`, `run`, `doctor`, `bench`, `completions`.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod chat;
 mod cli;
+mod doctor;
 mod driver;
 mod failure;
+mod hub;
+mod limits;
 mod load;
 mod machine;
 mod memory;
 mod model;
+mod nearest;
 mod page;
 mod progress;
 mod public;
@@ -17,6 +21,7 @@ mod run;
 mod serve;
 mod settings;
 mod size;
+mod style;
 
 use std::io::{ErrorKind, Write, stderr, stdout};
 use std::process::ExitCode;
@@ -44,7 +49,9 @@ fn finish(done: Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            complain(&failure.to_string());
+            if failure != Failure::said() {
+                complain(&failure.to_string());
+            }
             ExitCode::from(failure.code)
         }
     }
@@ -55,6 +62,7 @@ fn dispatch(matches: &ArgMatches) -> Result<()> {
         Some(("serve", matches)) => serve::run(matches, cli::settings(matches, false)?),
         Some(("run", matches)) => run::run(matches, cli::settings(matches, true)?),
         Some(("bench", matches)) => bench::run(matches),
+        Some(("doctor", matches)) => doctor::run(matches, cli::settings(matches, false)?),
         Some(("completions", matches)) => completions(matches.get_one::<String>("shell").map_or("", String::as_str)),
         _ => unreachable!("clap asks for a subcommand"),
     }

@@ -1,10 +1,13 @@
 //! What a model and its KV cache take, and whether this machine has it.
 
-use kvist_base::CHUNK;
+use std::fmt::Write as _;
+
+use kvist_base::{CHUNK, SEGMENT};
 use kvist_engine::EngineConfig;
 use kvist_model::Config;
 
 use crate::failure::{Failure, Result};
+use crate::machine::Free;
 use crate::settings::keys::{CTX, KV_RAM};
 use crate::settings::{Settings, Value};
 use crate::size::{exact, human, thousands};
@@ -12,13 +15,41 @@ use crate::size::{exact, human, thousands};
 const MIB: u64 = 1 << 20;
 /// Bookkeeping of a chunk in the tree, about: its token ids, links and place in the eviction order.
 const NODE_BYTES: u64 = 512;
+/// Buffers of an HTTP connection in both directions, and its task.
+const CONNECTION_BYTES: u64 = 144 << 10;
+/// Query rows of a band, bands per thread that attention may cut into segments, and the bytes that the states of all
+/// of them take at most: see `attn/plan.rs` of the kernels.
+const BAND: u64 = 128;
+const CUT_BANDS: u64 = 3;
+const MOST_PARTIALS: u64 = 128 << 20;
+
+/// What is there besides model and cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Load<'a> {
+    pub engine: &'a EngineConfig,
+    pub threads: usize,
+    /// Bytes of the table of replies.
+    pub replies: u64,
+    pub connections: usize,
+}
+
+/// What the weights take, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weights {
+    pub bytes: u64,
+    /// What is held besides while they are read: the largest matrix before it is packed.
+    pub loading: u64,
+}
 
 /// Memory, all in bytes, and what fits into it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Budget {
-    pub weights: u64,
+    pub weights: Weights,
     pub kv: u64,
+    /// Activations, logits, partial states of the attention, and the tree.
     pub buffers: u64,
+    pub replies: u64,
+    pub connections: u64,
     /// Chunks of the KV pool.
     pub chunks: u32,
     pub token_bytes: u64,
@@ -35,6 +66,16 @@ pub enum Limit {
     Pool,
 }
 
+impl Limit {
+    pub fn name(self) -> &'static str {
+        match self {
+            Limit::Asked => "asked",
+            Limit::Model => "model",
+            Limit::Pool => "kv-ram",
+        }
+    }
+}
+
 impl Budget {
     /// KV of this many tokens can be held.
     pub fn capacity(&self) -> usize {
@@ -46,37 +87,100 @@ impl Budget {
         (self.chunks as usize).saturating_sub(1) / self.context.div_ceil(CHUNK)
     }
 
+    /// What everything takes once it runs.
+    pub fn running(&self) -> u64 {
+        let parts = [self.kv, self.buffers, self.replies, self.connections];
+        parts.into_iter().fold(self.weights.bytes, u64::saturating_add)
+    }
+
+    /// The most that is held at any time. While weights are read, the cache is not there yet.
     pub fn total(&self) -> u64 {
-        self.weights.saturating_add(self.kv).saturating_add(self.buffers)
+        self.running().max(self.weights.bytes.saturating_add(self.weights.loading))
+    }
+
+    /// The sum, term by term.
+    pub fn arithmetic(&self) -> String {
+        let weights = human(self.weights.bytes);
+        if self.total() > self.running() {
+            let loading = human(self.weights.loading);
+            return format!("weights {weights} + a matrix before it is packed {loading} = {}", human(self.total()));
+        }
+        let mut sum = format!("weights {weights} + KV cache {} + step buffers {}", human(self.kv), human(self.buffers));
+        for (name, bytes) in [("replies", self.replies), ("connections", self.connections)] {
+            if bytes > 0 {
+                let _ = write!(sum, " + {name} {}", human(bytes));
+            }
+        }
+        format!("{sum} = {}", human(self.total()))
     }
 }
 
 /// Fills in `--kv-ram` and `--ctx` where they are not given, and checks that everything fits. `free` is unknown on some
 /// systems; then nothing is refused.
-pub fn budget(settings: &mut Settings, config: &Config, engine: &EngineConfig, free: Option<u64>) -> Result<Budget> {
-    settings.fill(&KV_RAM, Value::Size(default_kv(free)));
-    let kv_ram = settings.number(&KV_RAM).expect("just filled in");
+pub fn budget(
+    settings: &mut Settings,
+    config: &Config,
+    weights: Weights,
+    load: &Load,
+    free: Option<Free>,
+) -> Result<Budget> {
     let asked = settings.number(&CTX).map(|n| n as usize);
-    let budget = plan(config, kv_ram, asked, engine)?;
+    settings.fill(&KV_RAM, Value::Size(default_kv(config, weights, asked, load, free)));
+    let kv_ram = settings.number(&KV_RAM).expect("just filled in");
+    let budget = plan(config, weights, kv_ram, asked, load)?;
     settings.fill(&CTX, Value::Number(budget.context as u64));
     if let Some(free) = free {
-        check(&budget, free)?;
+        check(config, &budget, asked, load, free)?;
     }
     Ok(budget)
 }
 
-/// A quarter of free memory in whole MiB.
-pub fn default_kv(free: Option<u64>) -> u64 {
-    (free.unwrap_or(4 << 30) / 4 / MIB).max(1) * MIB
+/// A quarter of free memory, or what the model leaves of it if that is less; whole MiB.
+fn default_kv(config: &Config, weights: Weights, asked: Option<usize>, load: &Load, free: Option<Free>) -> u64 {
+    let Some(free) = free else { return 1 << 30 };
+    let quarter = free.bytes / 4;
+    match fitting(config, weights, asked, load, free.bytes) {
+        // The check tells what is wrong then.
+        0 => quarter,
+        left => quarter.min(left),
+    }
+    .max(MIB)
+        / MIB
+        * MIB
 }
 
-fn plan(config: &Config, kv_ram: u64, asked: Option<usize>, engine: &EngineConfig) -> Result<Budget> {
+/// The largest `--kv-ram` that leaves room for the rest, 0 if there is none.
+pub fn fitting(config: &Config, weights: Weights, asked: Option<usize>, load: &Load, free: u64) -> u64 {
+    let chunk = config.kv_layout().bytes as u64;
+    let rest = buffers(config, load, asked.unwrap_or(config.context).min(config.context));
+    let taken = [rest, load.replies, connections(load)].into_iter().fold(weights.bytes, u64::saturating_add);
+    if weights.bytes.saturating_add(weights.loading) > free {
+        return 0;
+    }
+    free.saturating_sub(taken) / (chunk + NODE_BYTES) * chunk / MIB * MIB
+}
+
+/// The longest context that `--kv-ram` of this size holds: while a sequence's open chunk is copied, both copies are
+/// held.
+pub fn longest(config: &Config, kv_ram: u64) -> usize {
+    chunks(config, kv_ram).saturating_sub(1) as usize * CHUNK
+}
+
+/// Chunk ids have 32 bits.
+fn chunks(config: &Config, kv_ram: u64) -> u64 {
+    (kv_ram / config.kv_layout().bytes as u64).min(u64::from(u32::MAX - 1))
+}
+
+fn connections(load: &Load) -> u64 {
+    load.connections as u64 * CONNECTION_BYTES
+}
+
+/// The plan for a `--kv-ram` and perhaps a `--ctx`, whether the memory is there or not.
+pub fn plan(config: &Config, weights: Weights, kv_ram: u64, asked: Option<usize>, load: &Load) -> Result<Budget> {
     let layout = config.kv_layout();
     let (chunk_bytes, token_bytes) = (layout.bytes as u64, layout.token_bytes() as u64);
-    // Chunk ids have 32 bits.
-    let chunks = (kv_ram / chunk_bytes).min(u64::from(u32::MAX - 1));
-    // One chunk more than a sequence's own: while its open chunk is copied, both copies are held.
-    let longest = chunks.saturating_sub(1) as usize * CHUNK;
+    let chunks = chunks(config, kv_ram);
+    let longest = longest(config, kv_ram);
     let needed = |tokens: usize| (tokens.div_ceil(CHUNK) as u64 + 1) * chunk_bytes;
     if let Some(asked) = asked.filter(|&asked| asked > config.context) {
         return Err(Failure::usage(
@@ -104,19 +208,12 @@ fn plan(config: &Config, kv_ram: u64, asked: Option<usize>, engine: &EngineConfi
         None if longest < config.context => (longest, Limit::Pool),
         None => (config.context, Limit::Model),
     };
-    let c = config;
-    // Residual stream, its bf16 copy, q k v, attention output, gate and up; a row of each.
-    let row = 6 * c.hidden + 2 * (c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.intermediate;
-    // What is too much for 64 bits is too much for any machine.
-    let floats = |rows: usize, width: usize| (rows as u64).saturating_mul(width as u64).saturating_mul(4);
-    let logit_rows = engine.max_batch.saturating_add(engine.max_logit_rows);
-    let steps = floats(engine.max_step_rows, row).saturating_add(floats(logit_rows, c.vocab));
-    // While weights are packed, one matrix is there twice.
-    let largest = (c.vocab.max(2 * c.intermediate) * c.hidden * 2) as u64;
     Ok(Budget {
-        weights: c.parameters() * 2,
+        weights,
         kv: chunks * chunk_bytes,
-        buffers: steps.saturating_add(largest + chunks * NODE_BYTES),
+        buffers: buffers(config, load, context).saturating_add(chunks * NODE_BYTES),
+        replies: load.replies,
+        connections: connections(load),
         chunks: chunks as u32,
         token_bytes,
         context,
@@ -124,25 +221,46 @@ fn plan(config: &Config, kv_ram: u64, asked: Option<usize>, engine: &EngineConfi
     })
 }
 
-fn check(budget: &Budget, free: u64) -> Result<()> {
-    if budget.total() <= free {
+/// What steps take at most. What is too much for 64 bits is too much for any machine.
+fn buffers(config: &Config, load: &Load, context: usize) -> u64 {
+    let (c, engine) = (config, load.engine);
+    // Elements of 4 bytes: the residual stream; q, k and v side by side and apart; rotated queries, attention output and
+    // angles; gate and up side by side, their product, and the widest input of a matrix in its own type.
+    let heads = c.heads * c.head_dim;
+    let row = c.hidden + 2 * (c.heads + 2 * c.kv_heads) * c.head_dim + 2 * heads + c.head_dim + 7 * c.intermediate / 2;
+    let floats = |rows: usize, width: usize| (rows as u64).saturating_mul(width as u64).saturating_mul(4);
+    let logit_rows = engine.max_batch.saturating_add(engine.max_logit_rows);
+    let steps = floats(engine.max_step_rows, row).saturating_add(floats(logit_rows, c.vocab + c.hidden));
+    steps.saturating_add(partials(config, load.threads, context))
+}
+
+/// States of the attention's bands that are cut into segments, all layer classes together.
+fn partials(config: &Config, threads: usize, context: usize) -> u64 {
+    let segments = context.div_ceil(SEGMENT) as u64;
+    if threads < 2 || segments < 2 {
+        return 0;
+    }
+    let classes = config.kv_layout().layers.iter().map(|layer| layer.class + 1).max().unwrap_or(0) as u64;
+    let state = BAND * (config.head_dim.next_multiple_of(16) as u64 + 2) * 4;
+    classes * (CUT_BANDS * threads as u64).saturating_mul(segments).saturating_mul(state).min(MOST_PARTIALS)
+}
+
+fn check(config: &Config, budget: &Budget, asked: Option<usize>, load: &Load, free: Free) -> Result<()> {
+    if budget.total() <= free.bytes {
         return Ok(());
     }
-    let what = format!(
-        "not enough memory: weights {} + KV cache {} + buffers {} = {}, but {} are free",
-        human(budget.weights),
-        human(budget.kv),
-        human(budget.buffers),
-        human(budget.total()),
-        human(free),
-    );
-    let chunk = budget.token_bytes * CHUNK as u64;
-    let fixed = budget.weights.saturating_add(budget.buffers - u64::from(budget.chunks) * NODE_BYTES);
-    let fitting = free.saturating_sub(fixed) / (chunk + NODE_BYTES) * chunk / MIB * MIB;
-    // The pool's last chunk is for copies.
-    let hint = match (fitting / chunk).saturating_sub(1) * CHUNK as u64 {
-        0 => "choose a smaller model".into(),
-        tokens => format!("--kv-ram {} fits, with a context of {} tokens at most", exact(fitting), thousands(tokens)),
+    let what =
+        format!("not enough memory: {}, but {} are free{}", budget.arithmetic(), human(free.bytes), free.words());
+    let smaller = "choose a smaller model";
+    let fitting = fitting(config, budget.weights, asked, load, free.bytes);
+    let hint = match longest(config, fitting).min(config.context) {
+        0 => smaller.into(),
+        tokens if asked.is_some_and(|asked| asked > tokens) => {
+            format!("--ctx {tokens} --kv-ram {} fits, or {smaller}", exact(fitting))
+        }
+        tokens => {
+            format!("--kv-ram {} fits, with a context of {} tokens at most", exact(fitting), thousands(tokens as u64))
+        }
     };
     Err(Failure::new(what, hint))
 }
@@ -158,65 +276,123 @@ mod tests {
         EngineConfig { max_step_rows: 512, ..EngineConfig::default() }
     }
 
+    fn load(engine: &EngineConfig) -> Load<'_> {
+        Load { engine, threads: 4, replies: 64 * MIB, connections: 900 }
+    }
+
+    fn llama() -> (Config, Weights) {
+        let config = shapes::by_name("llama-3.2-1b").unwrap();
+        let weights = Weights { bytes: 2 * config.parameters(), loading: 2 * (config.vocab * config.hidden) as u64 };
+        (config, weights)
+    }
+
+    fn planned(kv_ram: u64, asked: Option<usize>) -> Result<Budget> {
+        let (config, weights) = llama();
+        plan(&config, weights, kv_ram, asked, &load(&engine()))
+    }
+
+    fn free(bytes: u64) -> Free {
+        Free { bytes, cgroup: false }
+    }
+
     #[test]
     fn all_rows_of_logits_count_and_nothing_wraps() {
-        let config = shapes::by_name("llama-3.2-1b").unwrap();
-        let with = |engine: &EngineConfig| plan(&config, GIB, None, engine).unwrap();
+        let (config, weights) = llama();
+        let with = |engine: &EngineConfig| plan(&config, weights, GIB, None, &load(engine)).unwrap();
         let one = EngineConfig { max_batch: 65, ..engine() };
         let two = EngineConfig { max_logit_rows: 65, ..engine() };
-        let row = 4 * config.vocab as u64;
+        let row = 4 * (config.vocab + config.hidden) as u64;
         assert_eq!(with(&one).buffers - with(&engine()).buffers, row);
         assert_eq!(with(&two).buffers - with(&engine()).buffers, row);
-        let huge = with(&EngineConfig { max_step_rows: usize::MAX, ..engine() });
-        assert_eq!(huge.total(), u64::MAX);
-        assert!(check(&huge, 8 * GIB).is_err());
+        let huge = EngineConfig { max_step_rows: usize::MAX, ..engine() };
+        assert_eq!(with(&huge).total(), u64::MAX);
+        assert!(check(&config, &with(&huge), None, &load(&huge), free(8 * GIB)).is_err());
+    }
+
+    #[test]
+    fn partial_states_count_up_to_their_bound() {
+        let (config, _) = llama();
+        // 3 bands for each thread, a segment of 512 tokens each: 128 query rows of 64 values, a maximum and a sum.
+        assert_eq!(partials(&config, 4, 4096), 3 * 4 * 8 * 128 * 66 * 4);
+        assert_eq!(partials(&config, 64, 131_072), 128 * MIB);
+        assert_eq!((partials(&config, 1, 131_072), partials(&config, 4, 512)), (0, 0));
     }
 
     #[test]
     fn the_pool_bounds_the_context() {
-        let config = shapes::by_name("llama-3.2-1b").unwrap();
-        let small = plan(&config, GIB, None, &engine()).unwrap();
+        let small = planned(GIB, None).unwrap();
         assert_eq!((small.chunks, small.token_bytes), (512, 32 << 10));
         assert_eq!((small.context, small.limit), (511 * 64, Limit::Pool));
         assert_eq!(small.capacity(), 32_768);
-        let large = plan(&config, 8 * GIB, None, &engine()).unwrap();
+        let large = planned(8 * GIB, None).unwrap();
         assert_eq!((large.context, large.limit), (131_072, Limit::Model));
-        let asked = plan(&config, 8 * GIB, Some(1000), &engine()).unwrap();
+        let asked = planned(8 * GIB, Some(1000)).unwrap();
         assert_eq!((asked.context, asked.limit), (1000, Limit::Asked));
-        assert_eq!(large.weights, 2 * 1_235_814_400);
+        assert_eq!(large.weights.bytes, 2 * 1_235_814_400);
     }
 
     #[test]
     fn what_does_not_fit_is_refused_with_the_arithmetic() {
-        let config = shapes::by_name("llama-3.2-1b").unwrap();
         let text = |r: Result<Budget>| r.unwrap_err().to_string();
-        let long = text(plan(&config, GIB, Some(100_000), &engine()));
+        let long = text(planned(GIB, Some(100_000)));
         assert!(long.contains("100,000 tokens: at 32.0 KiB a token it takes 3.1 GiB"), "{long}");
         assert!(long.contains("--kv-ram 3128MiB, or --ctx 32704"), "{long}");
-        let none = text(plan(&config, 1000, None, &engine()));
+        let none = text(planned(1000, None));
         assert!(none.contains("--kv-ram 1000 holds no context") && none.ends_with("hint: --kv-ram 4MiB"), "{none}");
-        let model = text(plan(&config, 8 * GIB, Some(200_000), &engine()));
+        let model = text(planned(8 * GIB, Some(200_000)));
         assert!(model.contains("made for 131072 tokens"), "{model}");
     }
 
     #[test]
     fn free_memory_is_checked_with_the_arithmetic() {
-        let config = shapes::by_name("llama-3.2-1b").unwrap();
-        let budget = plan(&config, 4 * GIB, None, &engine()).unwrap();
+        let (config, weights) = llama();
+        let engine = engine();
+        let load = load(&engine);
+        let check = |budget: &Budget, bytes| super::check(&config, budget, None, &load, free(bytes));
+        let budget = planned(4 * GIB, None).unwrap();
         assert_eq!(check(&budget, 8 * GIB), Ok(()));
         let failure = check(&budget, 4 * GIB).unwrap_err();
-        assert!(failure.what.contains("weights 2.3 GiB + KV cache 4.0 GiB + buffers "), "{failure}");
+        for part in
+            ["weights 2.3 GiB + KV cache 4.0 GiB + step buffers ", " + replies 64.0 MiB + connections 127 MiB = "]
+        {
+            assert!(failure.what.contains(part), "{part:?} in {failure}");
+        }
         assert!(failure.what.ends_with("but 4.0 GiB are free"), "{failure}");
         let size = failure.hint.split(' ').nth(1).unwrap();
-        let fits = plan(&config, crate::size::parse(size).unwrap(), None, &engine()).unwrap();
+        let fits = planned(crate::size::parse(size).unwrap(), None).unwrap();
         check(&fits, 4 * GIB).unwrap();
         let failure = check(&budget, GIB).unwrap_err();
+        assert_eq!(failure.hint, "choose a smaller model");
+        let group = super::check(&config, &budget, None, &load, Free { bytes: GIB, cgroup: true }).unwrap_err();
+        assert!(group.what.ends_with("1.0 GiB are free under the cgroup's limit"), "{group}");
+        let long = Budget { context: 131_072, ..budget };
+        let failure = super::check(&config, &long, Some(131_072), &load, free(4 * GIB)).unwrap_err();
+        assert!(failure.hint.starts_with("--ctx ") && failure.hint.contains(" --kv-ram "), "{failure}");
+        assert_eq!(weights.bytes, 2_471_628_800);
+    }
+
+    #[test]
+    fn weights_that_cannot_be_read_in_are_told_as_such() {
+        let (config, weights) = llama();
+        let weights = Weights { loading: 100 * GIB, ..weights };
+        let engine = engine();
+        let budget = plan(&config, weights, GIB, None, &load(&engine)).unwrap();
+        let failure = check(&config, &budget, None, &load(&engine), free(50 * GIB)).unwrap_err();
+        assert!(failure.what.contains("weights 2.3 GiB + a matrix before it is packed 100 GiB = 102 GiB"), "{failure}");
         assert_eq!(failure.hint, "choose a smaller model");
     }
 
     #[test]
-    fn the_default_is_a_quarter() {
-        assert_eq!(default_kv(Some(20 * GIB + 4 * MIB + 5)), 5 * GIB + MIB);
-        assert_eq!(default_kv(Some(0)), MIB);
+    fn the_default_is_a_quarter_or_what_is_left() {
+        let (config, weights) = llama();
+        let engine = engine();
+        let default = |bytes| default_kv(&config, weights, None, &load(&engine), Some(free(bytes)));
+        assert_eq!(default(20 * GIB + 4 * MIB + 5), 5 * GIB + MIB);
+        assert_eq!(default(0), MIB);
+        let tight = default(3 * GIB);
+        assert!(tight < 3 * GIB / 4 && tight > 100 * MIB, "{tight}");
+        let budget = planned(tight, None).unwrap();
+        assert_eq!(check(&config, &budget, None, &load(&engine), free(3 * GIB)), Ok(()));
+        assert_eq!(default_kv(&config, weights, None, &load(&engine), None), GIB);
     }
 }

@@ -44,9 +44,9 @@ impl Page<'_> {
             let _ = writeln!(out, "  {name:<9} {text}");
         };
         let millions = self.parameters as f64 / 1e6;
-        line("model", format!("{}, {millions:.1} M parameters in bf16, {}", self.model, human(budget.weights)));
+        line("model", format!("{}, {millions:.1} M parameters in bf16, {}", self.model, human(budget.weights.bytes)));
         if self.embedded {
-            line("", "compiled into the binary, to try things out; for a real model: kvist serve DIRECTORY".into());
+            line("", "compiled into the binary, to try things out; for a real model: kvist serve MODEL".into());
         }
         line("machine", format!("{}, {}", self.isa, count(self.threads, "thread")));
         line(
@@ -91,12 +91,15 @@ impl Page<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Weights;
 
     fn page(address: &str, keys: bool, limit: Limit) -> String {
         let budget = Budget {
-            weights: 3 << 30,
+            weights: Weights { bytes: 3 << 30, loading: 0 },
             kv: 1 << 30,
             buffers: 0,
+            replies: 0,
+            connections: 0,
             chunks: 512,
             token_bytes: 32 << 10,
             context: 8192,
@@ -124,7 +127,7 @@ mod tests {
         let text = page("127.0.0.1:8080", false, Limit::Pool);
         for part in [
             "Some-Model, 1235.8 M parameters in bf16, 3.0 GiB",
-            "kvist serve DIRECTORY",
+            "kvist serve MODEL",
             "avx2, 1 thread\n",
             "1.0 GiB: 32,768 tokens at 32.0 KiB a token, 3 conversations at full context",
             "8,192 tokens of the model's 131,072: --kv-ram holds no more",

@@ -16,7 +16,7 @@ const EMBEDDED_MAX_TOKENS: u32 = 256;
 
 pub fn run(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
     let engine = load::single_config(&settings);
-    let plan = load::plan(&mut settings, engine)?;
+    let plan = load::plan(&mut settings, engine, chat::REPLY_BYTES as u64, 0)?;
     if matches.get_flag("print-config") {
         return say(&settings.print());
     }
@@ -55,7 +55,7 @@ pub fn run(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
     let threads = count(plan.threads, "thread");
     complain(&format!("{}, {} with {threads}, context of {context} tokens", plan.chosen.name, plan.isa));
     if plan.chosen.is_embedded() {
-        complain("This is the small model compiled into the binary; for a real one: kvist run DIRECTORY");
+        complain("This is the small model compiled into the binary; for a real one: kvist run MODEL");
         let most = max_tokens.unwrap_or(EMBEDDED_MAX_TOKENS);
         complain(&format!("Its answers end after {most} tokens at most; --max-tokens changes that."));
     }

@@ -32,14 +32,16 @@ const BODY_BYTES_PER_TOKEN: u64 = 16;
 pub fn run(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
     let started = Instant::now();
     let engine = load::engine_config(&settings)?;
-    let plan = load::plan(&mut settings, engine)?;
+    let connections = connections(settings.count(&MAX_CONNECTIONS), machine::open_files());
+    let replies = settings.count(&REPLY_RAM) as u64;
+    let plan = load::plan(&mut settings, engine, replies, connections)?;
     let body = LEAST_BODY.max(BODY_BYTES_PER_TOKEN * plan.budget.context as u64);
     settings.fill(&MAX_BODY, Value::Size(body));
     settings.fill(&SERVED_MODEL_NAME, Value::Text(plan.chosen.name.clone()));
     if matches.get_flag("print-config") {
         return say(&settings.print());
     }
-    let config = server_config(&settings)?;
+    let config = server_config(&settings, connections)?;
     refuse_strangers(&settings, config.keys.is_some())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -129,7 +131,7 @@ fn load(settings: &Settings, plan: Plan) -> Result<Loaded> {
     Ok(Loaded { driver, text, info, plan, public: (!prompts.is_empty()).then_some(public) })
 }
 
-fn server_config(settings: &Settings) -> Result<ServerConfig> {
+fn server_config(settings: &Settings, max_connections: usize) -> Result<ServerConfig> {
     let keys = settings.text(&API_KEY_FILE).map(|file| Keys::from_file(Path::new(file)));
     let seconds = |key| Duration::from_secs(settings.count(key) as u64);
     Ok(ServerConfig {
@@ -140,7 +142,7 @@ fn server_config(settings: &Settings) -> Result<ServerConfig> {
         strict_model: settings.flag(&STRICT_MODEL),
         max_body: settings.count(&MAX_BODY),
         max_n: u32::try_from(settings.count(&MAX_N)).unwrap_or(u32::MAX),
-        max_connections: connections(settings.count(&MAX_CONNECTIONS), machine::open_files()),
+        max_connections,
         reply_bytes: settings.count(&REPLY_RAM),
         idle_timeout: seconds(&IDLE_TIMEOUT),
         header_timeout: seconds(&HEADER_TIMEOUT),
@@ -173,11 +175,16 @@ fn metrics_key(settings: &Settings) -> Result<Option<String>> {
 }
 
 /// Files of the program's own: model, terminal, listener, event queues.
-const OWN_FILES: u64 = 64;
+pub const OWN_FILES: u64 = 64;
+
+/// Connections that a limit of open files leaves room for.
+pub fn connections_of(files: u64) -> u64 {
+    files.saturating_sub(OWN_FILES).max(1)
+}
 
 /// Connections that may be open, of those asked for: each takes a file.
 fn connections(asked: usize, files: Option<u64>) -> usize {
-    let most = files.map_or(usize::MAX, |files| files.saturating_sub(OWN_FILES).max(1) as usize);
+    let most = files.map_or(usize::MAX, |files| connections_of(files) as usize);
     if most < asked {
         complain(&format!(
             "warning: --max-connections {asked} is cut to {most}: the limit of open files less {OWN_FILES}; raise it \
@@ -297,7 +304,7 @@ mod tests {
     fn a_missing_key_file_is_told_with_its_hint() {
         let mut settings = settings(&[("api-key-file", "/nowhere/keys")]);
         settings.fill(&MAX_BODY, Value::Size(1));
-        let Err(failure) = server_config(&settings) else { panic!("there are no keys") };
+        let Err(failure) = server_config(&settings, 1) else { panic!("there are no keys") };
         assert!(failure.what.contains("/nowhere/keys") && failure.hint.contains("`name key`"), "{failure}");
         assert!(!failure.what.contains("hint"), "{failure}");
     }

@@ -7,9 +7,9 @@ use kvist_kernels::{AttnPlan, AttnShape, Isa, KvPool, Pool, Queries, attend, bf1
 use serde_json::{Value, json};
 
 use super::figures::{Random, interleaved, median};
-use super::limits::{Limits, Probe};
 use super::trees::{Case, Planned};
 use crate::failure::{Failure, Result};
+use crate::limits::{Limits, Probe};
 use crate::progress::Progress;
 
 /// Keys and values of all layers together take this much at least, so that they come from memory and not from a

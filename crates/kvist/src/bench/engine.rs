@@ -4,9 +4,9 @@ use kvist_base::TokenId;
 use kvist_model::Config;
 use serde_json::{Value, json};
 
-use super::limits::{Limits, Probe};
 use super::workload::{Decoded, Single, Workload};
 use crate::failure::Result;
+use crate::limits::{Limits, Probe};
 use crate::progress::Progress;
 
 pub struct Options {

@@ -3,7 +3,6 @@
 mod attention;
 mod engine;
 mod figures;
-mod limits;
 mod trees;
 mod workload;
 
@@ -16,8 +15,9 @@ use serde_json::{Value, json};
 
 use crate::driver::Driver;
 use crate::failure::{Failure, Result};
+use crate::limits::{Limits, Probe};
 use crate::{load, machine, model, say};
-use limits::{Limits, Probe};
+pub use figures::median;
 
 pub fn run(matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
@@ -66,8 +66,8 @@ fn bench_engine(matches: &ArgMatches) -> Result<()> {
     let batch = engine::BATCHES.into_iter().max().unwrap_or(1);
     let chunks = workload::chunks_for(batch, options.batch_prompt).max(workload::chunks_for(1, options.prefill));
     let kv = u64::from(chunks) * chosen.config.kv_layout().bytes as u64;
-    let needed = chosen.config.parameters() * 2 + kv;
-    if machine::free_memory().is_some_and(|free| needed > free) {
+    let needed = chosen.weights().bytes + kv;
+    if machine::free_memory().is_some_and(|free| needed > free.bytes) {
         let what = format!("not enough memory: {} are needed", crate::size::human(needed));
         return Err(Failure::new(what, "choose a smaller --shape or shorter prompts"));
     }

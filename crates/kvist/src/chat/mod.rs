@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::complain;
 use crate::failure::{Failure, Result};
 use command::Command;
-pub use session::{Options, Session};
+pub use session::{Options, REPLY_BYTES, Session};
 
 const HELP: &str = "\
 /stats         what the last turn and the conversation took

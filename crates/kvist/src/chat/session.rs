@@ -12,7 +12,8 @@ use crate::driver::Driver;
 use crate::failure::{Failure, Result};
 
 const DOMAIN: DomainId = DomainId(1);
-const REPLY_BYTES: usize = 16 << 20;
+/// Bytes of replies that are kept as they were generated.
+pub const REPLY_BYTES: usize = 16 << 20;
 
 pub struct Options {
     pub sampling: Sampling,
@@ -201,7 +202,7 @@ mod tests {
         let layers = Layers { flags: &|key| flag(key.name), environment: &|_| None, file: None };
         let mut settings = Settings::resolve(true, &layers).unwrap();
         let engine = load::single_config(&settings);
-        let plan = load::plan(&mut settings, engine).unwrap();
+        let plan = load::plan(&mut settings, engine, 0, 0).unwrap();
         let shown = |eos: Vec<TokenId>| {
             let text = model::choose(None).unwrap().text().unwrap();
             let sampling = Sampling::GREEDY;

@@ -3,8 +3,8 @@
 
 use Fallback::{Found, Is};
 
-use super::distance;
 use super::value::{Kind, Value, anything, origin};
+use crate::nearest::distance;
 
 #[derive(Debug)]
 pub struct Key {

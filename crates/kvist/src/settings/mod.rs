@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Failure, Result};
+use crate::nearest;
 use keys::{Fallback, Key};
 pub use value::{Kind, Value};
 
@@ -69,6 +70,11 @@ impl Settings {
 
     fn entry(&self, key: &'static Key) -> &(&'static Key, Option<Value>, Origin) {
         self.entries.iter().find(|(k, ..)| std::ptr::eq(*k, key)).expect("a setting of this command")
+    }
+
+    /// Where a value comes from.
+    pub fn origin(&self, key: &'static Key) -> &Origin {
+        &self.entry(key).2
     }
 
     /// Puts in what was found out for a setting that nobody gave.
@@ -160,29 +166,12 @@ fn read_file(path: &Path) -> Result<toml::Table> {
     })?;
     // One file may serve all commands, so a key is known if any command has it.
     if let Some(unknown) = table.keys().find(|name| !keys::ALL.iter().any(|key| key.name == *name)) {
-        let nearest = keys::ALL.iter().map(|key| key.name).min_by_key(|name| distance(name, unknown));
-        let hint = nearest.filter(|name| distance(name, unknown) <= 3);
+        let meant = nearest::of(unknown, keys::ALL.iter().map(|key| key.name), 3);
         let hint =
-            hint.map_or("`kvist serve --print-config` lists all".into(), |name| format!("did you mean {name:?}?"));
+            meant.map_or("`kvist serve --print-config` lists all".into(), |name| format!("did you mean {name:?}?"));
         return Err(Failure::usage(format!("{}: no setting named {unknown:?}", path.display()), hint));
     }
     Ok(table)
-}
-
-/// Levenshtein distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

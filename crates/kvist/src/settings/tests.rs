@@ -17,12 +17,6 @@ impl Drop for TempFile {
     }
 }
 
-impl Settings {
-    fn origin(&self, key: &'static Key) -> &Origin {
-        &self.entry(key).2
-    }
-}
-
 fn resolve(flags: &[(&str, &str)], environment: &[(&str, &str)], file: Option<&Path>) -> Result<Settings> {
     let pick = |list: &[(&str, &str)], name: &str| -> Option<Vec<String>> {
         let all: Vec<String> = list.iter().filter(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()).collect();

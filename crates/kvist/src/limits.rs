@@ -3,7 +3,8 @@
 use kvist_kernels::{Isa, Pool, probe};
 use serde_json::{Value, json};
 
-use super::figures::median;
+use crate::bench::median;
+use crate::machine;
 use crate::size::count;
 
 const ROUNDS: usize = 25;
@@ -70,6 +71,11 @@ impl Probe {
 }
 
 impl Limits {
+    /// Bytes that measuring with so many threads takes for a moment.
+    pub fn bytes(threads: usize) -> u64 {
+        threads as u64 * (64 << 20)
+    }
+
     /// The share of what the machine can do that it had for this run.
     pub fn check(&self) -> f64 {
         self.per_cycle.min(self.steadiness)
@@ -116,7 +122,7 @@ impl Limits {
 
     pub fn json(&self) -> Value {
         json!({
-            "cpu": cpu_name(),
+            "cpu": machine::cpu(),
             "isa": self.isa.to_string(),
             "threads": self.threads,
             "read_gb_per_second": self.bandwidth,
@@ -134,12 +140,6 @@ impl Limits {
     pub fn unknown(isa: Isa, threads: usize) -> Limits {
         Limits { isa, threads, bandwidth: 1.0, peak: 1.0, clock_ghz: 1.0, per_cycle: 1.0, steadiness: 1.0 }
     }
-}
-
-fn cpu_name() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("model name"))?;
-    Some(line.trim_start_matches([' ', '\t', ':']).to_owned())
 }
 
 #[cfg(test)]
