@@ -36,9 +36,9 @@ fn main() -> ExitCode {
         Ok(matches) => matches,
         Err((text, code)) => {
             if code == 0 {
-                return finish(say(&text.to_string()));
+                return finish(say(&text));
             }
-            complain(text.to_string().trim_end());
+            complain(text.trim_end());
             return ExitCode::from(code);
         }
     };

@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use crate::size::human;
 
-/// Work shorter than this shows nothing.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Work shorter than this shows nothing: on a terminal, and elsewhere, where each line stays.
+const PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 /// Time between two updates.
-const PERIOD: Duration = Duration::from_millis(100);
+const PERIOD: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
 const WIDTH: usize = 30;
 
-/// Draws on standard error if that is a terminal.
+/// Tells on standard error: a line that is drawn anew on a terminal, a new line every few seconds elsewhere.
 pub struct Progress {
     label: String,
-    shows: bool,
+    terminal: bool,
     started: Instant,
     /// When it was last drawn.
     drawn: Cell<Option<Instant>>,
@@ -23,29 +23,35 @@ pub struct Progress {
 
 impl Progress {
     pub fn new(label: impl Into<String>) -> Self {
-        let shows = stderr().is_terminal();
-        Progress { label: label.into(), shows, started: Instant::now(), drawn: Cell::new(None) }
+        let terminal = stderr().is_terminal();
+        Progress { label: label.into(), terminal, started: Instant::now(), drawn: Cell::new(None) }
     }
 
     /// `done` of `total` bytes are there.
     pub fn bytes(&self, done: u64, total: u64) {
         let elapsed = self.started.elapsed();
-        self.draw(|label| bar(label, done, total, elapsed));
+        self.draw(
+            |label| if self.terminal { bar(label, done, total, elapsed) } else { line(label, done, total, elapsed) },
+        );
     }
 
-    /// Says what is going on.
+    /// Says what is going on; on a terminal only.
     pub fn note(&self, what: &str) {
-        self.draw(|label| format!("{label} {what}"));
+        if self.terminal {
+            self.draw(|label| format!("{label} {what}"));
+        }
     }
 
-    fn draw(&self, line: impl Fn(&str) -> String) {
+    fn draw(&self, text: impl Fn(&str) -> String) {
+        let kind = usize::from(!self.terminal);
         let last = self.drawn.get();
-        if !self.shows || self.started.elapsed() < PATIENCE || last.is_some_and(|at| at.elapsed() < PERIOD) {
+        if self.started.elapsed() < PATIENCE[kind] || last.is_some_and(|at| at.elapsed() < PERIOD[kind]) {
             return;
         }
         self.drawn.set(Some(Instant::now()));
+        let text = text(&self.label);
         // Progress that cannot be shown is no reason to stop.
-        let _ = write!(stderr(), "\r\x1b[K{}", line(&self.label));
+        let _ = if self.terminal { write!(stderr(), "\r\x1b[K{text}") } else { writeln!(stderr(), "{text}") };
         let _ = stderr().flush();
     }
 }
@@ -53,7 +59,7 @@ impl Progress {
 /// The line goes away with the work.
 impl Drop for Progress {
     fn drop(&mut self) {
-        if self.drawn.get().is_some() {
+        if self.terminal && self.drawn.get().is_some() {
             let _ = write!(stderr(), "\r\x1b[K");
         }
     }
@@ -62,16 +68,14 @@ impl Drop for Progress {
 fn bar(label: &str, done: u64, total: u64, elapsed: Duration) -> String {
     let part = if total == 0 { 1.0 } else { done.min(total) as f64 / total as f64 };
     let full = (part * WIDTH as f64) as usize;
+    let bar = format!("{label} [{}{}]", "#".repeat(full), ".".repeat(WIDTH - full));
+    line(&bar, done, total, elapsed)
+}
+
+fn line(label: &str, done: u64, total: u64, elapsed: Duration) -> String {
     let rate = done as f64 / elapsed.as_secs_f64().max(1e-3);
     let left = if rate > 0.0 { total.saturating_sub(done) as f64 / rate } else { 0.0 };
-    format!(
-        "{label} [{}{}] {} of {}, {}/s, {left:.0} s left",
-        "#".repeat(full),
-        ".".repeat(WIDTH - full),
-        human(done),
-        human(total),
-        human(rate as u64),
-    )
+    format!("{label} {} of {}, {}/s, {left:.0} s left", human(done), human(total), human(rate as u64))
 }
 
 #[cfg(test)]
@@ -80,8 +84,9 @@ mod tests {
 
     #[test]
     fn the_bar_says_how_far_and_how_long() {
-        let line = bar("loading", 1 << 30, 4 << 30, Duration::from_secs(2));
-        assert_eq!(line, "loading [#######.......................] 1.0 GiB of 4.0 GiB, 512 MiB/s, 6 s left");
+        let drawn = bar("loading", 1 << 30, 4 << 30, Duration::from_secs(2));
+        assert_eq!(drawn, "loading [#######.......................] 1.0 GiB of 4.0 GiB, 512 MiB/s, 6 s left");
+        assert_eq!(line("x", 1 << 30, 4 << 30, Duration::from_secs(2)), "x 1.0 GiB of 4.0 GiB, 512 MiB/s, 6 s left");
         assert!(bar("x", 0, 0, Duration::ZERO).contains("0 B of 0 B"));
         assert!(bar("x", 9, 3, Duration::from_secs(1)).contains(&"#".repeat(WIDTH)));
     }

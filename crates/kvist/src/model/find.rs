@@ -186,7 +186,7 @@ fn short(commit: &str) -> String {
 /// The model is not in the cache: what is, and what may have been meant.
 fn absent(id: &Id, cache: &Cache) -> Failure {
     let what =
-        format!("{id}: there is no such directory, and {} is not in the local cache {}", id.repo, cache.root.display());
+        format!("{} is not in the local cache {}, and there is no directory {id}", id.repo, cache.root.display());
     let offline = "kvist works offline and fetches nothing";
     let repos = match cache.repos() {
         Ok(repos) => repos,

@@ -74,7 +74,7 @@ pub static MODEL: Key = key(
     "MODEL",
     Kind::Text,
     Found("the small model compiled into the binary"),
-    "Directory of a model in Hugging Face form",
+    "Directory, .gguf file, or id in the local Hugging Face cache (org/name)",
 )
 .also_in_run();
 pub static HOST: Key =
@@ -207,9 +207,14 @@ pub static METRICS_KEY: Key = key(
 .under(ACCESS);
 pub static STRICT_MODEL: Key =
     key("strict-model", "", Kind::Flag, Is("false"), "Answer 404 to requests that name another model").under(ACCESS);
-pub static SERVED_MODEL_NAME: Key =
-    key("served-model-name", "NAME", Kind::Text, Found("the directory's name"), "Model id that clients see")
-        .under(ACCESS);
+pub static SERVED_MODEL_NAME: Key = key(
+    "served-model-name",
+    "NAME",
+    Kind::Text,
+    Found("the model's id, directory or file"),
+    "Model id that clients see",
+)
+.under(ACCESS);
 pub static PUBLIC_PROMPT: Key = key(
     "public-prompt",
     "FILE",

@@ -1,9 +1,11 @@
 //! The command line: what clap is told, and what it gives back.
 
+mod hints;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValuesParser, StyledStr};
+use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint, value_parser};
 
 use crate::complain;
@@ -13,16 +15,21 @@ use crate::settings::{Kind, Layers, Settings};
 
 const ROOT_EXAMPLES: &str = "\
 Examples:
-  kvist serve                          serve the small model compiled into the binary
-  kvist serve ~/models/Qwen3-0.6B      serve a model from a Hugging Face directory
-  kvist run ~/models/Qwen3-0.6B        chat with it in the terminal";
+  kvist serve                        serve the small model compiled into the binary
+  kvist doctor                       what this machine can do, and which models are there
+  kvist serve Qwen/Qwen3-0.6B        serve a model from the local Hugging Face cache
+  kvist run ~/models/Qwen3-0.6B      chat with a model in a directory";
 
 const SERVE_EXAMPLES: &str = "\
 Every setting can also be given in the environment (KVIST_MAX_BATCH=32) and in the file of --config (max-batch = 32).
 A flag wins over the environment, the environment over the file. KVIST_CONFIG names the file where --config does not.
 
+MODEL is a directory in Hugging Face form, a .gguf file, or an id in the local Hugging Face cache: org/name,
+org/name@revision, org/name:Q4_K_M for one of several GGUF files. Nothing is downloaded.
+
 Examples:
   kvist serve
+  kvist serve Qwen/Qwen3-0.6B
   kvist serve ~/models/Qwen3-0.6B --port 9000 --kv-ram 8GiB
   kvist serve ~/models/Qwen3-0.6B --host 0.0.0.0 --api-key-file keys.txt
   kvist serve --port 9000 --print-config > kvist.toml";
@@ -67,7 +74,6 @@ pub fn command() -> Command {
         .after_help(ROOT_EXAMPLES)
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .disable_help_subcommand(true)
         .max_term_width(110)
         .subcommand(
             Command::new("serve")
@@ -98,10 +104,15 @@ pub fn command() -> Command {
 }
 
 /// Parses the command line; help, version and errors of clap end here, as what to print and the exit code.
-pub fn parse(args: impl IntoIterator<Item = OsString>) -> std::result::Result<ArgMatches, (StyledStr, u8)> {
-    command().try_get_matches_from(args).map_err(|error| {
-        let code = if error.use_stderr() { 2 } else { 0 };
-        (error.render(), code)
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> std::result::Result<ArgMatches, (String, u8)> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    command().try_get_matches_from(&args).map_err(|error| {
+        let text = error.render().to_string();
+        if !error.use_stderr() {
+            return (text, 0);
+        }
+        let args: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        (hints::restyle(&text, &args), 2)
     })
 }
 
@@ -144,7 +155,7 @@ fn setting_arg(key: &'static Key) -> Arg {
     let arg = Arg::new(key.name).help(format!("{}{default}", key.help));
     let arg = if key.heading.is_empty() { arg } else { arg.help_heading(key.heading) };
     if key.name == MODEL.name {
-        return arg.value_name(key.placeholder).value_hint(ValueHint::DirPath);
+        return arg.value_name(key.placeholder).value_hint(ValueHint::AnyPath);
     }
     let arg = arg.long(key.name);
     match key.kind {
@@ -282,8 +293,7 @@ mod tests {
 
     fn error(args: &[&str]) -> (String, u8) {
         let args = std::iter::once("kvist").chain(args.iter().copied()).map(OsString::from);
-        let (text, code) = parse(args).expect_err("it must not parse");
-        (text.to_string(), code)
+        parse(args).expect_err("it must not parse")
     }
 
     #[test]
@@ -302,10 +312,18 @@ mod tests {
             (&["run", "--temperature", "-1"], "it is not a number from 0 to 100"),
             (&["run", "--temperature", "nan"], "it is not a number from 0 to 100"),
             (&["run", "--seed", "9223372036854775808"], "9223372036854775807"),
+            (&["serve", "--model", "x"], "hint: the model is an argument without a flag: kvist serve MODEL"),
+            (&["serve", "-c", "4096"], "hint: here it is --ctx"),
+            (&["serve", "--api-key", "x"], "hint: keys come from a file"),
+            (&["serve", "a", "b"], "hint: `kvist serve --help` lists what there is"),
+            (&["bench", "engine", "--seconds"], "hint: `kvist bench engine --help` lists"),
+            (&["doktor"], "hint: a similar subcommand exists: 'doctor'"),
+            (&["version"], "hint: `kvist --help` lists"),
         ] {
             let (text, code) = error(args);
             assert_eq!(code, 2);
             assert!(text.starts_with("error: ") && text.contains(expected), "{text}");
+            assert!(text.contains("\nhint: ") && !text.contains("tip:"), "{text}");
         }
     }
 
