@@ -68,8 +68,9 @@ impl Cache {
     pub fn repos(&self) -> io::Result<Vec<Repo>> {
         let mut repos = Vec::new();
         for name in names(&self.root)? {
-            if let Some(id) = Id::of_directory(&name) {
-                repos.push(Repo::open(id, self.root.join(name)));
+            let dir = self.root.join(&name);
+            if let Some(id) = Id::of_directory(&name).filter(|_| dir.is_dir()) {
+                repos.push(Repo::open(id, dir));
             }
         }
         repos.sort_by(|a, b| a.id.cmp(&b.id));

@@ -14,7 +14,8 @@ pub fn kvist(args: &[&str]) -> Command {
     std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KVIST_")).for_each(|(name, _)| {
         command.env_remove(name);
     });
-    command.args(args);
+    // Nobody's own models.
+    command.env("HF_HUB_CACHE", "/nowhere/hub").args(args);
     command
 }
 
@@ -30,7 +31,7 @@ pub fn piped(args: &[&str], input: &str) -> (String, String, Option<i32>) {
     texts(child.wait_with_output().unwrap())
 }
 
-fn texts(output: Output) -> (String, String, Option<i32>) {
+pub fn texts(output: Output) -> (String, String, Option<i32>) {
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (text(output.stdout), text(output.stderr), output.status.code())
 }

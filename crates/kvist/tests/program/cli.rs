@@ -34,8 +34,24 @@ fn errors_have_a_hint_and_exit_codes() {
     for (args, code, parts) in [
         (&["serve", "--prot", "1"][..], 2, &["error: unexpected argument '--prot'", "--port"][..]),
         (&["serve", "--port", "many"], 2, &["error: --port: \"many\"", "hint: "]),
-        (&["serve", "model.gguf"], 2, &["error: model.gguf: GGUF", "hint: "]),
-        (&["serve", "some-org/some-model"], 2, &["error: ", "hint: `hf download some-org/some-model"]),
+        (&["serve", "model.gguf"], 2, &["error: model.gguf: there is no such file", "hint: "]),
+        (
+            &["serve", "some-org/some-model"],
+            2,
+            &["not in the local cache", "offline", "`hf download some-org/some-model`"],
+        ),
+        (&["serve", "~/model"], 2, &["error: ~/model: there is no such directory", "hint: only a shell"]),
+        (
+            &["serve", "./nowhere"],
+            2,
+            &["error: ./nowhere: there is no such directory or file", "hint: name a directory"],
+        ),
+        (
+            &["serve", "/dev/null"],
+            2,
+            &["error: /dev/null: there is no such directory or file", "hint: name a directory"],
+        ),
+        (&["serve", "Cargo.toml"], 2, &["error: Cargo.toml is a file, and no .gguf", "hint: name a directory"]),
         (&["run", "--ctx", "100000"], 2, &["error: --ctx 100000: the model was made for 4096", "hint: choose 4096"]),
         (&["run", "--kv-ram", "10"], 2, &["error: --kv-ram 10 holds no context", "hint: --kv-ram 1MiB"]),
         (&["bench", "engine", "--shape", "huge"], 2, &["error: invalid value 'huge'", "llama-3.2-1b"]),

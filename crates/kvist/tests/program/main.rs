@@ -3,5 +3,9 @@
 
 mod child;
 mod cli;
+mod doctor;
+mod hub;
+mod memory;
 mod readme;
 mod serve;
+mod temp;

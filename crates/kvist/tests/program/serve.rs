@@ -141,7 +141,15 @@ fn a_port_in_use_is_explained() {
 fn memory_that_is_not_there_is_refused_with_the_arithmetic() {
     let (_, errors, code) = output(&["serve", "--kv-ram", "1000TiB"]);
     assert_eq!(code, Some(1));
-    for part in ["error: not enough memory: weights ", " + KV cache ", " + buffers ", " are free", "hint: --kv-ram "] {
+    for part in [
+        "error: not enough memory: weights ",
+        " + KV cache ",
+        " + step buffers ",
+        " + replies ",
+        " + connections ",
+        " are free",
+        "hint: --kv-ram ",
+    ] {
         assert!(errors.contains(part), "{part:?} in {errors}");
     }
 }
