@@ -4,7 +4,6 @@ mod common;
 
 use std::path::Path;
 
-use common::Rng;
 use kvist_kernels::{PackedQuant, Pool, QuantError, QuantKind, reference};
 
 fn fixture(name: &str) -> Vec<u8> {
