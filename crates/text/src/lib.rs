@@ -8,6 +8,8 @@
 mod decoder;
 mod detokenizer;
 mod error;
+mod file;
+mod gguf;
 mod json;
 mod messages;
 mod reply;
@@ -18,6 +20,7 @@ mod tokenizer;
 
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
+pub use gguf::GgufVocab;
 pub use reply::{Prompt, PromptKey, ReplyStats, ReplyTable, splice};
 pub use stop::{StopMatcher, Stopped};
 pub use template::{ChatInput, ChatTemplate};

@@ -2,10 +2,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kvist_base::TokenId;
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::decoder::{Decoder, Lead};
+use crate::file::File;
 use crate::{Detokenizer, TextError};
 
 /// A `tokenizer.json` (Hugging Face `tokenizers` format). Cheap to clone; all clones share one vocabulary.
@@ -24,15 +24,13 @@ struct Inner {
     adds_prefix: bool,
 }
 
-/// What is read here of a `tokenizer.json`. The vocabulary is skipped: as a tree of JSON values it takes many times the
-/// file's size.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Sections {
-    decoder: Option<Value>,
-    normalizer: Value,
-    pre_tokenizer: Value,
-    post_processor: Value,
+/// A BPE model and what surrounds it: the sections of a `tokenizer.json` by their names there, null where there is none.
+pub(crate) struct Parts {
+    pub model: tokenizers::models::bpe::BPE,
+    pub normalizer: Value,
+    pub pre_tokenizer: Value,
+    pub post_processor: Value,
+    pub decoder: Value,
 }
 
 impl Tokenizer {
@@ -41,24 +39,42 @@ impl Tokenizer {
         Self::from_bytes(&bytes)
     }
 
+    /// Highest number of ids. Ids may have gaps but a table of four thousand million entries is no vocabulary.
+    pub(crate) const MAX_SIZE: usize = 1 << 22;
+
     /// Parses the contents of a `tokenizer.json`. Its truncation and padding are switched off.
     pub fn from_bytes(json: &[u8]) -> Result<Self, TextError> {
-        let refuse = |what: String| TextError::Tokenizer(what);
-        let file: Sections = serde_json::from_slice(json).map_err(|e| refuse(e.to_string()))?;
-        let (decoder, lead) = Decoder::parse(file.decoder.as_ref()).map_err(refuse)?;
-        let adds_prefix = adds_prefix(&file.normalizer) || adds_prefix(&file.pre_tokenizer);
-        if let Some(name) = unknown_special(&file.post_processor) {
-            return Err(refuse(format!("the post-processor adds {name}, which it does not define")));
-        }
-        drop(file);
-
-        let mut hf = tokenizers::Tokenizer::from_bytes(json).map_err(|e| refuse(e.to_string()))?;
-        hf.with_truncation(None).map_err(|e| refuse(e.to_string()))?;
+        let file = File::parse(json)?;
+        let mut hf = tokenizers::Tokenizer::from_bytes(json).map_err(refuse)?;
+        hf.with_truncation(None).map_err(refuse)?;
         hf.with_padding(None);
+        Self::new(hf, &file.normalizer, &file.pre_tokenizer, &file.decoder)
+    }
 
+    /// From a model and the sections that a `tokenizer.json` would have beside it.
+    pub(crate) fn from_parts(
+        parts: Parts,
+        added: impl Iterator<Item = tokenizers::AddedToken>,
+    ) -> Result<Self, TextError> {
+        let mut hf = tokenizers::Tokenizer::new(parts.model);
+        hf.with_normalizer(section::<tokenizers::NormalizerWrapper>(&parts.normalizer)?).map_err(refuse)?;
+        hf.with_pre_tokenizer(section::<tokenizers::PreTokenizerWrapper>(&parts.pre_tokenizer)?);
+        hf.with_post_processor(section::<tokenizers::PostProcessorWrapper>(&parts.post_processor)?);
+        hf.with_decoder(section::<tokenizers::DecoderWrapper>(&parts.decoder)?);
+        hf.add_tokens(added).map_err(refuse)?;
+        Self::new(hf, &parts.normalizer, &parts.pre_tokenizer, &parts.decoder)
+    }
+
+    fn new(
+        hf: tokenizers::Tokenizer,
+        normalizer: &Value,
+        pre_tokenizer: &Value,
+        decoder: &Value,
+    ) -> Result<Self, TextError> {
+        let (decoder, lead) = Decoder::parse(Some(decoder)).map_err(refuse)?;
+        let adds_prefix = adds_prefix(normalizer) || adds_prefix(pre_tokenizer);
         let size = hf.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        // Ids may have gaps, but a table of four thousand million entries is no vocabulary.
-        if size > 1 << 22 {
+        if size > Self::MAX_SIZE {
             return Err(refuse(format!("token id {} is out of range", size - 1)));
         }
         let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(size));
@@ -163,15 +179,18 @@ impl Tokenizer {
         self.0.hf.id_to_token(id).is_some()
     }
 
-    /// How the vocabulary spells a token (`Ġthe`, `▁the`, `<0x0A>`).
-    pub fn piece(&self, id: TokenId) -> Option<String> {
-        self.0.hf.id_to_token(id)
-    }
-
     /// Id of the token spelt exactly `token` in the vocabulary.
     pub fn id_of(&self, token: &str) -> Option<TokenId> {
         self.0.hf.token_to_id(token)
     }
+}
+
+fn refuse(what: impl ToString) -> TextError {
+    TextError::Tokenizer(what.to_string())
+}
+
+fn section<T: serde::de::DeserializeOwned>(value: &Value) -> Result<Option<T>, TextError> {
+    serde_json::from_value(value.clone()).map_err(refuse)
 }
 
 /// Whether a normalizer or pre-tokenizer section puts a space before a text.
@@ -187,12 +206,4 @@ fn adds_prefix(section: &Value) -> bool {
         },
         _ => false,
     }
-}
-
-/// A token that a template of the post-processor names without an entry in its table: the library would panic on it.
-fn unknown_special(section: &Value) -> Option<String> {
-    let nested = section["processors"].as_array().into_iter().flatten().find_map(unknown_special);
-    let steps = ["single", "pair"].into_iter().filter_map(|key| section[key].as_array()).flatten();
-    let mut names = steps.filter_map(|step| step["SpecialToken"]["id"].as_str());
-    nested.or_else(|| names.find(|name| section["special_tokens"].get(name).is_none()).map(str::to_owned))
 }
