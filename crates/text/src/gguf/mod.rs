@@ -35,7 +35,8 @@ const END_OF_TURN: [&str; 9] = [
 ];
 
 /// What `tokenizer.ggml.*` and `tokenizer.chat_template*` say.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct GgufVocab {
     /// `general.architecture`; only `phi3` matters here, whose special tokens swallow the space after them.
     pub architecture: String,
@@ -280,7 +281,7 @@ fn byte_level(gguf: &GgufVocab, vocab: Vocab) -> Result<Parts, TextError> {
         normalizer: pre.normalizer,
         pre_tokenizer: pre.pre_tokenizer,
         post_processor: gguf.post_processor(gguf.add_bos.unwrap_or(pre.add_bos))?,
-        decoder: json!({ "type": "ByteLevel" }),
+        decoder: json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true }),
     })
 }
 
