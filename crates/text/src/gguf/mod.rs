@@ -109,7 +109,19 @@ impl GgufVocab {
 
     /// Whether the token's text is recognised as a whole before anything else is done.
     fn is_added(&self, index: usize) -> bool {
-        matches!(self.kind(index), kind::UNKNOWN | kind::CONTROL | kind::USER_DEFINED)
+        match self.kind(index) {
+            // Some files mark padding as unknown, too.
+            kind::UNKNOWN => self.unk() == Some(index as TokenId),
+            kind::CONTROL => true,
+            kind::USER_DEFINED => !self.is_space_run(index),
+            _ => false,
+        }
+    }
+
+    /// Gemma's tokens for runs of spaces. As spaces become metaspaces first, runs are found by merges.
+    fn is_space_run(&self, index: usize) -> bool {
+        let text = &self.tokens[index];
+        self.is_spm() && self.kind(index) == kind::USER_DEFINED && text.chars().all(|c| matches!(c, ' ' | '▁'))
     }
 
     fn is_spm(&self) -> bool {
@@ -141,11 +153,15 @@ impl GgufVocab {
         Ok(())
     }
 
-    /// The text by which the tokenizer knows a token. Spaces of user-defined tokens are matched in the text as it
-    /// comes, before they are replaced.
+    /// The text by which the tokenizer knows a token. Added tokens are matched in the text as it comes, before spaces
+    /// are replaced.
     fn spelling(&self, index: usize) -> String {
         let text = &self.tokens[index];
-        if self.is_spm() && self.kind(index) == kind::USER_DEFINED { text.replace('▁', " ") } else { text.clone() }
+        match self.is_spm() && self.kind(index) == kind::USER_DEFINED {
+            true if self.is_space_run(index) => text.replace(' ', "▁"),
+            true => text.replace('▁', " "),
+            false => text.clone(),
+        }
     }
 
     fn vocabulary(&self) -> Result<Vocab, TextError> {
@@ -184,11 +200,11 @@ impl GgufVocab {
     }
 
     fn spm_merges(&self) -> Merges {
-        spm::merges(self.tokens.len() as u32, |id| {
-            let i = id as usize;
-            (self.kind(i) == kind::NORMAL)
-                .then(|| (self.tokens[i].as_str(), self.scores.get(i).copied().unwrap_or(0.0)))
-        })
+        let pieces = (0..self.tokens.len()).filter_map(|i| match self.kind(i) {
+            kind::NORMAL => Some((self.spelling(i), self.scores.get(i).copied().unwrap_or(0.0))),
+            _ => self.is_space_run(i).then(|| (self.spelling(i), f32::INFINITY)),
+        });
+        spm::merges(&pieces.collect::<Vec<_>>())
     }
 
     /// Where a SentencePiece text is given a space.

@@ -3,29 +3,27 @@
 //! SentencePiece has no list of merges: it joins the neighbours whose union has the highest score, the leftmost of
 //! equals. Merges ranked by the score of what they make do the same, as in the converters of `transformers`.
 
-use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-/// Merges for pieces that may be joined; `piece` gives a token's text and score, `None` for tokens that only stand for
-/// themselves (control, user-defined, byte, unused).
+/// Merges for pieces that may be joined, with their scores: not control, user-defined, byte, unused tokens, which only
+/// stand for themselves.
 ///
 /// Of one piece's splits the one with the longest left part comes first. Two of them meet in a text only where they
 /// share their middle (`ab|a|ba`), and there that is the leftmost.
-pub(super) fn merges<'a>(size: u32, piece: impl Fn(u32) -> Option<(&'a str, f32)>) -> Vec<(String, String)> {
-    let pieces: HashMap<&str, ()> = (0..size).filter_map(|id| Some((piece(id)?.0, ()))).collect();
-    let mut found: Vec<(f32, usize, u32, &str, &str)> = Vec::new();
-    for id in 0..size {
-        let Some((text, score)) = piece(id) else { continue };
+pub(super) fn merges(pieces: &[(String, f32)]) -> Vec<(String, String)> {
+    let known: HashSet<&str> = pieces.iter().map(|(text, _)| text.as_str()).collect();
+    let mut found: Vec<(f32, usize, &str, &str)> = Vec::new();
+    for (text, score) in pieces {
         for (at, _) in text.char_indices().skip(1) {
             let (left, right) = text.split_at(at);
-            if pieces.contains_key(left) && pieces.contains_key(right) {
-                found.push((score, at, id, left, right));
+            if known.contains(left) && known.contains(right) {
+                found.push((*score, at, left, right));
             }
         }
     }
-    found.sort_by(|a, b| b.0.total_cmp(&a.0).then(Reverse(a.1).cmp(&Reverse(b.1))).then(a.2.cmp(&b.2)));
+    found.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
     found.into_iter().map(|(.., left, right)| (left.to_owned(), right.to_owned())).collect()
 }
 
