@@ -179,6 +179,11 @@ impl Tokenizer {
         self.0.hf.id_to_token(id).is_some()
     }
 
+    /// How the vocabulary spells a token (`Ġthe`, `▁the`, `<0x0A>`).
+    pub fn piece(&self, id: TokenId) -> Option<String> {
+        self.0.hf.id_to_token(id)
+    }
+
     /// Id of the token spelt exactly `token` in the vocabulary.
     pub fn id_of(&self, token: &str) -> Option<TokenId> {
         self.0.hf.token_to_id(token)
