@@ -102,6 +102,20 @@ class Bench:
     def complete(self, prompt, **options):
         return self.client.completions.create(model="any", prompt=prompt, **{**GREEDY, **options})
 
+    def told(self, **options):
+        """A chat whose tokens are told by id, each with the 20 likeliest ones."""
+        extra = {"ignore_eos": True, "return_token_ids": True, "return_tokens_as_token_ids": True}
+        options["extra_body"] = {**extra, **options.get("extra_body", {})}
+        return self.chat(logprobs=True, top_logprobs=20, **options)
+
+    def post(self, path, body):
+        status, text = self.server.post(path, json.dumps(body))
+        equal((path, status), (path, 200))
+        return json.loads(text)
+
+    def tokenise(self, body):
+        return self.post("/tokenize", body)
+
     def nonce(self):
         """Words that no earlier prompt of this run began with."""
         self.fresh += 1
@@ -320,6 +334,114 @@ def completions_from_text_and_from_token_ids(b):
     equal([choice.text for choice in texts.choices], [answer.choices[0].text] * 2)
     streamed = "".join(chunk.choices[0].text for chunk in b.complete(ids, stream=True))
     equal(streamed, one.choices[0].text)
+
+
+@check
+def lists_of_prompts_are_answered_in_order(b):
+    prompts = ["The `Vec` type", "A `String` is", "fn main() {"]
+    alone = [b.complete(prompt).choices[0].text for prompt in prompts]
+    many = b.complete(prompts, n=2)
+    equal([choice.index for choice in many.choices], list(range(6)))
+    equal([choice.text for choice in many.choices], [text for text in alone for _ in range(2)])
+    ids = [b.tokenise({"prompt": prompt})["tokens"] for prompt in prompts]
+    equal([choice.text for choice in b.complete(ids).choices], alone)
+    streamed = [""] * 3
+    for chunk in b.complete(prompts, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.text
+    equal(streamed, alone)
+
+
+def expected_draws(content, bias, presence, frequency):
+    """Which token of the listed ones must be drawn at each position, from the model's own logprobs."""
+    counts, draws = {}, []
+    for position in content:
+        def adjusted(entry):
+            count = counts.get(entry.token, 0)
+            return entry.logprob + bias.get(entry.token, 0) - frequency * count - presence * (count > 0)
+        draws.append(max([*position.top_logprobs, position], key=adjusted).token)  # it may be none of the likeliest
+        counts[position.token] = counts.get(position.token, 0) + 1
+    return draws
+
+
+@check
+def logit_bias_and_penalties(b):
+    free = b.told().choices[0]
+    common = free.token_ids[0]
+    for bias, presence, frequency in [({}, 1.5, 0), ({}, 0, 1.2), ({}, -2, -2), ({}, 0.7, 0.4), ({common: -5}, 0, 0),
+                                      ({common: 2}, 1, 1)]:
+        choice = b.told(logit_bias={str(token): value for token, value in bias.items()}, presence_penalty=presence,
+                        frequency_penalty=frequency).choices[0]
+        named = {f"token_id:{token}": value for token, value in bias.items()}
+        content = choice.logprobs.content
+        equal([entry.token for entry in content], expected_draws(content, named, presence, frequency))
+        equal([entry.token for entry in content], [f"token_id:{token}" for token in choice.token_ids])
+    equal(set(b.told(logit_bias={str(common): 100}).choices[0].token_ids), {common})
+    assert common not in b.told(logit_bias={str(common): -100}).choices[0].token_ids
+    repeats = lambda choice: len(choice.token_ids) - len(set(choice.token_ids))
+    strict = b.told(extra_body={"repetition_penalty": 1.8}).choices[0]
+    assert repeats(strict) < repeats(b.told(extra_body={"repetition_penalty": 0.6}).choices[0]), strict.token_ids
+    hot = b.told(temperature=2.0, seed=1, extra_body={"min_p": 1.0}).choices[0]
+    equal(hot.token_ids, free.token_ids)
+    for wrong in ({"logit_bias": {"1": 101}}, {"presence_penalty": 3}, {"frequency_penalty": -3}):
+        equal(b.refused(400, b.chat, **wrong)["param"], next(iter(wrong)))
+
+
+@check
+def stop_tokens_and_min_tokens(b):
+    free = b.told().choices[0]
+    stop = free.token_ids[5]
+    n = free.token_ids.index(stop) + 1
+    choice = b.told(extra_body={"stop_token_ids": [stop]}).choices[0]
+    equal((choice.token_ids, choice.finish_reason, choice.stop_reason), (free.token_ids[:n], "stop", stop))
+    choice = b.told(extra_body={"stop_token_ids": [stop], "min_tokens": 20}).choices[0]
+    assert stop not in choice.token_ids[:20] and choice.token_ids[:n - 1] == free.token_ids[:n - 1]
+    text = free.message.content
+    end = text[len(text) // 2:][:4]
+    choice = b.told(stop=end, extra_body={"include_stop_str_in_output": True}).choices[0]
+    equal((choice.message.content, choice.stop_reason), (text[:text.index(end)] + end, end))
+
+
+@check
+def tokens_of_texts_and_messages(b):
+    text = "fn push(&mut self, value: T) // h\u00e4llo"
+    counted = b.tokenise({"prompt": text, "add_special_tokens": False, "return_token_strs": True})
+    equal((counted["count"], len(counted["token_strs"])), (len(counted["tokens"]), len(counted["tokens"])))
+    equal(b.tokenise({"content": text})["tokens"], counted["tokens"])
+    equal(b.post("/detokenize", {"tokens": counted["tokens"]})["prompt"], text)
+    chat = b.told()
+    equal(b.tokenise({"messages": QUESTION})["tokens"], chat.prompt_token_ids)
+    equal(len(chat.prompt_token_ids), chat.usage.prompt_tokens)
+    rendered = b.post("/apply-template", {"messages": QUESTION})["prompt"]
+    assert QUESTION[0]["content"] in rendered
+    equal(b.tokenise({"content": rendered})["tokens"], chat.prompt_token_ids)
+    props = json.loads(b.server.get("/props")[1])
+    equal(props["default_generation_settings"]["n_ctx"], counted["max_model_len"])
+    assert json.loads(b.server.get("/version")[1])["version"]
+
+
+@check
+def logprobs_of_a_prompt_in_both_shapes(b):
+    ids = list(range(400, 430))
+    echoed = b.complete(ids, echo=True, logprobs=2, max_tokens=1).choices[0].logprobs
+    choice = b.complete(ids, max_tokens=1, extra_body={"prompt_logprobs": 2}).choices[0]
+    equal(choice.prompt_logprobs[0], None)
+    equal([entry[str(token)]["logprob"] for entry, token in zip(choice.prompt_logprobs[1:], ids[1:])],
+          echoed.token_logprobs[1:30])
+    chat = b.chat(max_tokens=1, extra_body={"prompt_logprobs": 0})
+    equal(len(chat.prompt_logprobs), chat.usage.prompt_tokens)
+
+
+@check
+def truncation_is_told(b):
+    ids = list(range(300, 360))
+    cut = b.complete(ids, extra_body={"truncate_prompt_tokens": 20, "ignore_eos": True})
+    equal((cut.usage.prompt_tokens, cut.usage.kvist["truncated_prompt_tokens"]), (20, 40))
+    equal(cut.choices[0].text, b.complete(ids[40:]).choices[0].text)
+    raw = b.client.completions.with_raw_response.create(model="any", prompt=ids, max_tokens=1, stream=True,
+                                                        extra_body={"truncate_prompt_tokens": 59})
+    equal(raw.headers["x-kvist-truncated-prompt-tokens"], "1")
+    raw.parse().close()
 
 
 @check

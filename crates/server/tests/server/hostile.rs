@@ -379,6 +379,23 @@ fn damaged_requests_never_get_a_5xx() {
         ),
         (TEXT, json!({"prompt": "text", "max_tokens": 2, "echo": true, "logprobs": 1, "top_p": 0.9})),
         (TEXT, json!({"prompt": [[5, 6], [7]], "max_tokens": 1, "stream_options": {"include_usage": true}})),
+        (
+            TEXT,
+            json!({"prompt": "text", "max_tokens": 3, "min_tokens": 2, "logit_bias": {"5": -100, "7": 3.5}, "min_p": 0.1,
+            "repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": -0.5, "bad_words": ["the", "a b"],
+            "allowed_token_ids": [5, 6, 7, 8], "stop_token_ids": [8, 9]}),
+        ),
+        (
+            CHAT,
+            with_messages(json!({"max_tokens": 2, "truncate_prompt_tokens": 9, "prompt_logprobs": 1, "stop": "x",
+            "return_token_ids": true, "return_tokens_as_token_ids": true, "include_stop_str_in_output": true,
+            "continue_final_message": false, "add_generation_prompt": true, "chat_template_kwargs": {"k": 1}})),
+        ),
+        ("/tokenize", json!({"prompt": "some text", "add_special_tokens": true, "return_token_strs": true})),
+        ("/tokenize", with_messages(json!({"add_generation_prompt": true}))),
+        ("/tokenize", json!({"content": "some text", "with_pieces": true})),
+        ("/detokenize", json!({"tokens": [5, 6, 700]})),
+        ("/apply-template", with_messages(json!({}))),
     ];
     let pieces: [&[u8]; 14] = [
         b"null",
