@@ -121,7 +121,7 @@ struct PromptState {
     key: Option<PromptKey>,
     /// Kept where they are told.
     ids: Vec<TokenId>,
-    scores: Vec<Option<TokenLogprobs>>,
+    scores: Arc<[Option<TokenLogprobs>]>,
 }
 
 /// A prompt that is repeated: its text as an answer's would be told, and where in it its tokens begin.
@@ -200,7 +200,7 @@ impl Assembly {
                     ended: None,
                 });
             }
-            let state = PromptState { echo, entries: vec![], key: prompt.key, ids: prompt.ids, scores: vec![] };
+            let state = PromptState { echo, entries: vec![], key: prompt.key, ids: prompt.ids, scores: [].into() };
             states.push(state);
         }
         let open = states.len();
@@ -221,11 +221,13 @@ impl Assembly {
     /// What the answer tells of a choice's prompt besides its text.
     pub fn prompt_of(&self, index: usize) -> PromptExtras {
         let state = &self.prompts[index / self.n];
-        let tokenizer = &self.serving.text.tokenizer;
         PromptExtras {
             prompt_token_ids: self.params.return_ids.then(|| state.ids.clone()),
-            prompt_logprobs: (self.params.prompt_logprobs)
-                .map(|top| PromptLogprobs::new(tokenizer, &state.scores, top as usize)),
+            prompt_logprobs: self.params.prompt_logprobs.map(|top| PromptLogprobs {
+                tokenizer: self.serving.text.tokenizer.clone(),
+                scores: state.scores.clone(),
+                top: top as usize,
+            }),
         }
     }
 
@@ -370,7 +372,7 @@ impl Assembly {
         let state = &mut self.prompts[prompt];
         let tokenizer = &self.serving.text.tokenizer;
         if self.params.prompt_logprobs.is_some() {
-            state.scores.clone_from(&scores);
+            state.scores = scores.as_slice().into();
         }
         let tokens = state.echo.iter().filter(|_| self.echo_top.is_some()).flat_map(|echo| &echo.tokens);
         for (&(token, offset), mut scores) in tokens.zip(scores) {

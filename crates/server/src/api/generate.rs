@@ -26,6 +26,9 @@ use crate::runner::{Event, Ticket, Unavailable};
 /// Says how many tokens of its prompts a request has lost by `truncate_prompt_tokens`.
 const TRUNCATED: HeaderName = HeaderName::from_static("x-kvist-truncated-prompt-tokens");
 
+/// Logprobs of prompt tokens in one answer at most: some 100 MB of JSON.
+const MOST_SCORES: usize = 1 << 20;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Chat,
@@ -182,7 +185,20 @@ fn requests(serving: &Serving, caller: &Caller, job: &mut Job) -> Result<Vec<Req
             ttft_slo: p.ttft_slo,
         });
     }
+    bound_scores(job, requests.iter().map(|r| r.prompt.len()).sum())?;
     Ok(requests)
+}
+
+/// A long prompt has so many logprobs that their JSON must be bounded.
+fn bound_scores(job: &Job, prompt_tokens: usize) -> Result<(), ApiError> {
+    for (field, top) in [("prompt_logprobs", job.params.prompt_logprobs), ("logprobs", job.echo_logprobs)] {
+        let listed = top.map_or(0, |top| prompt_tokens * job.params.n as usize * (top as usize + 1));
+        if listed > MOST_SCORES {
+            let message = format!("{listed} logprobs of prompt tokens; at most {MOST_SCORES} are told in one answer");
+            return Err(ApiError::field(field, message));
+        }
+    }
+    Ok(())
 }
 
 /// Tokens that prompt and reply may have together: the context, or what the pool holds (the engine keeps one chunk

@@ -1,12 +1,13 @@
 //! The JSON of answers.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use kvist_base::TokenId;
 use kvist_engine::TokenLogprobs;
 use kvist_text::Tokenizer;
-use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
 
 use crate::api::assembly::{Entry, Totals};
 
@@ -38,7 +39,7 @@ pub struct Answer<'a, C: Serialize> {
 }
 
 /// What is told of a prompt on request, under vLLM's names.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Default, Serialize)]
 pub struct PromptExtras {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_token_ids: Option<Vec<TokenId>>,
@@ -290,25 +291,40 @@ impl TextLogprobs {
 }
 
 /// vLLM's shape: for each token of the prompt a map from token ids to what is known of them, its own token first;
-/// `null` for the first, which nothing predicts.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct PromptLogprobs(Vec<Option<Map<String, Value>>>);
+/// `null` for the first, which nothing predicts. Made as it is written: it can be long.
+#[derive(Clone)]
+pub struct PromptLogprobs {
+    pub tokenizer: Tokenizer,
+    pub scores: Arc<[Option<TokenLogprobs>]>,
+    /// How many of the most likely tokens are told.
+    pub top: usize,
+}
 
-impl PromptLogprobs {
-    /// `top` of the most likely tokens are told.
-    pub fn new(tokenizer: &Tokenizer, scores: &[Option<TokenLogprobs>], top: usize) -> Self {
-        let one = |scores: &TokenLogprobs| {
-            let mut map = Map::new();
-            let ranked = (1..).zip(&scores.top).take(top).map(|(rank, &(token, logprob))| (token, logprob, rank));
-            for (token, logprob, rank) in [(scores.token, scores.logprob, scores.rank)].into_iter().chain(ranked) {
-                map.entry(token.to_string()).or_insert_with(|| {
-                    let decoded = lossy(&tokenizer.token_bytes(token));
-                    json!({"logprob": number(finite(logprob)), "rank": rank, "decoded_token": decoded})
-                });
-            }
-            map
+#[derive(Serialize)]
+struct PromptToken {
+    logprob: f32,
+    rank: u32,
+    decoded_token: String,
+}
+
+impl Serialize for PromptLogprobs {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.scores.iter().map(|scores| scores.as_ref().map(|scores| OneToken(self, scores))))
+    }
+}
+
+struct OneToken<'a>(&'a PromptLogprobs, &'a TokenLogprobs);
+
+impl Serialize for OneToken<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let OneToken(PromptLogprobs { tokenizer, top, .. }, scores) = *self;
+        let told = |token: TokenId, logprob: f32, rank: u32| {
+            let decoded_token = lossy(&tokenizer.token_bytes(token));
+            (token.to_string(), PromptToken { logprob: finite(logprob), rank, decoded_token })
         };
-        PromptLogprobs(scores.iter().map(|s| s.as_ref().map(one)).collect())
+        let likeliest = (1..).zip(scores.top.iter().take(*top)).filter(|(_, t)| t.0 != scores.token);
+        let own = told(scores.token, scores.logprob, scores.rank);
+        serializer.collect_map([own].into_iter().chain(likeliest.map(|(rank, &(token, l))| told(token, l, rank))))
     }
 }
 

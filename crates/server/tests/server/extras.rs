@@ -129,6 +129,9 @@ fn logprobs_of_prompts_have_vllms_shape() {
     let (list, prompt) = (chat["prompt_logprobs"].as_array().unwrap(), ids(&chat["prompt_token_ids"]));
     assert_eq!(list.len(), prompt.len());
     assert!(list[1..].iter().zip(&prompt[1..]).all(|(e, id)| e.get(id.to_string()).is_some()));
+    let much = json!({"prompt": vec![vec![7; 4000]; 16], "n": 16, "prompt_logprobs": 20, "max_tokens": 1});
+    let refused = h.complete(&much);
+    assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("prompt_logprobs")));
     let refused = h.chat(json!({"prompt_logprobs": 1, "stream": true}));
     assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("prompt_logprobs")));
 }
