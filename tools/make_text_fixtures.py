@@ -542,12 +542,17 @@ def chats():
     yield "features", FEATURES, llama, every, [{}, {"tools": TOOLS, "kwargs": {"flag": True}}]
 
 
-def write_chats():
+def fixed_clock():
+    """Makes `strftime_now` tell NOW."""
     class Clock(datetime.datetime):
         @classmethod
         def now(cls, tz=None):
             return datetime.datetime.fromtimestamp(NOW, datetime.timezone.utc)
     chat_template_utils.datetime = Clock
+
+
+def write_chats():
+    fixed_clock()
     templates = []
     for name, source, special_tokens, conversations, options in chats():
         tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **special_tokens)

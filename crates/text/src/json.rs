@@ -95,7 +95,7 @@ fn string(text: &str, ensure_ascii: bool, out: &mut String) {
 }
 
 /// `repr` of a Python float: shortest digits that read back equal, exponents below -4 or from 16 on.
-fn float(x: f64) -> String {
+pub(crate) fn float(x: f64) -> String {
     if !x.is_finite() {
         return if x.is_nan() { "NaN" } else { ["-Infinity", "Infinity"][usize::from(x > 0.0)] }.to_owned();
     }

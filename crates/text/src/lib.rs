@@ -12,6 +12,7 @@ mod file;
 mod gguf;
 mod json;
 mod messages;
+mod python;
 mod reply;
 mod stop;
 mod strftime;

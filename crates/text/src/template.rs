@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::TextError;
 use crate::json::{Style, dumps};
 use crate::messages::normalise;
+use crate::python;
 use crate::strftime::strftime;
 
 /// Steps of the template machine that one rendering may take; a message costs some tens.
@@ -101,7 +102,13 @@ impl ChatTemplate {
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         env.set_fuel(Some(FUEL));
         env.set_recursion_limit(RECURSION);
+        env.set_formatter(|out, _, value| Ok(out.write_str(&python::str(value))?));
         env.add_filter("tojson", tojson);
+        env.add_filter("string", python::string);
+        env.add_filter("join", python::join);
+        env.add_filter("length", python::length);
+        env.add_filter("count", python::length);
+        env.add_test("iterable", python::is_iterable);
         env.add_function("raise_exception", |message: String| -> Result<Jinja, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(message)))
         });
@@ -140,20 +147,22 @@ impl ChatTemplate {
             return Err(TextError::invalid("continue_final_message", message));
         }
         let mut messages = messages.to_vec();
-        match messages.last_mut().map(|m| &mut m["content"]) {
-            Some(Value::String(content)) => content.push_str(CONTINUE),
-            _ => return Err(TextError::invalid("continue_final_message", "the last message has no text to continue")),
-        }
+        let Some(Value::String(content)) = messages.last_mut().and_then(|m| m.get_mut("content")) else {
+            return Err(TextError::invalid("continue_final_message", "the last message has no text to continue"));
+        };
+        let shown = content.trim_matches(python::is_space).to_owned();
+        content.push_str(CONTINUE);
         let mut text = self.run(&messages, input)?;
         let mark = CONTINUE.trim_end();
-        let Some(at) = text.rfind(mark) else {
+        let at = text.rfind(mark).filter(|_| text.contains(&shown));
+        let Some(at) = at else {
             let message = "the chat template does not show the last message as it is";
             return Err(TextError::invalid("continue_final_message", message));
         };
         let verbatim = text[at..].starts_with(CONTINUE);
         text.truncate(at);
         if !verbatim {
-            text.truncate(text.trim_end().len());
+            text.truncate(text.trim_end_matches(python::is_space).len());
         }
         Ok(text)
     }

@@ -1,0 +1,144 @@
+//! Values as Python prints them, because templates print lists, objects and numbers, too.
+
+use std::sync::OnceLock;
+
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{Error, Value};
+use regex::Regex;
+
+use crate::json::float;
+
+/// `str(value)`; nothing for an undefined one.
+pub(crate) fn str(value: &Value) -> String {
+    match value.kind() {
+        ValueKind::String => value.as_str().unwrap_or_default().to_owned(),
+        ValueKind::Undefined => String::new(),
+        _ => {
+            let mut out = String::new();
+            repr(value, &mut out);
+            out
+        }
+    }
+}
+
+fn repr(value: &Value, out: &mut String) {
+    match value.kind() {
+        ValueKind::String => quote(value.as_str().unwrap_or_default(), out),
+        ValueKind::Number if !value.is_integer() => match f64::try_from(value.clone()) {
+            Ok(x) if x.is_finite() => out.push_str(&float(x)),
+            Ok(x) => out.push_str(if x.is_nan() { "nan" } else { ["-inf", "inf"][usize::from(x > 0.0)] }),
+            Err(_) => out.push_str(&value.to_string()),
+        },
+        ValueKind::Seq => {
+            out.push('[');
+            for (i, item) in value.try_iter().into_iter().flatten().enumerate() {
+                out.push_str(if i > 0 { ", " } else { "" });
+                repr(&item, out);
+            }
+            out.push(']');
+        }
+        ValueKind::Map => {
+            out.push('{');
+            for (i, key) in value.try_iter().into_iter().flatten().enumerate() {
+                out.push_str(if i > 0 { ", " } else { "" });
+                repr(&key, out);
+                out.push_str(": ");
+                repr(&value.get_item(&key).unwrap_or_default(), out);
+            }
+            out.push('}');
+        }
+        _ => out.push_str(&value.to_string()),
+    }
+}
+
+/// In single quotes, or in double ones if only single ones occur within; what cannot be printed is escaped.
+fn quote(text: &str, out: &mut String) {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    out.push(quote);
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == quote => out.extend(['\\', c]),
+            c if c == ' ' || c.is_ascii_graphic() || (!c.is_ascii() && printable(c)) => out.push(c),
+            c => out.push_str(&match u32::from(c) {
+                code @ ..=0xFF => format!("\\x{code:02x}"),
+                code @ ..=0xFFFF => format!("\\u{code:04x}"),
+                code => format!("\\U{code:08x}"),
+            }),
+        }
+    }
+    out.push(quote);
+}
+
+/// `str.isprintable`: not control, format, unassigned, private use, or a separator.
+fn printable(c: char) -> bool {
+    static OTHER: OnceLock<Option<Regex>> = OnceLock::new();
+    let other = OTHER.get_or_init(|| Regex::new(r"[\p{C}\p{Z}]").ok());
+    other.as_ref().is_none_or(|other| !other.is_match(c.encode_utf8(&mut [0; 4])))
+}
+
+/// White space of `str.strip`: Unicode's and the four separators of ASCII.
+pub(crate) fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
+}
+
+/// The filter `string`.
+pub(crate) fn string(value: Value) -> Value {
+    if value.as_str().is_some() { value } else { Value::from(str(&value)) }
+}
+
+/// The filter `join`; `attribute` may be a path of names and indices separated by dots.
+pub(crate) fn join(
+    value: &Value,
+    joiner: Option<String>,
+    attribute: Option<String>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
+    let joiner = joiner.or(kwargs.get("d")?).unwrap_or_default();
+    let attribute = attribute.or(kwargs.get("attribute")?);
+    kwargs.assert_all_used()?;
+    let mut out = String::new();
+    for (i, item) in value.try_iter()?.enumerate() {
+        out.push_str(if i > 0 { &joiner } else { "" });
+        let mut item = item;
+        for name in attribute.iter().flat_map(|path| path.split('.')) {
+            item = match name.parse::<usize>() {
+                Ok(index) => item.get_item(&Value::from(index))?,
+                Err(_) => item.get_attr(name)?,
+            };
+        }
+        out.push_str(&str(&item));
+    }
+    Ok(out)
+}
+
+/// The filters `length` and `count`: an undefined value has none.
+pub(crate) fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() { Ok(0) } else { minijinja::filters::length(value) }
+}
+
+/// The test `iterable`.
+pub(crate) fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && (value.is_undefined() || value.try_iter().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_python_prints_them() {
+        let value: serde_json::Value = serde_json::from_str(
+            r#"{"a": [1, 2.0, 1e16, -1e-7, true, null, {}, []], "it's": "\"q\"", "b": "it's\n\\", "c": "both '\"", "d": "\u200d\u00a0é\u0001"}"#,
+        )
+        .unwrap();
+        // Python 3.11, print(json.loads(...))
+        let printed = r#"{'a': [1, 2.0, 1e+16, -1e-07, True, None, {}, []], "it's": '"q"', 'b': "it's\n\\", 'c': 'both \'"', 'd': '\u200d\xa0é\x01'}"#;
+        assert_eq!(str(&Value::from(minijinja::value::Serde(&value))), printed);
+        assert_eq!(str(&Value::from("it's\n")), "it's\n");
+        assert_eq!(str(&Value::UNDEFINED), "");
+    }
+}
