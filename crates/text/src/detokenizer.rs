@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use kvist_base::TokenId;
 
 use crate::Tokenizer;
@@ -8,6 +10,8 @@ use crate::decoder::Lead;
 pub struct Detokenizer {
     tokenizer: Tokenizer,
     skip_special: bool,
+    /// Special tokens that are not left out.
+    kept: Arc<[TokenId]>,
     lead: Lead,
     /// Bytes not given out yet: a proper prefix of a UTF-8 sequence.
     held: Vec<u8>,
@@ -17,7 +21,8 @@ impl Detokenizer {
     /// For ids that start a text: as [`Tokenizer::decode`] does, a leading space that the tokenizer adds to every text
     /// is dropped.
     pub fn new(tokenizer: &Tokenizer, skip_special: bool) -> Self {
-        Detokenizer { tokenizer: tokenizer.clone(), skip_special, lead: tokenizer.lead(), held: Vec::new() }
+        let (lead, kept) = (tokenizer.lead(), Arc::default());
+        Detokenizer { tokenizer: tokenizer.clone(), skip_special, kept, lead, held: Vec::new() }
     }
 
     /// For ids that continue a prompt: their text, put after the prompt's, is the text of all of them. A reply is
@@ -26,9 +31,14 @@ impl Detokenizer {
         Detokenizer { lead: Lead::Nothing, ..Self::new(tokenizer, skip_special) }
     }
 
+    /// Shows these special tokens even where others are left out.
+    pub fn keeping(self, kept: &Arc<[TokenId]>) -> Self {
+        Detokenizer { kept: kept.clone(), ..self }
+    }
+
     /// The text that became certain with this token; often empty, never ends inside a character.
     pub fn push(&mut self, id: TokenId) -> String {
-        if self.skip_special && self.tokenizer.is_special(id) {
+        if self.skip_special && self.tokenizer.is_special(id) && !self.kept.contains(&id) {
             return String::new();
         }
         match self.lead {

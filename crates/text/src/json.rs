@@ -12,6 +12,14 @@ pub(crate) struct Style {
     pub sort_keys: bool,
 }
 
+impl Style {
+    /// The defaults of `json.dumps`, but with all characters as they are.
+    pub fn one_line() -> Self {
+        let separators = (", ".to_owned(), ": ".to_owned());
+        Style { ensure_ascii: false, indent: None, separators, sort_keys: false }
+    }
+}
+
 pub(crate) fn dumps(value: &Value, style: &Style) -> String {
     let mut out = String::new();
     write(value, style, 0, &mut out);

@@ -18,11 +18,13 @@ mod stop;
 mod strftime;
 mod template;
 mod tokenizer;
+mod tools;
 
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use gguf::GgufVocab;
-pub use reply::{Prompt, PromptKey, ReplyStats, ReplyTable, splice};
+pub use reply::{Prompt, PromptKey, Reply, ReplyStats, ReplyTable, splice};
 pub use stop::{StopMatcher, Stopped};
 pub use template::{ChatInput, ChatTemplate};
 pub use tokenizer::Tokenizer;
+pub use tools::{Dialect, ReasoningTags, ReplyEvent, ReplyParser, ToolFormat, ToolSetting};

@@ -10,7 +10,9 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvist_base::{DomainId, TokenId};
+use serde_json::Value;
 
+use crate::json::{Style, dumps};
 use crate::messages::{normalise, text_of};
 use crate::{ChatInput, ChatTemplate, TextError, Tokenizer};
 
@@ -29,6 +31,18 @@ pub struct Prompt {
     pub spliced: usize,
     /// Under which a reply to this prompt is remembered.
     pub key: PromptKey,
+    /// Whether a reply begins within the reasoning.
+    pub thinking: bool,
+}
+
+/// A reply as it was generated and as it comes back in the next turn's messages.
+#[derive(Clone, Copy, Debug)]
+pub struct Reply<'a> {
+    /// All of its text, with what marks calls and reasoning.
+    pub text: &'a str,
+    pub content: &'a str,
+    /// Name and arguments (JSON) of each call.
+    pub calls: &'a [(String, String)],
 }
 
 /// Where a reply begins: its domain, and what stands before it as text and as ids.
@@ -86,13 +100,19 @@ impl ReplyTable {
     /// Remembers that `ids` were generated after the prompt of `key` and shown as `text` (they may go on beyond it: a
     /// token that ended the reply, or the rest of a stop string).
     pub fn remember(&self, tokenizer: &Tokenizer, key: PromptKey, text: &str, ids: &[TokenId]) {
-        let kept = matching(tokenizer, text, ids).0;
+        self.remember_reply(tokenizer, key, Reply { text, content: text, calls: &[] }, ids);
+    }
+
+    /// The same for a reply that is found again by its content and its calls. (Not by its reasoning, which clients may
+    /// or may not send back.)
+    pub fn remember_reply(&self, tokenizer: &Tokenizer, key: PromptKey, reply: Reply, ids: &[TokenId]) {
+        let kept = matching(tokenizer, reply.text, ids).0;
         let bytes = kept * size_of::<TokenId>() + ENTRY_OVERHEAD;
         if kept == 0 || bytes > self.budget {
             return;
         }
         let PromptKey { domain, text_len, text_hash, ids_hash } = key;
-        let key = Key { domain, reply_hash: reply_hash(text), text_len, text_hash, ids_hash };
+        let key = Key { domain, reply_hash: reply_hash(reply), text_len, text_hash, ids_hash };
         let mut inner = self.lock();
         inner.remove(&key);
         while inner.bytes + bytes > self.budget {
@@ -122,11 +142,10 @@ impl ReplyTable {
     fn candidates(
         &self,
         domain: DomainId,
-        reply: &str,
+        reply_hash: u64,
         places: RangeInclusive<usize>,
         limit: usize,
     ) -> Vec<(Key, Arc<[TokenId]>)> {
-        let reply_hash = reply_hash(reply);
         let at = |text_len, hash| Key { domain, reply_hash, text_len, text_hash: hash, ids_hash: hash };
         let inner = self.lock();
         let range = inner.entries.range(at(*places.start(), 0)..=at(*places.end(), u64::MAX));
@@ -173,23 +192,27 @@ pub fn splice(
 ) -> Result<Prompt, TextError> {
     let messages = normalise(input.messages)?;
     let text = template.render_normalised(&messages, input)?;
-    let replies: Vec<&str> =
-        messages.iter().filter(|m| m["role"] == "assistant").filter_map(text_of).filter(|t| !t.is_empty()).collect();
-    splice_text(tokenizer, table, domain, text, &replies)
+    let replies: Vec<u64> = messages.iter().filter(|m| m["role"] == "assistant").filter_map(message_hash).collect();
+    let dialect = template.dialect();
+    let thinking = match messages.last().and_then(text_of) {
+        Some(content) if input.continue_final_message => dialect.inside_reasoning(content),
+        _ => dialect.opens_reasoning(&text),
+    };
+    Ok(Prompt { thinking, ..splice_text(tokenizer, table, domain, text, &replies)? })
 }
 
-/// Tokenises a rendered `text`; `replies` are the assistant's contents in it, in order.
+/// Tokenises a rendered `text`; `replies` are the hashes of the assistant's messages in it, in order.
 fn splice_text(
     tokenizer: &Tokenizer,
     table: &ReplyTable,
     domain: DomainId,
     text: String,
-    replies: &[&str],
+    replies: &[u64],
 ) -> Result<Prompt, TextError> {
     let mut built = Built::default();
     let mut used = Vec::new();
     let mut budget = MAX_CANDIDATES;
-    for reply in replies {
+    for &reply in replies {
         // Hash of the text before the candidates' places, which ascend.
         let (mut hash, mut hashed) = (built.text_hash, built.end);
         for (key, ids) in table.candidates(domain, reply, built.end..=text.len(), budget) {
@@ -233,7 +256,7 @@ fn splice_text(
     }
     table.touch(&used);
     let Built { ids, spliced, end: text_len, text_hash: Fnv(text_hash), ids_hash: Fnv(ids_hash) } = built;
-    Ok(Prompt { text, ids, spliced, key: PromptKey { domain, text_len, text_hash, ids_hash } })
+    Ok(Prompt { text, ids, spliced, key: PromptKey { domain, text_len, text_hash, ids_hash }, thinking: false })
 }
 
 /// The ids of a prefix of the text.
@@ -276,10 +299,26 @@ fn matching(tokenizer: &Tokenizer, text: &str, ids: &[TokenId]) -> (usize, usize
 }
 
 /// Templates and clients may trim a reply, so it is looked up without the space around it.
-fn reply_hash(text: &str) -> u64 {
+fn reply_hash(reply: Reply) -> u64 {
     let mut hash = Fnv::default();
-    hash.extend(text.trim().bytes());
+    hash.extend(reply.content.trim().bytes());
+    for (name, arguments) in reply.calls {
+        hash.extend_call(name, &serde_json::from_str(arguments).unwrap_or_else(|_| arguments.as_str().into()));
+    }
     hash.0
+}
+
+/// The same of a normalised message; `None` for one without content and calls.
+fn message_hash(message: &Value) -> Option<u64> {
+    let mut hash = Fnv::default();
+    let content = text_of(message).unwrap_or_default();
+    hash.extend(content.trim().bytes());
+    let calls = message["tool_calls"].as_array().map_or(&[][..], Vec::as_slice);
+    for call in calls {
+        let function = call.get("function").unwrap_or(call);
+        hash.extend_call(function["name"].as_str().unwrap_or_default(), &function["arguments"]);
+    }
+    (!content.is_empty() || !calls.is_empty()).then_some(hash.0)
 }
 
 /// FNV-1a, 64 bits: a prefix's hash is a state of the whole's. A collision costs a hit and nothing else.
@@ -296,6 +335,14 @@ impl Fnv {
     fn extend(&mut self, bytes: impl IntoIterator<Item = u8>) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    /// `arguments` as a value, since clients may write them anew. No text holds the byte between the parts.
+    fn extend_call(&mut self, name: &str, arguments: &Value) {
+        let arguments = dumps(arguments, &Style::one_line());
+        for part in [name, &arguments] {
+            self.extend([0xff].into_iter().chain(part.bytes()));
         }
     }
 

@@ -11,6 +11,7 @@ use crate::json::{Style, dumps};
 use crate::messages::normalise;
 use crate::python;
 use crate::strftime::strftime;
+use crate::tools::{Dialect, ToolSetting, in_plain_messages};
 
 /// Steps of the template machine that one rendering may take; a message costs some tens.
 const FUEL: u64 = 10_000_000;
@@ -52,6 +53,7 @@ pub struct ChatTemplate {
     names: Vec<String>,
     /// `bos_token`, `eos_token` and so on.
     special: Map<String, Value>,
+    dialect: Dialect,
 }
 
 impl fmt::Debug for ChatTemplate {
@@ -120,7 +122,22 @@ impl ChatTemplate {
         for (name, source) in templates {
             env.add_template_owned(name, prepare(&source)).map_err(|e| TextError::TemplateSyntax(describe(&e)))?;
         }
-        Ok(ChatTemplate { env, names, special })
+        Ok(ChatTemplate { env, names, special, dialect: Dialect::default() })
+    }
+
+    /// Finds out how the model writes calls and, if wanted, reasoning. Until then replies are plain text, and tools are
+    /// the template's affair alone.
+    pub fn learn_dialect(&mut self, tools: ToolSetting, reasoning: bool) {
+        self.dialect = Dialect::of(self, tools, reasoning);
+    }
+
+    pub fn dialect(&self) -> &Dialect {
+        &self.dialect
+    }
+
+    /// The texts of the templates.
+    pub(crate) fn sources(&self) -> Vec<String> {
+        self.names.iter().filter_map(|name| self.env.get_template(name).ok()).map(|t| t.source().to_owned()).collect()
     }
 
     /// The template for a conversation without tools, but for its line ends and `{% generation %}`.
@@ -138,7 +155,22 @@ impl ChatTemplate {
         self.render_normalised(&normalise(input.messages)?, input)
     }
 
+    /// As [`Self::render`], by the template alone whatever the dialect is.
+    pub(crate) fn render_plainly(&self, input: &ChatInput) -> Result<String, TextError> {
+        self.open_or_whole(&normalise(input.messages)?, input)
+    }
+
     pub(crate) fn render_normalised(&self, messages: &[Value], input: &ChatInput) -> Result<String, TextError> {
+        match self.dialect.instructions {
+            Some(place) => {
+                let messages = in_plain_messages(messages, input.tools, place);
+                self.open_or_whole(&messages, &ChatInput { tools: None, ..*input })
+            }
+            None => self.open_or_whole(messages, input),
+        }
+    }
+
+    fn open_or_whole(&self, messages: &[Value], input: &ChatInput) -> Result<String, TextError> {
         if !input.continue_final_message {
             return self.run(messages, input);
         }
