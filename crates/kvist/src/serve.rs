@@ -19,8 +19,8 @@ use crate::page::Page;
 use crate::public;
 use crate::settings::keys::{
     ALLOW_UNAUTHENTICATED, API_KEY_FILE, BODY_IDLE_TIMEOUT, BODY_TIMEOUT, CORS, HEADER_TIMEOUT, HOST, IDLE_TIMEOUT,
-    LOG_LEVEL, MAX_BODY, MAX_CONNECTIONS, MAX_N, METRICS_KEY, PORT, PUBLIC_PROMPT, REPLY_RAM, SERVED_MODEL_NAME,
-    SHUTDOWN_TIMEOUT, STRICT_MODEL, WRITE_TIMEOUT,
+    LOG_LEVEL, MAX_BODY, MAX_CONNECTIONS, MAX_N, METRICS_KEY, PORT, PUBLIC_PROMPT, REASONING, REPLY_RAM,
+    SERVED_MODEL_NAME, SHUTDOWN_TIMEOUT, STRICT_MODEL, TOOL_FORMAT, WRITE_TIMEOUT,
 };
 use crate::settings::{Settings, Value};
 use crate::{complain, machine, say};
@@ -150,6 +150,8 @@ fn server_config(settings: &Settings, max_connections: usize) -> Result<ServerCo
         body_idle_timeout: seconds(&BODY_IDLE_TIMEOUT),
         write_timeout: seconds(&WRITE_TIMEOUT),
         shutdown_timeout: seconds(&SHUTDOWN_TIMEOUT),
+        tool_format: settings.text(&TOOL_FORMAT).unwrap_or_default().parse().unwrap_or_default(),
+        reasoning: settings.text(&REASONING) != Some("off"),
         log: log(settings.text(&LOG_LEVEL).unwrap_or_default()),
         ..ServerConfig::default()
     })

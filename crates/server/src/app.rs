@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use kvist_base::{Clock, ExecutorInfo, Micros, SystemClock};
-use kvist_text::ReplyTable;
+use kvist_base::{Clock, ExecutorInfo, Micros, SystemClock, TokenId};
+use kvist_text::{Dialect, ReplyTable};
 use tokio::sync::{Semaphore, watch};
 
 use crate::api::error::ApiError;
@@ -26,6 +26,8 @@ pub struct Serving {
     pub info: ExecutorInfo,
     /// Tokens that prompt and reply may have together.
     pub room: usize,
+    /// Special tokens that are seen in a reply that is read.
+    pub kept_tokens: Arc<[TokenId]>,
     /// Bytes of the longest token.
     pub longest_token: usize,
     /// Seconds since 1970 at which the model was ready.
@@ -33,6 +35,11 @@ pub struct Serving {
 }
 
 impl Serving {
+    /// How the model writes calls and reasoning.
+    pub fn dialect(&self) -> Dialect {
+        self.text.template.as_ref().map(|t| *t.dialect()).unwrap_or_default()
+    }
+
     /// Whether a request may name this model.
     pub fn check_model(&self, name: Option<&str>, bounds: &Bounds) -> Result<(), ApiError> {
         match name {

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use kvist_base::TokenId;
-use kvist_text::{ChatTemplate, Tokenizer};
+use kvist_text::{ChatTemplate, Tokenizer, ToolSetting};
 
 use crate::auth::Keys;
 use crate::log::{Log, stderr_log};
@@ -47,6 +47,10 @@ pub struct ServerConfig {
     pub stream_buffer: usize,
     /// Bytes of generated ids remembered for later turns.
     pub reply_bytes: usize,
+    /// How calls of tools are written in replies.
+    pub tool_format: ToolSetting,
+    /// Whether reasoning is told apart from content.
+    pub reasoning: bool,
     /// Where log lines go. They never contain prompts or replies.
     pub log: Log,
 }
@@ -72,6 +76,8 @@ impl Default for ServerConfig {
             shutdown_timeout: Duration::from_secs(30),
             stream_buffer: 8192,
             reply_bytes: 64 << 20,
+            tool_format: ToolSetting::Auto,
+            reasoning: true,
             log: stderr_log(),
         }
     }

@@ -21,6 +21,8 @@ mod server;
 mod signals;
 
 pub use auth::{KeyFileError, Keys};
+pub use kvist_text::ToolSetting;
+
 pub use config::{ModelInfo, SamplingDefaults, ServerConfig, TextParts};
 pub use log::{Log, stderr_log};
 pub use routes::{Access, paths};

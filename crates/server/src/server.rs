@@ -83,10 +83,15 @@ impl Server {
         &self,
         engine: Engine,
         executor: Box<dyn Executor>,
-        text: TextParts,
+        mut text: TextParts,
         model: ModelInfo,
     ) -> io::Result<()> {
         let app = &self.app;
+        let mut kept_tokens = Vec::new();
+        if let Some(template) = &mut text.template {
+            template.learn_dialect(app.config.tool_format, app.config.reasoning);
+            kept_tokens = template.dialect().kept_tokens(&text.tokenizer);
+        }
         let info = executor.info().clone();
         let runner =
             Runner::start(engine, executor, app.clock.clone(), app.config.stream_buffer, app.config.log.clone())?;
@@ -98,6 +103,7 @@ impl Server {
             replies: ReplyTable::new(app.config.reply_bytes),
             model,
             room: room(info.context, info.chunks),
+            kept_tokens: kept_tokens.into(),
             longest_token,
             info,
             created: app.unix_time(),

@@ -2,6 +2,7 @@
 //! (`max-batch`), its default and its help are one entry.
 
 use Fallback::{Found, Is};
+use kvist_server::ToolSetting;
 
 use super::value::{Kind, Value, anything, origin};
 use crate::nearest::distance;
@@ -224,6 +225,22 @@ pub static PUBLIC_PROMPT: Key = key(
      evicted like any other",
 )
 .under(ACCESS);
+pub static TOOL_FORMAT: Key = key(
+    "tool-format",
+    "FORMAT",
+    Kind::Choice(&ToolSetting::NAMES),
+    Is("auto"),
+    "How the model writes calls of tools; auto = as its chat template has it, none = replies are not searched for calls",
+)
+.under(ACCESS);
+pub static REASONING: Key = key(
+    "reasoning",
+    "WHEN",
+    Kind::Choice(&["auto", "off"]),
+    Is("auto"),
+    "Tell reasoning apart from content where the chat template has marks for it",
+)
+.under(ACCESS);
 pub static LOG_LEVEL: Key = key(
     "log-level",
     "LEVEL",
@@ -234,7 +251,7 @@ pub static LOG_LEVEL: Key = key(
 .under(ACCESS);
 
 /// All of them, in the order of the help.
-pub static ALL: [&Key; 30] = [
+pub static ALL: [&Key; 32] = [
     &MODEL,
     &HOST,
     &PORT,
@@ -263,6 +280,8 @@ pub static ALL: [&Key; 30] = [
     &STRICT_MODEL,
     &SERVED_MODEL_NAME,
     &PUBLIC_PROMPT,
+    &TOOL_FORMAT,
+    &REASONING,
     &CORS,
     &LOG_LEVEL,
 ];

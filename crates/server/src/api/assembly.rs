@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use kvist_base::TokenId;
 use kvist_engine::{Effect, Finish, TokenLogprobs, Usage};
-use kvist_text::{Detokenizer, PromptKey, StopMatcher, Tokenizer};
+use kvist_text::{Detokenizer, PromptKey, Reply, ReplyEvent, StopMatcher, Tokenizer};
 
 use crate::api::error::ApiError;
 use crate::api::params::Params;
+use crate::api::reading::{Reader, Reading};
 use crate::api::shapes::{ChoiceExtras, Names, PromptExtras, PromptLogprobs, StopReason};
 use crate::app::Serving;
 use crate::runner::{Control, Event};
@@ -26,6 +27,8 @@ pub struct Prepared {
     pub key: Option<PromptKey>,
     /// Tokens that were cut off at the start, as the request asked.
     pub truncated: usize,
+    /// How the reply is read, if it may be more than content.
+    pub reading: Option<Reading>,
 }
 
 impl Prepared {
@@ -46,6 +49,7 @@ impl Prepared {
 pub enum Reason {
     Stop,
     Length,
+    ToolCalls,
 }
 
 impl Reason {
@@ -53,6 +57,7 @@ impl Reason {
         match self {
             Reason::Stop => "stop",
             Reason::Length => "length",
+            Reason::ToolCalls => "tool_calls",
         }
     }
 }
@@ -76,7 +81,10 @@ pub struct Piece {
     pub index: usize,
     /// Whether it is the choice's first.
     pub first: bool,
+    /// The text as it was generated.
     pub text: String,
+    /// What it says, for a reply that is read.
+    pub events: Option<Vec<ReplyEvent>>,
     pub logprobs: Vec<Entry>,
     /// Every token drawn since the last piece, if they are told.
     pub tokens: Vec<TokenId>,
@@ -153,6 +161,7 @@ impl Echo {
 struct Choice {
     detokenizer: Detokenizer,
     matcher: StopMatcher,
+    reader: Option<Reader>,
     ids: Vec<TokenId>,
     /// How many of `ids` were told.
     told: usize,
@@ -187,9 +196,12 @@ impl Assembly {
             totals.spliced += prompt.spliced;
             totals.truncated += prompt.truncated;
             for _ in 0..n {
+                let detokenizer = Detokenizer::after_prompt(tokenizer, params.skip_special);
+                let reader = prompt.reading.clone().map(Reader::new);
                 choices.push(Choice {
-                    detokenizer: Detokenizer::after_prompt(tokenizer, params.skip_special),
+                    detokenizer: if reader.is_some() { detokenizer.keeping(&serving.kept_tokens) } else { detokenizer },
                     matcher: StopMatcher::new(&params.stops).including(params.include_stop),
+                    reader,
                     ids: Vec::new(),
                     told: 0,
                     text: String::new(),
@@ -243,6 +255,11 @@ impl Assembly {
         self.choices.len()
     }
 
+    /// The reader of a choice, if it has one.
+    pub fn reader(&self, index: usize) -> Option<&Reader> {
+        self.choices[index].reader.as_ref()
+    }
+
     /// The reasons of the choices that ended, for the log.
     pub fn reasons(&self) -> Vec<&'static str> {
         self.choices.iter().map(|c| c.ended.map_or("none", Reason::word)).collect()
@@ -294,10 +311,12 @@ impl Assembly {
             c.held.push_back((entry, c.made, c.made + delta.len()));
         }
         let (text, stop) = c.push(&delta, &self.params);
-        if stop.is_some() {
+        let (events, whole) = c.read(&text);
+        let ended = stop.is_some() || whole;
+        if ended {
             self.control.cancel_choice(prompt, choice);
         }
-        Some(self.piece(index, prompt, text, stop.is_some().then_some(Reason::Stop), stop))
+        Some(self.piece(index, prompt, text, events, ended.then_some((Reason::Stop, stop))))
     }
 
     fn finished(&mut self, prompt: usize, choice: u32, reason: Finish) -> Result<Option<Piece>, ApiError> {
@@ -317,11 +336,12 @@ impl Assembly {
         if stop.is_none() {
             text.push_str(&c.matcher.finish());
         }
-        let reason = if stop.is_some() { Reason::Stop } else { reason };
+        let (events, whole) = c.read(&text);
+        let reason = if stop.is_some() || whole { Reason::Stop } else { reason };
         // The model's own end is no reason to name.
         let own = |t: &TokenId| !self.params.ignore_eos && self.serving.model.eos.contains(t);
         let stop = stop.or(token.filter(|t| !own(t)).map(StopReason::Token));
-        Ok(Some(self.piece(index, prompt, text, Some(reason), stop)))
+        Ok(Some(self.piece(index, prompt, text, events, Some((reason, stop)))))
     }
 
     /// Makes the piece, gives it the logprobs that it covers and ends the choice if there is a reason.
@@ -330,8 +350,8 @@ impl Assembly {
         index: usize,
         prompt: usize,
         text: String,
-        reason: Option<Reason>,
-        stop: Option<StopReason>,
+        events: Option<Vec<ReplyEvent>>,
+        end: Option<(Reason, Option<StopReason>)>,
     ) -> Piece {
         let state = &self.prompts[prompt];
         let c = &mut self.choices[index];
@@ -339,7 +359,8 @@ impl Assembly {
         let shown = c.text.len();
         let tokens = if self.params.return_ids { c.ids[c.told..].to_vec() } else { vec![] };
         c.told = c.ids.len();
-        let mut piece = Piece { index, first: !c.started, text, logprobs: vec![], tokens, reason, stop };
+        let (reason, stop) = end.map_or((None, None), |(reason, stop)| (Some(reason), stop));
+        let mut piece = Piece { index, first: !c.started, text, events, logprobs: vec![], tokens, reason, stop };
         if !c.started {
             c.started = true;
             piece.logprobs.clone_from(&state.entries);
@@ -360,9 +381,15 @@ impl Assembly {
                 piece.logprobs.push(entry);
             }
         }
-        c.ended = reason;
+        if let Some(reader) = &mut c.reader {
+            piece.events.get_or_insert_default().extend(reader.finish());
+            if reason == Some(Reason::Stop) && !reader.said().calls.is_empty() {
+                piece.reason = Some(Reason::ToolCalls);
+            }
+        }
+        c.ended = piece.reason;
         if let Some(key) = state.key {
-            self.serving.replies.remember(&self.serving.text.tokenizer, key, &c.text, &c.ids);
+            c.remember(&self.serving, key);
         }
         piece
     }
@@ -384,6 +411,28 @@ impl Assembly {
 }
 
 impl Choice {
+    /// What the text says, if the reply is read, and whether the reply is to end with it.
+    fn read(&mut self, text: &str) -> (Option<Vec<ReplyEvent>>, bool) {
+        match &mut self.reader {
+            Some(reader) => {
+                let (events, whole) = reader.push(text);
+                (Some(events), whole)
+            }
+            None => (None, false),
+        }
+    }
+
+    fn remember(&self, serving: &Serving, key: PromptKey) {
+        let calls: Vec<(String, String)>;
+        let mut reply = Reply { text: &self.text, content: &self.text, calls: &[] };
+        if let Some(reader) = &self.reader {
+            let said = reader.said();
+            calls = said.calls.iter().map(|c| (c.name.clone(), c.arguments.clone())).collect();
+            reply = Reply { content: &said.content, calls: &calls, ..reply };
+        }
+        serving.replies.remember_reply(&serving.text.tokenizer, key, reply, &self.ids);
+    }
+
     /// Takes the text of a token: what of it can be given out, and the stop string that is complete.
     fn push(&mut self, delta: &str, params: &Params) -> (String, Option<StopReason>) {
         self.made += delta.len();

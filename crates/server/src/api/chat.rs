@@ -1,13 +1,13 @@
 //! `/v1/chat/completions`.
 
-use kvist_text::{ChatInput, ChatTemplate, splice};
-use serde_json::Value;
+use kvist_text::{ChatInput, ChatTemplate, Prompt, splice};
 
 use crate::api::assembly::Prepared;
 use crate::api::error::ApiError;
 use crate::api::generate::{Job, Kind, params};
 use crate::api::json::{Fields, parse_object};
 use crate::api::params::{Bounds, MAX_TOP};
+use crate::api::tools::{ToolRequest, check_calls, shown};
 use crate::app::{Caller, Serving};
 
 /// Parses a body and tokenises its conversation. Takes time with the length of the conversation.
@@ -20,13 +20,16 @@ pub fn job(serving: &Serving, caller: &Caller, bounds: &Bounds, body: &[u8]) -> 
         return Err(ApiError::unsupported("echo", "the chat endpoint does not repeat the prompt"));
     }
     let input = input(fields, bounds)?;
+    let tools = ToolRequest::parse(fields, serving)?;
     let template = template(serving)?;
     // Rendered twice only where the body leaves a doubt.
     if body.len() > serving.most_bytes() && params.keep_last.is_none() {
         serving.check_length(template.render(&input)?.len())?;
     }
     let prompt = splice(&serving.text.tokenizer, template, &serving.replies, caller.tenant.domain, &input)?;
-    let prepared = Prepared { ids: prompt.ids, spliced: prompt.spliced, key: Some(prompt.key), ..Prepared::default() };
+    let reading = tools.reading(serving, prompt.thinking);
+    let Prompt { ids, spliced, key, .. } = prompt;
+    let prepared = Prepared { ids, spliced, key: Some(key), reading, ..Prepared::default() };
     let ignored = map.unknown();
     Ok(Job { kind: Kind::Chat, params, prompts: vec![prepared], logprobs, echo_logprobs: None, ignored })
 }
@@ -36,10 +39,11 @@ pub fn input<'a>(fields: Fields<'a>, bounds: &Bounds) -> Result<ChatInput<'a>, A
     let Some(messages) = fields.array("messages")? else {
         return Err(ApiError::field("messages", "the field is missing"));
     };
+    check_calls(messages)?;
     let continue_final_message = fields.boolean("continue_final_message")?.unwrap_or(false);
     Ok(ChatInput {
         messages,
-        tools: tools(fields)?,
+        tools: shown(fields)?,
         add_generation_prompt: fields.boolean("add_generation_prompt")?.unwrap_or(!continue_final_message),
         continue_final_message,
         kwargs: fields.object("chat_template_kwargs")?,
@@ -59,22 +63,5 @@ fn logprobs(fields: Fields) -> Result<Option<u32>, ApiError> {
         (true, top) => Ok(Some(top.unwrap_or(0) as u32)),
         (false, None | Some(0)) => Ok(None),
         (false, Some(_)) => Err(ApiError::field("top_logprobs", "it needs `logprobs: true`")),
-    }
-}
-
-/// Tools for the template. Their calls are not parsed out of the reply, so they cannot be demanded.
-fn tools<'a>(fields: Fields<'a>) -> Result<Option<&'a [Value]>, ApiError> {
-    let tools = fields.array("tools")?.filter(|t| !t.is_empty());
-    if tools.is_some_and(|t| !t.iter().all(Value::is_object)) {
-        return Err(ApiError::field("tools", "a list of objects is needed"));
-    }
-    match fields.get("tool_choice") {
-        None => Ok(tools),
-        Some(Value::String(choice)) if choice == "auto" => Ok(tools),
-        Some(Value::String(choice)) if choice == "none" => Ok(None),
-        Some(Value::String(_) | Value::Object(_)) => {
-            Err(ApiError::unsupported("tool_choice", "this version of kvist supports `auto` and `none` only"))
-        }
-        Some(_) => Err(ApiError::field("tool_choice", "a string or an object is needed")),
     }
 }

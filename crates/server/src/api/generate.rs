@@ -14,6 +14,7 @@ use crate::api::assembly::{Assembly, Entry, Prepared, Reason, Totals};
 use crate::api::error::ApiError;
 use crate::api::json::Fields;
 use crate::api::params::{Bounds, KeepLast, Params};
+use crate::api::reading::CallIds;
 use crate::api::sampling::bad_words;
 use crate::api::shapes::{
     Answer, ChatChoice, ChatLogprobs, Head, Message, PromptExtras, StopReason, TextChoice, TextLogprobs, Timings, Usage,
@@ -254,9 +255,16 @@ async fn whole(
     let choices = choices.into_iter().enumerate();
     Ok(match kind {
         Kind::Chat => {
+            let message = |index: usize, text: &str| match assembly.reader(index) {
+                Some(reader) => {
+                    let ids = CallIds { answer: &head.id, choice: index, format: reader.format() };
+                    Message::new(reader.said(), ids, reader.show_reasoning())
+                }
+                None => Message::plain(text.to_owned()),
+            };
             let choices = choices.map(|(index, c)| ChatChoice {
                 index,
-                message: Message { role: "assistant", content: c.text.into(), refusal: None },
+                message: message(index, &c.text),
                 logprobs: logprobs.then(|| ChatLogprobs::new(names, c.logprobs)),
                 finish_reason: c.reason.map(Reason::word),
                 extras: assembly.extras(c.tokens, c.stop),

@@ -8,10 +8,12 @@ pub mod error;
 pub mod generate;
 pub mod json;
 pub mod params;
+pub mod reading;
 pub mod refused;
 pub mod sampling;
 pub mod shapes;
 pub mod sse;
 pub mod tokens;
+pub mod tools;
 
 pub use error::ApiError;

@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::api::assembly::{Entry, Totals};
+use crate::api::reading::{CallIds, Said, ToolCall, tool_calls};
 
 /// JSON has no infinity; a token that cannot be drawn is told as other servers tell it.
 const IMPOSSIBLE: f32 = -9999.0;
@@ -77,8 +78,29 @@ pub struct ChatChoice<'a> {
 #[derive(Serialize)]
 pub struct Message<'a> {
     pub role: &'static str,
-    pub content: Cow<'a, str>,
+    pub content: Option<Cow<'a, str>>,
     pub refusal: Option<()>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall<'a>>,
+}
+
+impl<'a> Message<'a> {
+    pub fn plain(content: String) -> Self {
+        let (content, tool_calls) = (Some(content.into()), Vec::new());
+        Message { role: "assistant", content, refusal: None, reasoning_content: None, tool_calls }
+    }
+
+    pub fn new(said: &'a Said, ids: CallIds<'a>, show_reasoning: bool) -> Self {
+        let something = !said.reasoning.is_empty() || !said.calls.is_empty();
+        Message {
+            content: (!said.content.is_empty() || !something).then_some(said.content.as_str().into()),
+            reasoning_content: Some(said.reasoning.as_str()).filter(|text| show_reasoning && !text.is_empty()),
+            tool_calls: tool_calls(said, ids),
+            ..Message::plain(String::new())
+        }
+    }
 }
 
 #[derive(Clone, Default, Serialize)]
@@ -97,6 +119,10 @@ pub struct Delta<'a> {
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<[ToolCall<'a>; 1]>,
 }
 
 /// A choice of the completions endpoint, whole or in part.

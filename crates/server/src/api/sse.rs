@@ -19,6 +19,7 @@ use crate::api::assembly::{Assembly, Piece};
 use crate::api::error::ApiError;
 use crate::api::generate::{Kind, broken_off, finish_line};
 use crate::api::params::StreamOptions;
+use crate::api::reading::{CallIds, delta};
 use crate::api::shapes::{
     Answer, ChatChunk, ChatLogprobs, Delta, Head, PromptExtras, TextChoice, TextLogprobs, Timings, Usage,
 };
@@ -81,7 +82,7 @@ impl SseBody {
     }
 
     fn write_piece(&mut self, piece: Piece, out: &mut Vec<u8>) {
-        let Piece { index, first, text, logprobs, tokens, reason, stop } = piece;
+        let Piece { index, first, text, events, logprobs, tokens, reason, stop } = piece;
         let finish_reason = reason.map(|r| r.word());
         let news = !text.is_empty() || !logprobs.is_empty() || !tokens.is_empty();
         let prompt = if first { self.assembly.prompt_of(index) } else { PromptExtras::default() };
@@ -90,18 +91,29 @@ impl SseBody {
             Kind::Chat => {
                 let empty = ChatChunk { index, ..ChatChunk::default() };
                 if first {
-                    let delta = Delta { role: Some("assistant"), content: Some("") };
+                    let delta = Delta { role: Some("assistant"), content: Some(""), ..Delta::default() };
                     self.write_chunk(ChatChunk { delta, ..empty.clone() }, prompt, out);
                 }
-                if news {
-                    let logprobs = self.logprobs.then(|| ChatLogprobs::new(names, logprobs));
-                    let delta = Delta { role: None, content: Some(&text) };
-                    let extras = self.assembly.extras(tokens, None);
-                    self.write_chunk(
-                        ChatChunk { delta, logprobs, extras, ..empty.clone() },
-                        PromptExtras::default(),
-                        out,
-                    );
+                let events = events.unwrap_or_default();
+                let mut deltas: Vec<Delta> = match self.assembly.reader(index) {
+                    Some(reader) => {
+                        let ids = CallIds { answer: &self.head.id, choice: index, format: reader.format() };
+                        events.iter().filter_map(|event| delta(event, ids, reader.show_reasoning())).collect()
+                    }
+                    None if news => vec![Delta { content: Some(&text), ..Delta::default() }],
+                    None => vec![],
+                };
+                // Tokens that say nothing yet are told all the same where they are told.
+                if deltas.is_empty() && !(logprobs.is_empty() && tokens.is_empty()) {
+                    deltas.push(Delta { content: Some(""), ..Delta::default() });
+                }
+                // What is told of the tokens comes with the first part.
+                let mut logprobs = self.logprobs.then(|| ChatLogprobs::new(names, logprobs));
+                let mut extras = self.assembly.extras(tokens, None);
+                for delta in deltas {
+                    let (logprobs, extras) = (logprobs.take(), std::mem::take(&mut extras));
+                    let chunk = ChatChunk { delta, logprobs, extras, ..empty.clone() };
+                    self.write_chunk(chunk, PromptExtras::default(), out);
                 }
                 if reason.is_some() {
                     let extras = self.assembly.extras(vec![], stop);

@@ -1,6 +1,7 @@
 //! An executor whose logits are a hash of the path: it reads the pool only through the plan, so a wrong run, mask, copy
 //! or slot changes what is generated.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -29,6 +30,8 @@ pub struct Knobs {
     pub panics: AtomicU64,
     /// Rows run.
     pub rows: AtomicU64,
+    /// Replies to be drawn, each by the next prompt that has none.
+    pub scripts: Mutex<VecDeque<Vec<TokenId>>>,
 }
 
 impl Knobs {
@@ -67,13 +70,15 @@ pub struct Fake {
     eos_every: u64,
     /// Tokens that are drawn.
     drawn: Vec<TokenId>,
+    /// What is left of a script after each path on it.
+    scripted: HashMap<u64, VecDeque<TokenId>>,
 }
 
 impl Fake {
     pub fn new(chunks: u32, context: usize, eos_every: u64, drawn: Vec<TokenId>, knobs: Arc<Knobs>) -> Fake {
         let layout = ChunkLayout::new(Dtype::Bf16, &[LayerKind::Gqa { heads: 1, dk: 2, dv: 2 }]);
         let info = ExecutorInfo { vocab: VOCAB, context, layout, chunks, name: "fake".into() };
-        Fake { info, slots: vec![[0; CHUNK]; chunks as usize], knobs, eos_every, drawn }
+        Fake { info, slots: vec![[0; CHUNK]; chunks as usize], knobs, eos_every, drawn, scripted: HashMap::new() }
     }
 
     /// Hash of the path before a row.
@@ -93,7 +98,19 @@ impl Fake {
         panic!("no run covers the token before");
     }
 
-    fn logits(&self, hash: u64, out: &mut Vec<f32>) {
+    /// The token that a script has here.
+    fn scripted(&mut self, hash: u64) -> Option<TokenId> {
+        if !self.scripted.contains_key(&hash) {
+            let script = self.knobs.scripts.lock().unwrap().pop_front()?;
+            self.scripted.insert(hash, script.into());
+        }
+        let mut rest = self.scripted[&hash].clone();
+        let token = rest.pop_front().unwrap_or(EOS);
+        self.scripted.insert(mix(hash, u64::from(token) + 1).max(1), rest);
+        Some(token)
+    }
+
+    fn logits(&mut self, hash: u64, out: &mut Vec<f32>) {
         let start = out.len();
         out.resize(start + VOCAB, -20.0);
         for k in 0..32 {
@@ -102,6 +119,9 @@ impl Fake {
         }
         if self.eos_every != 0 && hash.is_multiple_of(self.eos_every) {
             out[start + EOS as usize] = 9.0;
+        }
+        if let Some(token) = self.scripted(hash) {
+            out[start + token as usize] = 9.5;
         }
     }
 }

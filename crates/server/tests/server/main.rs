@@ -14,3 +14,4 @@ mod sampling;
 mod stops;
 mod streams;
 mod tokens;
+mod tools;
