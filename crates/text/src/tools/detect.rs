@@ -1,13 +1,14 @@
 //! What a chat template tells of the way its model writes calls and reasoning. It is not read but tried: a conversation
-//! with a call in it is rendered, and the rendered call looks as the model was trained to write it.
+//! with a call in it is rendered as the model was trained to write it, and the format is the one whose parser finds the
+//! call.
 
 use std::str::FromStr;
 
 use kvist_base::TokenId;
 use serde_json::{Value, json};
 
-use super::ToolFormat;
 use super::generic::Instructions;
+use super::{ReplyEvent, ReplyParser, ToolFormat};
 use crate::{ChatInput, ChatTemplate, Tokenizer};
 
 const PROBE: &str = "kvist_probe";
@@ -136,18 +137,23 @@ fn tool_format(template: &ChatTemplate) -> Option<ToolFormat> {
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "name": PROBE, "tool_call_id": "probe0001", "content": "1"},
     ]);
-    let mut text = render(template, &messages, true)?;
-    text.retain(|c| !c.is_whitespace());
-    let has = |part: &str| text.contains(part);
-    if has("[TOOL_CALLS]") {
-        Some(ToolFormat::Mistral)
-    } else if has(&format!("<tool_call>{{\"name\":\"{PROBE}\",\"arguments\":{{\"{PROBE_KEY}\"")) {
-        Some(ToolFormat::Hermes)
-    } else if has(&format!("{{\"name\":\"{PROBE}\",\"parameters\":{{\"{PROBE_KEY}\"")) {
-        Some(ToolFormat::Llama3)
-    } else {
-        None
-    }
+    let text = render(template, &messages, true)?;
+    [ToolFormat::Hermes, ToolFormat::Mistral, ToolFormat::Llama3].into_iter().find(|format| has_probe(*format, &text))
+}
+
+fn has_probe(format: ToolFormat, text: &str) -> bool {
+    let mut parser = ReplyParser::new(Some(format), None, vec![PROBE.to_owned()], false);
+    let mut events = parser.push(text);
+    events.extend(parser.finish());
+    let made = json!({PROBE_KEY: 1});
+    events.windows(3).any(|three| match three {
+        [
+            ReplyEvent::CallStart { name, .. },
+            ReplyEvent::CallArguments { fragment, .. },
+            ReplyEvent::CallEnd { .. },
+        ] => name == PROBE && serde_json::from_str::<Value>(fragment).is_ok_and(|arguments| arguments == made),
+        _ => false,
+    })
 }
 
 fn instructions(template: &ChatTemplate) -> Instructions {
