@@ -1,7 +1,5 @@
 //! Blocks against the gguf Python package (`tools/make_quant_fixtures.py`), and what packing keeps of them.
 
-mod common;
-
 use std::path::Path;
 
 use kvist_kernels::{PackedQuant, Pool, QuantError, QuantKind, reference};

@@ -2,6 +2,7 @@
 #![expect(unsafe_op_in_unsafe_fn, reason = "each operation is a few intrinsics under the contract of `Simd`")]
 
 use super::half;
+use super::packed::GROUP;
 use crate::simd::{Portable, Simd};
 
 /// Sums of products of four bytes at a time; lanes are outputs.
@@ -37,6 +38,23 @@ pub(crate) trait Dots: Simd {
     unsafe fn dot<const WIDE: bool>(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
     /// The sum, exactly.
     unsafe fn total<const WIDE: bool>(acc: Self::I) -> Self::F;
+
+    /// `x * inverse` (at most 127 in size) as signed bytes, ties to even, and [`super::rows::Group::halves`].
+    #[inline(always)]
+    unsafe fn encode(x: &[f32; GROUP], inverse: f32) -> ([u32; GROUP / 4], [u32; 2]) {
+        // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits.
+        const ROUND: f32 = 12_582_912.0;
+        let codes = x.map(|x| (x * inverse + ROUND).to_bits() as i8);
+        let halves = codes.as_chunks::<{ GROUP / 2 }>().0.iter().map(|half| {
+            let sum =
+                |at: usize| (0..4).map(|four| half[4 * four + at] as i16 + half[4 * four + at + 1] as i16).sum::<i16>();
+            sum(0) as u16 as u32 | (sum(2) as u16 as u32) << 16
+        });
+        let mut sums = [0; 2];
+        sums.iter_mut().zip(halves).for_each(|(sum, half)| *sum = half);
+        let words = std::array::from_fn(|i| u32::from_le_bytes(std::array::from_fn(|j| codes[4 * i + j] as u8)));
+        (words, sums)
+    }
 }
 
 impl Dots for Portable {
@@ -112,7 +130,7 @@ impl Dots for Portable {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::Dots;
+    use super::{Dots, GROUP};
     use crate::simd::{Avx2, Avx512};
 
     /// Its argument. Left to itself, the compiler turns chains of additions into trees, whose leaves it keeps in memory.
@@ -122,6 +140,28 @@ mod x86 {
         // SAFETY: no instruction.
         unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) x, options(pure, nomem, nostack, preserves_flags)) };
         x
+    }
+
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn encode(x: &[f32; GROUP], inverse: f32) -> ([u32; GROUP / 4], [u32; 2]) {
+        let inverse = _mm256_set1_ps(inverse);
+        let mut eights = [_mm256_setzero_si256(); 4];
+        for (eight, x) in eights.iter_mut().zip(x.as_chunks::<8>().0) {
+            // SAFETY: eight elements.
+            *eight = _mm256_cvtps_epi32(_mm256_mul_ps(unsafe { _mm256_loadu_ps(x.as_ptr()) }, inverse));
+        }
+        let [a, b, c, d] = eights;
+        // Fours of a, b, c, d, their first ones in the lower half.
+        let bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+        let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        let twos = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+        let sums = _mm256_add_epi16(twos, _mm256_shuffle_epi32::<0b01_00_11_10>(twos));
+        let sums = _mm256_add_epi16(sums, _mm256_shuffle_epi32::<0b10_11_00_01>(sums));
+        let mut codes = [0; GROUP / 4];
+        // SAFETY: 32 bytes.
+        unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), bytes) };
+        (codes, [_mm256_extract_epi32::<0>(sums) as u32, _mm256_extract_epi32::<4>(sums) as u32])
     }
 
     /// Narrow sums are in 16 bits, two for an output. Wide products of two are exact in 16 bits (`127 * 128 * 2`) where
@@ -194,6 +234,10 @@ mod x86 {
         unsafe fn total<const WIDE: bool>(acc: __m256i) -> Self::F {
             Self::float(if WIDE { acc } else { _mm256_madd_epi16(acc, _mm256_set1_epi16(1)) })
         }
+        #[inline(always)]
+        unsafe fn encode(x: &[f32; GROUP], inverse: f32) -> ([u32; GROUP / 4], [u32; 2]) {
+            encode(x, inverse)
+        }
     }
 
     /// Wide codes are made unsigned, with 128 as their centre.
@@ -257,6 +301,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn total<const WIDE: bool>(acc: __m512i) -> Self::F {
             Self::float(acc)
+        }
+        #[inline(always)]
+        unsafe fn encode(x: &[f32; GROUP], inverse: f32) -> ([u32; GROUP / 4], [u32; 2]) {
+            encode(x, inverse)
         }
     }
 }

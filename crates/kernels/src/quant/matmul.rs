@@ -19,6 +19,9 @@ const TILE_ROWS: usize = 96;
 /// Panels that one tile handles at most.
 const TILE_PANELS: usize = 8;
 
+/// What may be kept of x from panel to panel: half of an L2 cache of 512 KiB.
+const L2_BYTES: usize = 256 << 10;
+
 struct Job<'a> {
     x: &'a [Group],
     /// Groups of a row.
@@ -107,8 +110,9 @@ unsafe fn tile_of_kind<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
 #[inline(always)]
 unsafe fn tile_rows<S: Dots, F: Form>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
     let rows = tile.rows.1 - tile.rows.0;
-    // One panel after the other is one stream of memory; more at once keep their part of x in the cache.
-    let many = if rows <= 4 { 1 } else { TILE_PANELS };
+    // One panel after the other is one stream of memory. Where x does not stay in the cache from panel to panel, its
+    // part for several at once does.
+    let many = if rows * job.groups * size_of::<Group>() <= L2_BYTES { 1 } else { TILE_PANELS };
     let mut unpacked = MaybeUninit::<Unpacked>::uninit();
     // SAFETY: passed on; `unpack` writes what `block` reads.
     unsafe {

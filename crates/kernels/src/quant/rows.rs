@@ -1,9 +1,10 @@
 //! Activations as the integer dot products take them.
 
 use crate::buffer::SharedMut;
-use crate::simd::{Simd, isa_entry};
+use crate::simd::isa_entry;
 use crate::{Isa, Pool, bf16};
 
+use super::dots::Dots;
 use super::packed::GROUP;
 
 /// Rows of activations, every 32 elements of a row as signed bytes under one f32 scale: `x = scale * code`. What a row
@@ -43,33 +44,37 @@ impl QuantRows {
     /// # Panics
     /// When `k` is not a multiple of 32, when the length does not fit, or when the machine cannot run `isa`.
     pub fn set(&mut self, isa: Isa, pool: &Pool, x: &[f32], k: usize) {
-        self.fill(isa, pool, x.len(), k, &|at, out| out.copy_from_slice(&x[at..at + GROUP]));
+        // SAFETY: the machine can run `isa`: checked by `fill`.
+        self.fill(isa, pool, x, k, |x, out| unsafe { quantise(isa, x, out) });
     }
 
     /// As [`QuantRows::set`], for rows of bf16 bits.
     pub fn set_bf16(&mut self, isa: Isa, pool: &Pool, x: &[u16], k: usize) {
-        self.fill(isa, pool, x.len(), k, &|at, out| {
-            out.iter_mut().zip(&x[at..at + GROUP]).for_each(|(out, &x)| *out = bf16::to_f32(x));
-        });
+        // SAFETY: as above.
+        self.fill(isa, pool, x, k, |x, out| unsafe { quantise_bf16(isa, x, out) });
     }
 
-    fn fill(&mut self, isa: Isa, pool: &Pool, len: usize, k: usize, get: &(dyn Fn(usize, &mut [f32; GROUP]) + Sync)) {
+    fn fill<T: Sync>(
+        &mut self,
+        isa: Isa,
+        pool: &Pool,
+        x: &[T],
+        k: usize,
+        quantise: impl Fn(&[T], &mut [Group]) + Sync,
+    ) {
         isa.require();
-        assert!(k > 0 && k.is_multiple_of(GROUP) && len.is_multiple_of(k), "{len} elements in rows of {k}");
-        (self.rows, self.k) = (len / k, k);
-        let groups = len / GROUP;
+        assert!(k > 0 && k.is_multiple_of(GROUP) && x.len().is_multiple_of(k), "{} elements in rows of {k}", x.len());
+        (self.rows, self.k) = (x.len() / k, k);
+        let groups = x.len() / GROUP;
         if self.groups.len() < groups {
             self.groups.resize(groups, Group::default());
         }
         let out = SharedMut::new(&mut self.groups);
         let some = 256;
         pool.run(groups.div_ceil(some), &|t| {
-            let mut x = [0.0; GROUP];
-            for i in t * some..groups.min((t + 1) * some) {
-                get(i * GROUP, &mut x);
-                // SAFETY: `isa` is available; this tile alone writes group `i`.
-                unsafe { quantise(isa, &x, &mut *out.get().add(i)) };
-            }
+            let (first, end) = (t * some, groups.min((t + 1) * some));
+            // SAFETY: these groups are this tile's own.
+            quantise(&x[first * GROUP..end * GROUP], unsafe { out.slice(first, end - first) });
         });
     }
 
@@ -97,42 +102,58 @@ impl QuantRows {
     }
 }
 
-isa_entry!(fn quantise(x: &[f32; GROUP], out: &mut Group) = quantise_group);
+isa_entry!(fn quantise(x: &[f32], out: &mut [Group]) = quantise_f32);
+isa_entry!(fn quantise_bf16(x: &[u16], out: &mut [Group]) = quantise_u16);
 
 /// # Safety
-/// None: loops that the compiler turns into vectors of `S`'s instruction set.
+/// The ISA of `S` is available.
 #[inline(always)]
-unsafe fn quantise_group<S: Simd>(x: &[f32; GROUP], out: &mut Group) {
-    // 1.5 * 2^23: adding it rounds to an integer (ties to even), which is then in the low bits.
-    const ROUND: f32 = 12_582_912.0;
+unsafe fn quantise_f32<S: Dots>(x: &[f32], out: &mut [Group]) {
+    for (x, out) in x.as_chunks::<GROUP>().0.iter().zip(out) {
+        // SAFETY: passed on.
+        *out = unsafe { quantise_group::<S>(x) };
+    }
+}
+
+/// # Safety
+/// As [`quantise_f32`].
+#[inline(always)]
+unsafe fn quantise_u16<S: Dots>(x: &[u16], out: &mut [Group]) {
+    for (x, out) in x.as_chunks::<GROUP>().0.iter().zip(out) {
+        let mut wide = [0.0; GROUP];
+        for i in 0..GROUP {
+            wide[i] = bf16::to_f32(x[i]);
+        }
+        // SAFETY: passed on.
+        *out = unsafe { quantise_group::<S>(&wide) };
+    }
+}
+
+/// # Safety
+/// The ISA of `S` is available.
+#[inline(always)]
+unsafe fn quantise_group<S: Dots>(x: &[f32; GROUP]) -> Group {
     // Of bit patterns, since what is not finite is larger than everything else there.
-    let largest = x.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff));
-    let largest = f32::from_bits(largest);
-    let (scale, inverse) = match largest {
-        // The inverse would overflow near here.
-        ..1e-36 => (0.0, 0.0),
-        ..=f32::MAX => (largest / 127.0, 127.0 / largest),
-        _ => (f32::NAN, 0.0),
-    };
-    let mut codes = [0_i8; GROUP];
-    for (code, x) in codes.iter_mut().zip(x) {
-        *code = (x * inverse + ROUND).to_bits() as i8;
+    let mut largest = [0; 8];
+    for x in x.as_chunks::<8>().0 {
+        for i in 0..8 {
+            largest[i] = largest[i].max(x[i].to_bits() & 0x7fff_ffff);
+        }
     }
-    if scale.is_nan() {
-        codes = [0; GROUP];
+    let largest = f32::from_bits(largest.into_iter().fold(0, u32::max));
+    if !largest.is_finite() {
+        return Group { scale: f32::NAN, sum: f32::NAN, ..Group::default() };
     }
-    let mut sums = [[0_i16; 4]; 2];
-    for (i, &code) in codes.iter().enumerate() {
-        sums[i / 16][i % 4] += code as i16;
+    // The inverse would overflow near there.
+    if largest < 1e-36 {
+        return Group::default();
     }
-    let word = |low: i16, high: i16| low as u16 as u32 | (high as u16 as u32) << 16;
-    let [a, b] = sums.map(|s| [s[0] + s[1], s[2] + s[3]]);
-    let all = (a[0] + a[1] + b[0] + b[1]) as f32;
-    for (word, four) in out.codes.iter_mut().zip(codes.as_chunks::<4>().0) {
-        *word = u32::from_le_bytes(four.map(|code| code as u8));
-    }
-    out.scale = scale;
-    out.sum = scale * all;
-    out.halves = [word(a[0], a[1]), word(b[0], b[1])];
-    out.whole = word(a[0] + b[0], a[1] + b[1]);
+    // SAFETY: passed on.
+    let (codes, halves) = unsafe { S::encode(x, 127.0 / largest) };
+    // Neither half of a word overflows, but the lower carries into the upper where it is negative.
+    let whole = (halves[0] & 0xffff).wrapping_add(halves[1]) & 0xffff
+        | (halves[0] & 0xffff_0000).wrapping_add(halves[1] & 0xffff_0000);
+    let scale = largest / 127.0;
+    let sum = (whole as i16 as i32) + (whole as i32 >> 16);
+    Group { codes, scale, sum: scale * sum as f32, halves, whole }
 }
