@@ -1,13 +1,15 @@
 //! Words that every other crate shares: ids, dtypes, the chunk layout table, the step plan and the traits
-//! at the engine's borders ([`Executor`], [`Residency`], [`Clock`]). Standard library only, no I/O, no policy.
+//! at the engine's borders ([`Executor`], [`Residency`], [`Constraint`], [`Clock`]). Standard library only, no I/O, no policy.
 #![forbid(unsafe_code)]
 
 mod clock;
+mod constraint;
 mod ids;
 mod layout;
 mod plan;
 
 pub use clock::{Clock, ManualClock, Micros, SystemClock};
+pub use constraint::{Allowed, Constraint};
 pub use ids::{CHUNK, ChunkId, DomainId, SEGMENT, TokenId, low_mask};
 pub use layout::{ChunkLayout, Dtype, LayerKind, LayerLayout};
 pub use plan::{

@@ -231,6 +231,7 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
             },
             edits: Default::default(),
             stop_tokens: if random.chance(70) { vec![] } else { vec![0, 1] },
+            constraint: None,
             logprobs: None,
             prompt_logprobs: if random.chance(8) { Some(0) } else { None },
             priority: 0,

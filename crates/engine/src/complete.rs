@@ -3,6 +3,7 @@
 use kvist_base::{ChunkId, Micros, Prepare, RowOutcome, StepOutput};
 
 use crate::adjust::{Seen, adjust};
+use crate::constraint::{masked, moved};
 use crate::engine::Engine;
 use crate::request::{Effect, Finish, Sampling};
 use crate::sampler::{logprobs, sample};
@@ -190,6 +191,7 @@ impl Engine {
                     setbacks: 0,
                     furthest: 0,
                     suspect: false,
+                    constraint: s.constraint.clone(),
                     step: StepRows::default(),
                 };
                 let end = self.push_token(&mut fork, row);
@@ -202,10 +204,17 @@ impl Engine {
     fn push_token(&mut self, s: &mut Sequence, row: &[f32]) -> Option<Finish> {
         let state = self.requests.get_mut(&s.id).expect("known");
         let request = &state.request;
+        let row_allowed = match &mut s.constraint {
+            None => row,
+            Some(constraint) => match masked(constraint.as_mut(), row, &request.stop_tokens, &mut self.masked) {
+                Ok(row) => row,
+                Err(end) => return Some(end),
+            },
+        };
         if s.seen.is_none() {
             s.seen = Seen::new(&request.sampling, &s.tokens, state.prompt);
         }
-        let adjusted = adjust(row, request, &s.tokens[state.prompt..], s.seen.as_ref(), &mut self.adjusted);
+        let adjusted = adjust(row_allowed, request, &s.tokens[state.prompt..], s.seen.as_ref(), &mut self.adjusted);
         let Some(token) = sample(adjusted, &request.sampling, s.choice, s.tokens.len()) else {
             let what = if sample(row, &Sampling::GREEDY, 0, 0).is_some() {
                 "what the request masks leaves no token to draw"
@@ -226,6 +235,9 @@ impl Engine {
         if request.stop_tokens.contains(&token) {
             return Some(Finish::Stop(token));
         }
+        if let Some(end) = s.constraint.as_mut().and_then(|c| moved(c.as_mut(), token)) {
+            return Some(end);
+        }
         (s.tokens.len() - state.prompt == request.max_tokens as usize).then_some(Finish::Length)
     }
 }
@@ -240,6 +252,7 @@ fn take(s: &mut Sequence) -> Sequence {
         tokens: std::mem::take(&mut s.tokens),
         seen: s.seen.take(),
         path: std::mem::take(&mut s.path),
+        constraint: s.constraint.take(),
         step: std::mem::take(&mut s.step),
         ..*s
     }

@@ -58,6 +58,8 @@ pub struct Engine {
     pub(crate) stats: EngineStats,
     /// A row of logits with a request's changes.
     pub(crate) adjusted: Vec<f32>,
+    /// A row of logits in which what a constraint forbids is struck out.
+    pub(crate) masked: Vec<f32>,
 }
 
 pub(crate) struct InStep {
@@ -97,6 +99,7 @@ impl Engine {
             probe_cursor: 0,
             stats: EngineStats::default(),
             adjusted: Vec::new(),
+            masked: Vec::new(),
         }
     }
 
@@ -106,6 +109,7 @@ impl Engine {
         let (id, domain) = (request.id, request.domain);
         let mut request = request;
         let tokens = std::mem::take(&mut request.prompt);
+        let constraint = request.constraint.take();
         let cached_guess = self.cache.probe(domain, &tokens);
         self.fairness.enter(domain);
         let sequence = Sequence {
@@ -123,6 +127,7 @@ impl Engine {
             furthest: 0,
             suspect: false,
             step: StepRows::default(),
+            constraint,
             tokens,
         };
         self.next_number += 1;

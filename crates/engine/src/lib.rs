@@ -8,6 +8,7 @@ mod assemble;
 mod budget;
 mod complete;
 mod config;
+mod constraint;
 mod engine;
 mod fairness;
 mod plan;

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use kvist_base::{DomainId, Micros, TokenId};
+use kvist_base::{Constraint, DomainId, Micros, TokenId};
 
 use crate::adjust::Edits;
 
@@ -57,6 +57,8 @@ pub struct Request {
     pub edits: Arc<Edits>,
     /// A choice ends when it draws one of these.
     pub stop_tokens: Vec<TokenId>,
+    /// Restricts what is generated; each choice moves its own copy. Stop tokens may then come only where the text may end.
+    pub constraint: Option<Box<dyn Constraint>>,
     /// Report the logprob of each generated token and of this many of the most likely ones.
     pub logprobs: Option<u32>,
     /// The same for the prompt's tokens; the whole prompt is then computed.
@@ -84,7 +86,11 @@ pub enum Finish {
     Stop(TokenId),
     /// `max_tokens` are drawn.
     Length,
+    /// The constraint lets nothing follow: the text is whole.
+    Complete,
     Cancelled,
+    /// The constraint cannot be followed: it forbids every token, or working it out took too much.
+    Constraint(String),
     Error(String),
 }
 

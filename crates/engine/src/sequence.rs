@@ -1,4 +1,4 @@
-use kvist_base::{ChunkId, DomainId, Micros, TokenId};
+use kvist_base::{ChunkId, Constraint, DomainId, Micros, TokenId};
 use kvist_cache::Path;
 
 use crate::adjust::Seen;
@@ -29,6 +29,8 @@ pub struct Sequence {
     pub furthest: usize,
     /// It was part of a step that broke; runs by itself until a step succeeds.
     pub suspect: bool,
+    /// Stands after the last token drawn, whatever rows are still to run: setbacks and preemption do not move it.
+    pub constraint: Option<Box<dyn Constraint>>,
     pub step: StepRows,
 }
 

@@ -382,11 +382,11 @@ fn record(book: &mut Book, owner: &mut Owner, arrival: Micros, now: Micros, effe
         }
         Effect::Finished { choice, reason, .. } => {
             let ended = match reason {
-                Finish::Stop(_) => Ended::Stop,
+                Finish::Stop(_) | Finish::Complete => Ended::Stop,
                 Finish::Length => Ended::Length,
                 Finish::Cancelled if owner.stopped[*choice as usize] => Ended::Stop,
                 Finish::Cancelled => Ended::Abort,
-                Finish::Error(_) => Ended::Error,
+                Finish::Constraint(_) | Finish::Error(_) => Ended::Error,
             };
             book.ended[ended as usize] += 1;
             owner.answered |= matches!(ended, Ended::Stop | Ended::Length);

@@ -28,6 +28,9 @@ pub struct Report {
     pub aborted_steps: u64,
     pub evictions: u64,
     pub overdue: u64,
+    /// Requests with a constraint, and choices that theirs ended.
+    pub constrained: u64,
+    pub complete: u64,
 }
 
 impl Report {
@@ -45,6 +48,8 @@ impl Report {
         self.aborted_steps += o.aborted_steps;
         self.evictions += o.evictions;
         self.overdue += o.overdue;
+        self.constrained += o.constrained;
+        self.complete += o.complete;
     }
 }
 
@@ -58,6 +63,8 @@ pub enum Canary {
     HiddenLoss,
     /// A cancel is swallowed.
     DeafCancel,
+    /// The choices of a request share the state of its constraint.
+    SharedConstraint,
 }
 
 /// Gives up on a chunk now and then.
@@ -116,6 +123,7 @@ pub fn run(seed: u64, canary: Canary) -> Result<Report, String> {
         context: context.min((chunks as usize - 2) * 64),
         max_n: (config.max_batch as u32).min(5),
         gap: random.pick(&[0, 5_000, 100_000]),
+        broken_constraints: canary == Canary::SharedConstraint,
     };
     let arrivals = workload.generate(&mut random);
     let overdue = config.overdue;
@@ -257,6 +265,9 @@ impl Run {
             self.engine.abort_step(self.now);
             return Ok(());
         }
+        // Prepared beside the step, or not: that must change nothing.
+        let (plan, constraints) = self.engine.in_step();
+        constraints.into_iter().filter(|_| self.random.chance(50)).for_each(|c| c.prepare());
         self.executor.step(plan, &self.flaky, output);
         if let Some(violation) = self.executor.violations.first() {
             return Err(violation.clone());
@@ -353,10 +364,12 @@ impl Run {
             if usage.generated as usize != seen.tokens.iter().map(Vec::len).sum::<usize>() {
                 return Err(format!("request {}: {} tokens told, {usage:?}", id.0, seen.tokens.len()));
             }
+            self.report.constrained += u64::from(asked.constraint.is_some());
             let mut whole = true;
             for (choice, tokens) in seen.tokens.iter().enumerate() {
                 let (expected, end) = alone(model, asked, choice as u32);
                 let reason = seen.finished[choice].as_ref().ok_or("a choice without end")?;
+                self.report.complete += u64::from(*reason == Finish::Complete);
                 match reason {
                     Finish::Cancelled if seen.cancelled => whole = false,
                     Finish::Error(_) if self.faults.abort > 0 => whole = false,
@@ -385,7 +398,10 @@ impl Run {
         let admitted: Vec<(Micros, Micros, u64)> = self
             .seen
             .iter()
-            .filter(|(_, s)| s.finished.iter().all(|f| matches!(f, Some(Finish::Length | Finish::Stop(_)))))
+            .filter(|(_, s)| {
+                let ended = |f: &Option<Finish>| matches!(f, Some(Finish::Length | Finish::Stop(_) | Finish::Complete));
+                s.finished.iter().all(ended)
+            })
             .map(|(id, s)| (s.submitted, s.submitted + s.done.map_or(0, |u| u.timings.queued), id.0))
             .collect();
         for &(submitted, at, id) in &admitted {
@@ -426,15 +442,39 @@ fn scores(model: SimModel, request: &Request) -> Vec<Option<kvist_engine::TokenL
 /// The tokens and the end that a choice gets alone on a cold server.
 fn alone(model: SimModel, request: &Request, choice: u32) -> (Vec<TokenId>, Finish) {
     let mut state = after(model, &request.prompt);
+    let mut constraint = request.constraint.clone();
     let mut out = Vec::new();
     while out.len() < request.max_tokens as usize {
         let mut logits = Vec::new();
         model.logits(state, &mut logits);
+        if let Some(constraint) = &mut constraint {
+            let allowed = match constraint.allowed() {
+                Ok(allowed) => allowed,
+                Err(message) => return (out, Finish::Constraint(message)),
+            };
+            let ends = |t| allowed.end && request.stop_tokens.contains(&t);
+            let struck: Vec<_> = (0..model.vocab as TokenId).filter(|&t| !allowed.contains(t) && !ends(t)).collect();
+            match (struck.len() == model.vocab, allowed.end) {
+                (true, true) => return (out, Finish::Complete),
+                (true, false) => return (out, Finish::Constraint("no token of the vocabulary may follow".into())),
+                (false, _) => struck.into_iter().for_each(|t| logits[t as usize] = f32::NEG_INFINITY),
+            }
+        }
         let logits = adjusted(logits, request, &out);
-        let token = sample(&logits, &request.sampling, choice, request.prompt.len() + out.len()).expect("finite");
+        let Some(token) = sample(&logits, &request.sampling, choice, request.prompt.len() + out.len()) else {
+            return (out, Finish::Error("what the request masks leaves no token to draw".into()));
+        };
         out.push(token);
         if request.stop_tokens.contains(&token) {
             return (out, Finish::Stop(token));
+        }
+        if let Some(constraint) = &mut constraint {
+            if let Err(message) = constraint.accept(token) {
+                return (out, Finish::Constraint(message));
+            }
+            if constraint.is_complete() {
+                return (out, Finish::Complete);
+            }
         }
         state = model.state(state, token);
     }

@@ -3,11 +3,13 @@
 #![forbid(unsafe_code)]
 
 pub mod campaign;
+mod constraint;
 mod executor;
 mod naive;
 mod random;
 mod workload;
 
+pub use constraint::SimConstraint;
 pub use executor::{CostModel, SimExecutor, SimModel};
 pub use random::Random;
 pub use workload::{Arrival, Workload};

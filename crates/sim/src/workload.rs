@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kvist_base::{DomainId, Micros, TokenId};
 use kvist_engine::{Edits, Request, RequestId, Sampling};
 
+use crate::constraint::SimConstraint;
 use crate::random::Random;
 
 /// A request and when it comes.
@@ -25,6 +26,8 @@ pub struct Workload {
     pub max_n: u32,
     /// Mean time between arrivals.
     pub gap: Micros,
+    /// Constraints carry a deliberate bug.
+    pub broken_constraints: bool,
 }
 
 /// Lengths around every border that the tree and the kernels have.
@@ -59,6 +62,9 @@ impl Workload {
                     },
                     edits: edits(random),
                     stop_tokens: if random.chance(40) { vec![] } else { vec![0] },
+                    constraint: random
+                        .chance(30)
+                        .then(|| Box::new(SimConstraint::new(random.word(), self.broken_constraints)) as _),
                     logprobs: random.pick(&[None, Some(2)]),
                     prompt_logprobs: if random.chance(10) { Some(1) } else { None },
                     priority: if random.chance(20) { random.below(3) as i32 - 1 } else { 0 },

@@ -14,13 +14,14 @@ fn every_request_ends_once_with_the_tokens_it_would_get_alone() {
     println!("{total:?}");
     assert!(total.preemptions > 200 && total.evictions > 1000 && total.cancelled > 100, "{total:?}");
     assert!(total.lost_rows > 1000 && total.aborted_steps > 100 && total.overdue > 100, "{total:?}");
+    assert!(total.constrained > 1000 && total.complete > 500, "{total:?}");
     assert!(total.cached_tokens * 10 > total.prompt_tokens, "{total:?}");
 }
 
 /// A campaign that cannot fail proves nothing.
 #[test]
 fn canaries_are_caught() {
-    for canary in [Canary::TwiceTold, Canary::HiddenLoss, Canary::DeafCancel] {
+    for canary in [Canary::TwiceTold, Canary::HiddenLoss, Canary::DeafCancel, Canary::SharedConstraint] {
         assert!(
             (0..200).any(|seed| !matches!(std::panic::catch_unwind(|| run(seed, canary)), Ok(Ok(_)))),
             "{canary:?} went unnoticed"
@@ -49,6 +50,7 @@ fn a_poisoned_request_ends_alone() {
             sampling: Sampling::GREEDY,
             edits: Default::default(),
             stop_tokens: vec![],
+constraint: None,
             logprobs: None,
             prompt_logprobs: None,
             priority: 0,
@@ -97,6 +99,7 @@ fn a_short_prompt_is_not_stuck_behind_long_ones() {
         sampling: Sampling::GREEDY,
         edits: Default::default(),
         stop_tokens: vec![],
+constraint: None,
         logprobs: None,
         prompt_logprobs: None,
         priority: 0,

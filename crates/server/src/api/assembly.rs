@@ -325,10 +325,12 @@ impl Assembly {
         if c.ended.is_some() {
             return Ok(None);
         }
-        let (reason, token) = match reason {
+let (reason, token) = match reason {
             Finish::Stop(token) => (Reason::Stop, Some(token)),
+            Finish::Complete => (Reason::Stop, None),
             Finish::Length => (Reason::Length, None),
             Finish::Cancelled => return Err(ApiError::unavailable("the request was cancelled by the server")),
+            Finish::Constraint(message) => return Err(structured::cannot_follow(&message)),
             Finish::Error(message) => return Err(ApiError::internal(message)),
         };
         let rest = c.detokenizer.finish();
