@@ -30,7 +30,7 @@ impl SimConstraint {
 
     fn next(&self) -> Next {
         let hash = mix(self.state.load(Ordering::Relaxed));
-        let complete = hash % 61 == 0;
+        let complete = hash.is_multiple_of(61);
         // About a third of the tokens; none once in a while.
         let tokens = if complete || hash % 67 == 1 { 0 } else { mix(hash) as u32 & mix(hash ^ 1) as u32 };
         Next { tokens: [tokens], end: complete || hash % 7 == 2, complete, fails: hash % 401 == 3 }

@@ -20,6 +20,9 @@ pub enum TextError {
     TooMuchWork { limit: u64 },
     /// The rendered text is longer than this many bytes.
     TooLong { limit: usize },
+    /// What is to be generated cannot be: the schema, pattern or grammar is broken, contradicts itself, uses what is not
+    /// supported, or is too large.
+    Grammar(String),
     /// A request is not a conversation: the field (`messages[2].content`) and what is wrong with it.
     Invalid { field: String, message: String },
 }
@@ -46,6 +49,7 @@ impl fmt::Display for TextError {
             TextError::Render(what) => write!(f, "the chat template failed: {what}"),
             TextError::TooMuchWork { limit } => write!(f, "the chat template did more than {limit} steps"),
             TextError::TooLong { limit } => write!(f, "the rendered conversation is longer than {limit} bytes"),
+            TextError::Grammar(what) => f.write_str(what),
             TextError::Invalid { field, message } => write!(f, "{field}: {message}"),
         }
     }

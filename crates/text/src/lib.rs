@@ -10,6 +10,7 @@ mod detokenizer;
 mod error;
 mod file;
 mod gguf;
+pub mod grammar;
 mod json;
 mod messages;
 mod python;
