@@ -33,7 +33,7 @@ fn request(id: u64, prompt: Vec<TokenId>, max_tokens: u32) -> Request {
         sampling: Sampling::GREEDY,
         edits: Default::default(),
         stop_tokens: vec![],
-constraint: None,
+        constraint: None,
         logprobs: None,
         prompt_logprobs: None,
         priority: 0,

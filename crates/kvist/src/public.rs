@@ -88,7 +88,7 @@ fn compute(driver: &mut Driver, name: &str, prompt: Vec<TokenId>, progress: &Pro
         sampling: Sampling::GREEDY,
         edits: Default::default(),
         stop_tokens: vec![],
-constraint: None,
+        constraint: None,
         logprobs: None,
         prompt_logprobs: None,
         priority: 0,

@@ -137,7 +137,7 @@ impl Workload {
             sampling: Sampling::GREEDY,
             edits: Default::default(),
             stop_tokens: vec![],
-constraint: None,
+            constraint: None,
             logprobs: None,
             prompt_logprobs: None,
             priority: 0,

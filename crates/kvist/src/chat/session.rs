@@ -175,7 +175,7 @@ impl Session {
             sampling: self.options.sampling,
             edits: Default::default(),
             stop_tokens: self.options.eos.clone(),
-constraint: None,
+            constraint: None,
             logprobs: None,
             prompt_logprobs: None,
             priority: 0,

@@ -325,7 +325,7 @@ impl Assembly {
         if c.ended.is_some() {
             return Ok(None);
         }
-let (reason, token) = match reason {
+        let (reason, token) = match reason {
             Finish::Stop(token) => (Reason::Stop, Some(token)),
             Finish::Complete => (Reason::Stop, None),
             Finish::Length => (Reason::Length, None),
