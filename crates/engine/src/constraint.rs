@@ -16,7 +16,7 @@ impl Engine {
 }
 
 /// Copies a row of logits to `out` with everything struck out that may not come next. `ends` are the tokens that end
-/// the choice: they may come where the text may end. `Err` = nothing may come, the choice ends with this.
+/// the choice: they may come where the text may end, and only there. `Err` = nothing may come, the choice ends with this.
 pub fn masked<'a>(
     constraint: &mut dyn Constraint,
     row: &[f32],
@@ -38,13 +38,12 @@ pub fn masked<'a>(
             }
         }
     }
-    if allowed.end {
-        for &token in ends {
-            if let Some(&x) = row.get(token as usize) {
-                out[token as usize] = x;
-                any = true;
-            }
-        }
+    for &token in ends.iter().filter(|&&token| (token as usize) < row.len()) {
+        out[token as usize] = if allowed.end { row[token as usize] } else { f32::NEG_INFINITY };
+        any |= allowed.end;
+    }
+    if any && !allowed.end && ends.iter().any(|&token| allowed.contains(token)) {
+        any = out.iter().any(|&x| x != f32::NEG_INFINITY);
     }
     match (any, allowed.end) {
         (true, _) => Ok(out),

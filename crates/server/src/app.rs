@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvist_base::{Clock, ExecutorInfo, Micros, SystemClock, TokenId};
+use kvist_text::grammar::GrammarFactory;
 use kvist_text::{Dialect, ReplyTable};
 use tokio::sync::{Semaphore, watch};
 
@@ -22,6 +23,7 @@ pub struct Serving {
     pub runner: Runner,
     pub text: TextParts,
     pub replies: ReplyTable,
+    pub grammars: GrammarFactory,
     pub model: ModelInfo,
     pub info: ExecutorInfo,
     /// Tokens that prompt and reply may have together.
@@ -89,6 +91,8 @@ pub struct App {
     pub ignored: AtomicU64,
     /// Conversations that are parsed and tokenised at once.
     pub text_slots: Arc<Semaphore>,
+    /// Grammars that are compiled at once.
+    pub grammar_slots: Arc<Semaphore>,
     /// Set once the server takes no more requests.
     pub closing: watch::Sender<bool>,
     ids: AtomicU64,
@@ -106,6 +110,7 @@ impl App {
             spliced: AtomicU64::new(0),
             ignored: AtomicU64::new(0),
             text_slots: Arc::new(Semaphore::new(cores)),
+            grammar_slots: Arc::new(Semaphore::new(cores.div_ceil(4))),
             closing: watch::Sender::new(false),
             ids: AtomicU64::new(0),
             random: RandomState::new(),

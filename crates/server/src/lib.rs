@@ -13,6 +13,7 @@ mod connection;
 mod cors;
 mod limits;
 mod log;
+mod masks;
 mod metrics;
 mod page;
 mod routes;

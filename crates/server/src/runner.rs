@@ -14,6 +14,7 @@ use kvist_engine::{Effect, Engine, EngineStats, Finish, Refusal, Request, Reques
 use tokio::sync::mpsc;
 
 use crate::log::Log;
+use crate::masks::{self, beside};
 use crate::metrics::{Book, Ended};
 
 /// Submissions that wait for the current step to end. The engine has a queue of its own behind it.
@@ -140,7 +141,10 @@ impl Runner {
             next_id: 0,
             next_group: 0,
         };
-        let thread = std::thread::Builder::new().name("kvist-engine".into()).spawn(move || state.run(intake))?;
+        let thread = std::thread::Builder::new()
+            .name("kvist-engine".into())
+            .stack_size(masks::STACK)
+            .spawn(move || state.run(intake))?;
         Ok(Runner { commands, shared, buffer, thread: Mutex::new(Some(thread)) })
     }
 
@@ -312,9 +316,12 @@ impl Loop {
 
     /// Runs one step if there is one. A panic in the executor costs the step, not the server.
     fn step(&mut self) -> bool {
-        let Some(plan) = self.engine.plan(self.clock.now()) else { return false };
+        if self.engine.plan(self.clock.now()).is_none() {
+            return false;
+        }
+        let (plan, constraints) = self.engine.in_step();
         lock(&self.shared.book).iteration.observe(plan.rows.len() as f64);
-        let run = || self.executor.step(plan, &AllResident, &mut self.output);
+        let run = || beside(constraints, || self.executor.step(plan, &AllResident, &mut self.output));
         match catch_unwind(AssertUnwindSafe(run)) {
             Ok(()) => self.engine.complete(self.clock.now(), &self.output),
             Err(_) => {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use kvist_base::{Executor, TokenId};
 use kvist_engine::{Engine, EngineStats};
 use kvist_text::ReplyTable;
+use kvist_text::grammar::{GrammarFactory, GrammarLimits};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -99,6 +100,7 @@ impl Server {
         let longest_token = lengths.max().unwrap_or(0);
         let serving = Serving {
             runner,
+            grammars: GrammarFactory::new(&text.tokenizer, GrammarLimits::default()),
             text,
             replies: ReplyTable::new(app.config.reply_bytes),
             model,

@@ -452,8 +452,9 @@ fn alone(model: SimModel, request: &Request, choice: u32) -> (Vec<TokenId>, Fini
                 Ok(allowed) => allowed,
                 Err(message) => return (out, Finish::Constraint(message)),
             };
-            let ends = |t| allowed.end && request.stop_tokens.contains(&t);
-            let struck: Vec<_> = (0..model.vocab as TokenId).filter(|&t| !allowed.contains(t) && !ends(t)).collect();
+            let ends = |t| request.stop_tokens.contains(&t);
+            let may = |t| if ends(t) { allowed.end } else { allowed.contains(t) };
+            let struck: Vec<_> = (0..model.vocab as TokenId).filter(|&t| !may(t)).collect();
             match (struck.len() == model.vocab, allowed.end) {
                 (true, true) => return (out, Finish::Complete),
                 (true, false) => return (out, Finish::Constraint("no token of the vocabulary may follow".into())),

@@ -12,6 +12,7 @@ use crate::api::error::ApiError;
 use crate::api::params::Params;
 use crate::api::reading::{Reader, Reading};
 use crate::api::shapes::{ChoiceExtras, Names, PromptExtras, PromptLogprobs, StopReason};
+use crate::api::structured;
 use crate::app::Serving;
 use crate::runner::{Control, Event};
 

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use axum::Json;
 use axum::http::HeaderName;
 use axum::response::{IntoResponse, Response};
-use kvist_base::{CHUNK, TokenId};
+use kvist_base::{CHUNK, Constraint, TokenId};
 use kvist_engine::{Request, RequestId};
+use kvist_text::grammar::Grammar;
 use tokio::time::{Instant, sleep_until};
 
 use crate::api::assembly::{Assembly, Entry, Prepared, Reason, Totals};
@@ -20,6 +21,7 @@ use crate::api::shapes::{
     Answer, ChatChoice, ChatLogprobs, Head, Message, PromptExtras, StopReason, TextChoice, TextLogprobs, Timings, Usage,
 };
 use crate::api::sse::SseBody;
+use crate::api::structured;
 use crate::app::{App, Caller, Serving};
 use crate::log::RequestLine;
 use crate::runner::{Event, Ticket, Unavailable};
@@ -85,7 +87,11 @@ pub fn params(serving: &Serving, fields: Fields, bounds: &Bounds) -> Result<Para
 
 /// Runs a job and answers it, whole or as a stream.
 pub async fn answer(app: &App, serving: Arc<Serving>, caller: &Caller, mut job: Job) -> Result<Response, ApiError> {
-    let requests = requests(&serving, caller, &mut job)?;
+    let constraint = match &job.params.structured {
+        Some(asked) => Some(structured::compile(app, &serving, asked).await?),
+        None => None,
+    };
+    let requests = requests(&serving, caller, &mut job, constraint)?;
     let prompt_tokens = requests.iter().map(|r| r.prompt.len()).sum();
     let Job { kind, params, prompts, logprobs, echo_logprobs, ignored } = job;
     app.ignored(ignored);
@@ -144,7 +150,12 @@ pub async fn answer(app: &App, serving: Arc<Serving>, caller: &Caller, mut job: 
 }
 
 /// Takes the prompts' ids out of the job, but leaves those that are told.
-fn requests(serving: &Serving, caller: &Caller, job: &mut Job) -> Result<Vec<Request>, ApiError> {
+fn requests(
+    serving: &Serving,
+    caller: &Caller,
+    job: &mut Job,
+    constraint: Option<Grammar>,
+) -> Result<Vec<Request>, ApiError> {
     let p = &job.params;
     let mut requests = Vec::with_capacity(job.prompts.len());
     for prompt in &mut job.prompts {
@@ -180,6 +191,7 @@ fn requests(serving: &Serving, caller: &Caller, job: &mut Job) -> Result<Vec<Req
             sampling: p.sampling,
             edits: p.edits.clone(),
             stop_tokens: p.ends(&serving.model.eos),
+            constraint: constraint.as_ref().map(Constraint::fork),
             logprobs: job.logprobs,
             prompt_logprobs: p.prompt_logprobs.max(job.echo_logprobs),
             priority: p.priority,

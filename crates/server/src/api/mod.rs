@@ -13,6 +13,7 @@ pub mod refused;
 pub mod sampling;
 pub mod shapes;
 pub mod sse;
+pub mod structured;
 pub mod tokens;
 pub mod tools;
 

@@ -11,6 +11,7 @@ use crate::api::error::ApiError;
 use crate::api::json::{Fields, type_of};
 use crate::api::refused::refuse_unsupported;
 use crate::api::sampling::{edits, sampling, token_ids};
+use crate::api::structured::{self, Structured};
 use crate::config::SamplingDefaults;
 
 /// Stop strings of a request at most, and bytes of each.
@@ -46,6 +47,8 @@ pub struct Params {
     pub return_ids: bool,
     /// Logprobs name tokens `token_id:ID` instead of by their text.
     pub tokens_as_ids: bool,
+    /// What the reply must be.
+    pub structured: Option<Structured>,
 }
 
 /// How many tokens of a prompt are kept (`truncate_prompt_tokens`).
@@ -132,6 +135,7 @@ impl Params {
             prompt_logprobs: prompt_logprobs(fields)?,
             return_ids: fields.boolean("return_token_ids")?.unwrap_or(false),
             tokens_as_ids: fields.boolean("return_tokens_as_token_ids")?.unwrap_or(false),
+            structured: structured::parse(fields)?,
         })
     }
 }
