@@ -47,7 +47,7 @@ fn fields_of_wrong_type_or_value_are_named() {
         ("presence_penalty", json!(2.5)),
         ("frequency_penalty", json!("0.1")),
         ("repetition_penalty", json!(0)),
-        ("response_format", json!({"type": "json_object"})),
+        ("response_format", json!({"type": "yaml"})),
         ("min_p", json!(-0.1)),
         ("stop_token_ids", json!([-3])),
         ("stop_token_ids", json!(["3"])),
