@@ -18,8 +18,8 @@ impl Dtype {
     }
 }
 
-/// What a layer keeps per token. Grouped-query attention is the only kind so far; latent (MLA), window, shared and
-/// state layers become further variants, so nothing outside this module computes a chunk's size by itself.
+/// What a layer keeps per token. Grouped-query attention is the only kind so far; latent (MLA), shared and state layers
+/// become further variants, so nothing outside this module computes a chunk's size by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LayerKind {
     /// `heads` kv-heads, keys of `dk` and values of `dv` elements each.
@@ -46,25 +46,34 @@ pub struct LayerLayout {
 pub struct ChunkLayout {
     pub dtype: Dtype,
     pub layers: Vec<LayerLayout>,
+    /// What each class of layers sees: `None` the whole path, `Some(n)` the keys less than `n` tokens before the query.
+    /// Class 0 always sees the whole path, whether or not a layer belongs to it.
+    pub windows: Vec<Option<u32>>,
     /// Bytes of a whole chunk.
     pub bytes: usize,
 }
 
 impl ChunkLayout {
-    /// Lays out `kinds` one after the other; all layers in class 0.
+    /// Lays out `kinds` one after the other; every layer sees the whole path.
     pub fn new(dtype: Dtype, kinds: &[LayerKind]) -> Self {
-        let mut offset = 0;
-        let layers = kinds
-            .iter()
-            .map(|&kind| {
-                let LayerKind::Gqa { heads, dk, dv } = kind;
-                let bytes = heads * (dk + dv) * CHUNK * dtype.bytes();
-                let layer = LayerLayout { kind, class: 0, offset, bytes };
-                offset += bytes;
-                layer
-            })
-            .collect();
-        ChunkLayout { dtype, layers, bytes: offset }
+        Self::with_windows(dtype, kinds.iter().map(|&kind| (kind, None)))
+    }
+
+    /// Lays out layers one after the other, each with its window. Layers of one window are one class. A window bounds
+    /// what is attended to; the keys and values before it are kept like all others.
+    pub fn with_windows(dtype: Dtype, layers: impl IntoIterator<Item = (LayerKind, Option<u32>)>) -> Self {
+        let mut layout = ChunkLayout { dtype, layers: Vec::new(), windows: vec![None], bytes: 0 };
+        for (kind, window) in layers {
+            let class = layout.windows.iter().position(|w| *w == window).unwrap_or_else(|| {
+                layout.windows.push(window);
+                layout.windows.len() - 1
+            });
+            let LayerKind::Gqa { heads, dk, dv } = kind;
+            let bytes = heads * (dk + dv) * CHUNK * dtype.bytes();
+            layout.layers.push(LayerLayout { kind, class, offset: layout.bytes, bytes });
+            layout.bytes += bytes;
+        }
+        layout
     }
 
     /// Bytes of KV that one token takes.
@@ -102,5 +111,17 @@ mod tests {
         }
         assert_eq!(end, layout.bytes);
         assert_eq!(layout.token_bytes(), 2 * (2 * 128 + 3 * 128));
+    }
+
+    #[test]
+    fn layers_of_one_window_are_one_class() {
+        let kind = LayerKind::Gqa { heads: 1, dk: 16, dv: 16 };
+        let of = |windows: &[Option<u32>]| {
+            let layout = ChunkLayout::with_windows(Dtype::Bf16, windows.iter().map(|&w| (kind, w)));
+            (layout.windows, layout.layers.iter().map(|l| l.class).collect::<Vec<_>>())
+        };
+        assert_eq!(of(&[None, None]), (vec![None], vec![0, 0]));
+        assert_eq!(of(&[Some(5), Some(5)]), (vec![None, Some(5)], vec![1, 1]));
+        assert_eq!(of(&[Some(5), None, Some(9), Some(5)]), (vec![None, Some(5), Some(9)], vec![1, 0, 2, 1]));
     }
 }

@@ -7,6 +7,7 @@ mod constraint;
 mod ids;
 mod layout;
 mod plan;
+mod window;
 
 pub use clock::{Clock, ManualClock, Micros, SystemClock};
 pub use constraint::{Allowed, Constraint};

@@ -113,7 +113,8 @@ pub enum Prepare {
 pub struct StepPlan {
     pub prepare: Vec<Prepare>,
     pub rows: Vec<Row>,
-    /// One list per layer class ([`crate::LayerLayout::class`]).
+    /// One list per layer class ([`crate::LayerLayout::class`]); the first covers whole paths, and
+    /// [`StepPlan::fill_windows`] makes the others from it.
     pub classes: Vec<RunList>,
     /// Chunks that may still be on their way: [`Residency::wait`] is asked for each of them in each layer.
     pub arriving: Vec<ChunkId>,
@@ -139,6 +140,10 @@ impl StepPlan {
             if row.write.is_some_and(|s| s.chunk.0 >= info.chunks || s.slot as usize >= CHUNK) {
                 return Err(format!("row {i}: write outside the pool"));
             }
+        }
+        if !self.rows.is_empty() && self.classes.len() != info.layout.windows.len() {
+            let (found, wanted) = (self.classes.len(), info.layout.windows.len());
+            return Err(format!("{found} classes of runs for {wanted} classes of layers"));
         }
         for list in &self.classes {
             let mut seen = vec![0; self.rows.len()];

@@ -325,6 +325,7 @@ impl Engine {
                 }
             }
         }
+        self.plan.fill_windows(&self.info.layout.windows);
         if self.config.ask_residency {
             self.list_arriving();
         }

@@ -1,8 +1,8 @@
 //! Scalar twins of the kernels: plain loops in the order of the formulas, sums in f64. Used as oracle in tests and by
 //! the f32 executor.
 
-use crate::bf16;
 pub use crate::quant::reference::{dequantise, dot_quant};
+use crate::{Activation, bf16};
 
 /// `sum(a[i] * b[i])`.
 pub fn dot(a: &[f32], b: &[f32]) -> f64 {
@@ -39,24 +39,31 @@ pub fn rms_norm(x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
     }
 }
 
-/// Rotates pairs `(i, i + rot/2)` of each head (`head_dim` elements) of one row at `position`; `rot/2` frequencies.
-pub fn rope(x: &mut [f32], head_dim: usize, frequencies: &[f64], position: u32) {
+/// Rotates pairs `(i, i + rot/2)` of each head (`head_dim` elements) of one row at `position`, and multiplies them by
+/// `amplitude`; `rot/2` frequencies.
+pub fn rope(x: &mut [f32], head_dim: usize, frequencies: &[f64], amplitude: f64, position: u32) {
     let half = frequencies.len();
     for head in x.chunks_exact_mut(head_dim) {
         for (i, f) in frequencies.iter().enumerate() {
             let (sin, cos) = (position as f64 * f).sin_cos();
             let (a, b) = (head[i] as f64, head[i + half] as f64);
-            head[i] = (a * cos - b * sin) as f32;
-            head[i + half] = (b * cos + a * sin) as f32;
+            head[i] = ((a * cos - b * sin) * amplitude) as f32;
+            head[i + half] = ((b * cos + a * sin) * amplitude) as f32;
         }
     }
 }
 
-/// `gate / (1 + e^-gate) * up`.
-pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+/// `activation(gate) * up`.
+pub fn gate_mul(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((&g, &u), out) in gate.iter().zip(up).zip(out) {
         let g = g as f64;
-        *out = (g / (1.0 + (-g).exp()) * u as f64) as f32;
+        let slope = (2.0 / std::f64::consts::PI).sqrt();
+        let activated = match activation {
+            Activation::Silu => g / (1.0 + (-g).exp()),
+            // tanh would cancel far left; this is the same function.
+            Activation::GeluTanh => g / (1.0 + (-2.0 * slope * (g + 0.044715 * g.powi(3))).exp()),
+        };
+        *out = (activated * u as f64) as f32;
     }
 }
 

@@ -6,33 +6,33 @@ use crate::{Pool, bf16, tiles};
 /// Cosine and sine of every row's angles, filled once per step and used by all layers.
 #[derive(Clone, Debug, Default)]
 pub struct RopeTable {
+    rows: usize,
     half: usize,
     /// `[row][cos | sin][rot/2]`.
     angles: Vec<f32>,
 }
 
 impl RopeTable {
-    /// One row per position; pair `i` turns by `position * frequencies[i]` radians, computed in f64.
-    ///
-    /// # Panics
-    /// When there are no frequencies.
-    pub fn fill(&mut self, frequencies: &[f64], positions: impl IntoIterator<Item = u32>) {
-        assert!(!frequencies.is_empty());
+    /// One row per position; pair `i` turns by `position * frequencies[i]` radians, computed in f64, and is multiplied by
+    /// `amplitude`. Without frequencies nothing turns.
+    pub fn fill(&mut self, frequencies: &[f64], amplitude: f64, positions: impl IntoIterator<Item = u32>) {
         self.half = frequencies.len();
+        self.rows = 0;
         self.angles.clear();
         for position in positions {
             let at = self.angles.len();
+            self.rows += 1;
             self.angles.resize(at + 2 * self.half, 0.0);
             for (i, f) in frequencies.iter().enumerate() {
                 let (sin, cos) = (position as f64 * f).sin_cos();
-                self.angles[at + i] = cos as f32;
-                self.angles[at + self.half + i] = sin as f32;
+                self.angles[at + i] = (cos * amplitude) as f32;
+                self.angles[at + self.half + i] = (sin * amplitude) as f32;
             }
         }
     }
 
     pub fn rows(&self) -> usize {
-        self.angles.len().checked_div(2 * self.half).unwrap_or(0)
+        self.rows
     }
 
     fn row(&self, row: usize) -> (&[f32], &[f32]) {

@@ -19,6 +19,7 @@ struct Case {
     runs: RunList,
     rows: usize,
     q: Vec<u16>,
+    cap: Option<f32>,
 }
 
 fn pool_of(shape: AttnShape, chunks: u32) -> KvPool {
@@ -83,11 +84,12 @@ fn case(seed: u64, shape: AttnShape) -> Case {
     grow(rng, &mut runs, 0..seeing as u32, place, depth, 0);
     let scale = [0.02, 0.2, 1.0, 30.0][rng.below(4)];
     let q = rng.bf16s(SHIFTS.len() * rows * shape.heads * shape.head_dim, scale);
-    Case { shape, kv, runs, rows, q }
+    let cap = [None, Some(50.0), Some(2.0)][seed as usize % 3];
+    Case { shape, kv, runs, rows, q, cap }
 }
 
 fn run(isa: Isa, pool: &Pool, case: &Case, runs: &RunList, rows: usize, q: &[u16], canary: Canary) -> Vec<f32> {
-    let mut plan = AttnPlan::with_canary(case.shape, canary);
+    let mut plan = AttnPlan::with_canary(case.shape, canary).with_soft_cap(case.cap);
     plan.build(runs, rows, pool.threads());
     let mut out = vec![f32::NAN; rows * case.shape.heads * case.shape.head_dim];
     let q = Queries { data: q, shifts: &SHIFTS };
@@ -117,7 +119,11 @@ fn dense(case: &Case) -> Vec<f32> {
                 let chunk = case.runs.chunks[(run.chunks.start + c) as usize];
                 for slot in (0..CHUNK).filter(|s| mask >> s & 1 == 1) {
                     case.kv.read(LAYER, head / (heads / kv_heads), Slot { chunk, slot: slot as u8 }, &mut k, &mut v);
-                    let score: f64 = q.iter().zip(&k).map(|(&q, &k)| bf16::to_f32(q) as f64 * k as f64).sum();
+                    let mut score: f64 = q.iter().zip(&k).map(|(&q, &k)| bf16::to_f32(q) as f64 * k as f64).sum();
+                    if let Some(cap) = case.cap {
+                        let cap = cap as f64 * std::f64::consts::LOG2_E;
+                        score = cap * (score / cap).tanh();
+                    }
                     keys.push((score, v.clone()));
                 }
             }
@@ -132,7 +138,8 @@ fn dense(case: &Case) -> Vec<f32> {
 }
 
 fn shape(seed: u64) -> AttnShape {
-    let shapes = [(4, 4, 16), (8, 2, 64), (14, 2, 64), (9, 3, 64), (2, 1, 18), (6, 2, 96), (8, 1, 128), (3, 1, 256)];
+    let shapes =
+        [(4, 4, 16), (8, 2, 64), (14, 2, 64), (9, 3, 64), (2, 1, 18), (6, 2, 96), (8, 1, 128), (3, 1, 256), (5, 1, 6)];
     let (heads, kv_heads, head_dim) = shapes[seed as usize % shapes.len()];
     AttnShape { heads, kv_heads, head_dim }
 }
@@ -241,7 +248,7 @@ fn folding_by_completion_is_noticed() {
     let segment = |s: u32| Run { rows: 0..1, place: s * 8, chunks: s * 8..s * 8 + 8, shift: 0, masks: None };
     runs.runs.extend((0..4).map(segment));
     let q = rng.bf16s(3 * 2 * 64, 0.3);
-    let case = Case { shape, kv, runs, rows: 1, q };
+    let case = Case { shape, kv, runs, rows: 1, q, cap: None };
     let pool = Pool::new(8);
     for isa in Isa::available() {
         let want = run(isa, &pool, &case, &case.runs, 1, &case.q, Canary::None);
@@ -264,7 +271,7 @@ fn flat_scores_over_a_long_context_do_not_drift() {
     let segment = |s: u32| Run { rows: 0..1, place: s * 8, chunks: s * 8..s * 8 + 8, shift: 0, masks: None };
     runs.runs.extend((0..128).map(segment));
     let q = vec![0; 3 * 2 * 32];
-    let case = Case { shape, kv, runs, rows: 1, q };
+    let case = Case { shape, kv, runs, rows: 1, q, cap: None };
     let want = dense(&case);
     for (isa, pool) in paths(&[1, 3]) {
         let got = run(isa, &pool, &case, &case.runs, 1, &case.q, Canary::None);
@@ -313,7 +320,7 @@ fn a_masked_slot_does_not_count() {
         chunks: vec![chunk],
         masks: vec![low_mask(10)],
     };
-    let case = Case { shape, kv, runs: runs_of(ChunkId(0)), rows: 1, q };
+    let case = Case { shape, kv, runs: runs_of(ChunkId(0)), rows: 1, q, cap: None };
     for (isa, pool) in paths(&[1]) {
         let [a, b] =
             [ChunkId(0), ChunkId(1)].map(|chunk| run(isa, &pool, &case, &runs_of(chunk), 1, &case.q, Canary::None));

@@ -4,8 +4,8 @@ mod common;
 
 use common::{Rng, bits, nmse, paths, widen};
 use kvist_kernels::{
-    RopeTable, add, add_bias, bf16, probe, reference, rms_norm, rms_norm_heads, rope, rope_queries, round_bf16,
-    silu_mul,
+    Activation, RopeTable, add, add_bias, add_scaled, bf16, gate_mul, probe, reference, rms_norm, rms_norm_heads, rope,
+    rope_queries, round_bf16, soft_cap,
 };
 
 /// Whether every element is the f32 result rounded to bf16: half a unit in the last of 8 bits.
@@ -46,31 +46,63 @@ fn norms() {
 }
 
 #[test]
-fn silu_and_rounding() {
+fn gates_and_rounding() {
     let mut rng = Rng(2);
     for (isa, pool) in paths(&[1, 4]) {
         for n in [1, 5, 16, 31, 8192, 20_003] {
             let gate: Vec<f32> = rng.normals(n).iter().map(|x| x * 8.0).collect();
             let up = rng.normals(n);
-            let mut want = vec![0.0; n];
-            reference::silu_mul(&gate, &up, &mut want);
-            let mut out = vec![0; n];
-            silu_mul(isa, &pool, &gate, &up, &mut out);
-            assert!(rounded(&out, &want), "{isa} {n}");
-            // The last element of the batch alone: once in a full vector, once in a tail.
-            let mut alone = [0];
-            silu_mul(isa, &pool, &gate[n - 1..], &up[n - 1..], &mut alone);
-            assert_eq!(alone[0], out[n - 1]);
+            let (mut want, mut out) = (vec![0.0; n], vec![0; n]);
+            for activation in [Activation::Silu, Activation::GeluTanh] {
+                reference::gate_mul(activation, &gate, &up, &mut want);
+                gate_mul(isa, &pool, activation, &gate, &up, &mut out);
+                // Far left both are smaller than an f32 can tell from nothing.
+                for (i, (got, want)) in widen(&out).into_iter().zip(&want).enumerate() {
+                    let close = (got - want).abs() <= want.abs() * (0.00390625 + 1e-5) + 1e-28;
+                    assert!(close, "{isa} {activation:?} of {}: {got} {want}", gate[i]);
+                }
+                // The last element of the batch alone: once in a full vector, once in a tail.
+                let mut alone = [0];
+                gate_mul(isa, &pool, activation, &gate[n - 1..], &up[n - 1..], &mut alone);
+                assert_eq!(alone[0], out[n - 1]);
+            }
 
             round_bf16(isa, &pool, &gate, &mut out);
             let scalar: Vec<u16> = gate.iter().map(|&x| bf16::from_f32(x)).collect();
             assert_eq!(out, scalar);
         }
         let gate = [f32::MAX, -f32::MAX, 300.0, -300.0, 0.0, f32::NAN];
-        let mut out = [0; 6];
-        silu_mul(isa, &pool, &gate, &[1.0; 6], &mut out);
-        let out = widen(&out);
-        assert!(out[1].abs() < 1e-30 && out[2] == 300.0 && out[3].abs() < 1e-30 && out[4] == 0.0 && out[5].is_nan());
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            let mut out = [0; 6];
+            gate_mul(isa, &pool, activation, &gate, &[1.0; 6], &mut out);
+            let out = widen(&out);
+            assert!(out[1].abs() < 1e-30 && out[2] == 300.0 && out[3].abs() < 1e-30 && out[4] == 0.0);
+            assert!(out[0] > 1e38 && out[5].is_nan());
+        }
+    }
+}
+
+#[test]
+fn soft_caps() {
+    let mut rng = Rng(4);
+    for (isa, pool) in paths(&[1, 4]) {
+        for cap in [30.0_f32, 50.0, 1.0] {
+            for n in [1, 5, 16, 8192, 10_007] {
+                let x: Vec<f32> = rng.normals(n).iter().map(|x| x * 40.0).collect();
+                let mut got = x.clone();
+                soft_cap(isa, &pool, &mut got, cap);
+                for (got, x) in got.iter().zip(&x) {
+                    let want = cap as f64 * (*x as f64 / cap as f64).tanh();
+                    assert!((*got as f64 - want).abs() <= cap as f64 * 4e-7, "{isa} {cap} {x}: {got} {want}");
+                }
+                let mut alone = [x[n - 1]];
+                soft_cap(isa, &pool, &mut alone, cap);
+                assert_eq!(alone[0].to_bits(), got[n - 1].to_bits());
+            }
+            let mut ends = [f32::MAX, -f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+            soft_cap(isa, &pool, &mut ends, cap);
+            assert!(ends[..4] == [cap, -cap, cap, -cap] && ends[4].is_nan(), "{isa} {ends:?}");
+        }
     }
 }
 
@@ -78,16 +110,18 @@ fn silu_and_rounding() {
 fn rotation() {
     let mut rng = Rng(3);
     let (_, pool) = paths(&[4]).remove(0);
-    for (heads, head_dim, half) in [(3, 64, 32), (2, 128, 64), (4, 18, 9), (1, 64, 16)] {
+    for (heads, head_dim, half, amplitude) in
+        [(3, 64, 32, 1.0), (2, 128, 64, 1.5), (4, 18, 9, 1.0), (1, 64, 16, 1.2), (2, 32, 0, 1.0)]
+    {
         let positions = [0, 1, 511, 7, 131_071, 4];
         let frequencies: Vec<f64> = (0..half).map(|i| 10_000_f64.powf(-(i as f64) / half as f64)).collect();
         let x = rng.normals(positions.len() * heads * head_dim);
         let mut want = x.clone();
         for (x, &p) in want.chunks_exact_mut(heads * head_dim).zip(&positions) {
-            reference::rope(x, head_dim, &frequencies, p);
+            reference::rope(x, head_dim, &frequencies, amplitude, p);
         }
         let mut table = RopeTable::default();
-        table.fill(&frequencies, positions);
+        table.fill(&frequencies, amplitude, positions);
         assert_eq!(table.rows(), positions.len());
         let mut keys = x.clone();
         rope(&pool, &mut keys, heads, head_dim, &table);
@@ -106,6 +140,8 @@ fn bias() {
     assert_eq!(x, [11.0, 22.0, 13.0, 24.0]);
     add(&mut x, &[1.0, 1.0, 1.0, 1.0]);
     assert_eq!(x, [12.0, 23.0, 14.0, 25.0]);
+    add_scaled(&mut x, &[2.0, 4.0, 6.0, 8.0], 0.5);
+    assert_eq!(x, [13.0, 25.0, 17.0, 29.0]);
 }
 
 #[test]

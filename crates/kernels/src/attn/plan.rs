@@ -86,6 +86,7 @@ struct Gather {
 #[derive(Debug)]
 pub struct AttnPlan {
     pub(super) shape: AttnShape,
+    pub(super) cap: Option<f32>,
     pub(super) rows: usize,
     pub(super) bands: Vec<Band>,
     pub(super) parts: Vec<Part>,
@@ -116,6 +117,7 @@ impl AttnPlan {
         assert!(shape.head_dim > 0 && shape.head_dim.is_multiple_of(2), "{shape:?}");
         AttnPlan {
             shape,
+            cap: None,
             rows: 0,
             bands: Vec::new(),
             parts: Vec::new(),
@@ -127,6 +129,16 @@ impl AttnPlan {
             order: Vec::new(),
             built_for: (0, 0),
         }
+    }
+
+    /// The same for scores that go through `cap * tanh(score / cap)` before the softmax.
+    ///
+    /// # Panics
+    /// When the cap is not a positive number.
+    pub fn with_soft_cap(mut self, cap: Option<f32>) -> AttnPlan {
+        assert!(cap.is_none_or(|cap| cap.is_finite() && cap > 0.0), "a soft-cap of {cap:?}");
+        self.cap = cap;
+        self
     }
 
     /// Divides the attention of `rows` rows among `threads` threads.

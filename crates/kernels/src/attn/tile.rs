@@ -8,6 +8,7 @@ use kvist_base::{CHUNK, Run};
 
 use super::kernel::Job;
 use super::plan::Canary;
+use crate::elementwise::cap_lanes;
 use crate::simd::{PANEL, Simd, dots, row_block};
 
 /// Query rows that meet K of a chunk before the first of them meets V: K and q, then V and O fit the L1 cache.
@@ -125,7 +126,11 @@ unsafe fn scores<S: Simd, const R: usize, const V: usize>(tile: &Tile<'_>, at: u
                 dots::<S, R, V, true>(&mut acc, k, CHUNK, PANEL, q, q_row, dim / 2, next);
             }
             for (r, acc) in acc.into_iter().enumerate() {
-                for (v, x) in acc.into_iter().enumerate() {
+                for (v, mut x) in acc.into_iter().enumerate() {
+                    if let Some(cap) = tile.job.plan.cap {
+                        // Scores are in the log2 domain, and stay there.
+                        x = cap_lanes::<S>(x, 1.0 / cap, cap * std::f32::consts::LOG2_E);
+                    }
                     S::store(tile.scores.add((to + r) * CHUNK + token + v * S::LANES), x);
                 }
             }
