@@ -108,7 +108,14 @@ pub fn sampling(config: &Config, seed: u64) -> Sampling {
     let temperature = if asked.do_sample == Some(false) { 0.0 } else { asked.temperature.unwrap_or(1.0) };
     // 0 and negative numbers switch top-k off in one library or another.
     let top_k = asked.top_k.and_then(|k| u32::try_from(k).ok()).unwrap_or(0);
-    Sampling { temperature, top_k, top_p: asked.top_p.unwrap_or(1.0), seed, ..Sampling::GREEDY }
+    Sampling {
+        temperature,
+        top_k,
+        top_p: asked.top_p.unwrap_or(1.0),
+        repetition_penalty: asked.repetition_penalty.unwrap_or(1.0),
+        seed,
+        ..Sampling::GREEDY
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::forward::{Ops, Scratch, counters, forward};
 use crate::model::{Model, context_of};
+use crate::rope::Rotation;
 use crate::rows::for_parts;
 use crate::weights::Weights;
 
@@ -43,12 +44,13 @@ impl CpuExecutor {
         threads: usize,
     ) -> Result<CpuExecutor> {
         let Model { config, weights } = model;
+        let context = context_of(&config, context)?;
         let layout = config.kv_layout();
         let bytes = layout.bytes as u64 * chunks as u64;
         let kv = KvPool::new(layout.clone(), chunks).map_err(|e| Error::Pool { bytes, what: e.to_string() })?;
         let info = ExecutorInfo {
             vocab: config.vocab,
-            context: context_of(&config, context)?,
+            context,
             layout,
             chunks,
             name: format!("cpu, bf16, {isa}, {threads} threads"),
@@ -57,7 +59,7 @@ impl CpuExecutor {
             isa,
             pool: Pool::new(threads),
             kv,
-            frequencies: config.rope.frequencies(config.head_dim),
+            rotations: config.ropes.iter().map(|rope| rope.rotation(context)).collect(),
             tables: Vec::new(),
             shifts: Vec::new(),
             attention: plans(&config, kernels::Canary::None),
@@ -106,8 +108,9 @@ impl Executor for CpuExecutor {
 /// One attention plan per layer class.
 fn plans(config: &Config, canary: kernels::Canary) -> Vec<AttnPlan> {
     let Config { heads, kv_heads, head_dim, .. } = *config;
-    let classes = config.kv_layout().layers.iter().map(|layer| layer.class + 1).max().unwrap_or(0);
-    (0..classes).map(|_| AttnPlan::with_canary(AttnShape { heads, kv_heads, head_dim }, canary)).collect()
+    let shape = AttnShape { heads, kv_heads, head_dim };
+    let plan = |_: &Option<u32>| AttnPlan::with_canary(shape, canary).with_soft_cap(config.block.score_cap);
+    config.kv_layout().windows.iter().map(plan).collect()
 }
 
 struct Cpu {
@@ -115,10 +118,10 @@ struct Cpu {
     isa: Isa,
     pool: Pool,
     kv: KvPool,
-    frequencies: Vec<f64>,
-    /// The distinct shifts of the step's runs, 0 first, and the angles of every row for each.
+    rotations: Vec<Rotation>,
+    /// The distinct shifts of the step's runs, 0 first, and for each rotation the angles of every row for each of them.
     shifts: Vec<u32>,
-    tables: Vec<RopeTable>,
+    tables: Vec<Vec<RopeTable>>,
     /// Per layer class.
     attention: Vec<AttnPlan>,
     /// Where the rows' KV goes.
@@ -152,15 +155,21 @@ impl Ops for Cpu {
                 self.shifts.push(run.shift);
             }
         }
-        if self.tables.len() < self.shifts.len() {
-            self.tables.resize_with(self.shifts.len(), RopeTable::default);
-        }
-        for (table, shift) in self.tables.iter_mut().zip(&self.shifts) {
-            table.fill(&self.frequencies, plan.rows.iter().map(|row| row.position + shift));
+        self.tables.resize_with(self.rotations.len(), Vec::new);
+        for (rotation, tables) in self.rotations.iter().zip(&mut self.tables) {
+            if tables.len() < self.shifts.len() {
+                tables.resize_with(self.shifts.len(), RopeTable::default);
+            }
+            for (table, shift) in tables.iter_mut().zip(&self.shifts) {
+                let positions = plan.rows.iter().map(|row| row.position + shift);
+                table.fill(&rotation.frequencies, rotation.amplitude, positions);
+            }
         }
 
-        for (attention, runs) in self.attention.iter_mut().zip(&plan.classes) {
-            attention.build(runs, plan.rows.len(), self.pool.threads());
+        for (class, (attention, runs)) in self.attention.iter_mut().zip(&plan.classes).enumerate() {
+            if self.kv.layout().layers.iter().any(|layer| layer.class == class) {
+                attention.build(runs, plan.rows.len(), self.pool.threads());
+            }
         }
     }
 
@@ -170,6 +179,11 @@ impl Ops for Cpu {
                 table.row(row.token as usize, x);
             }
         });
+    }
+
+    fn round(&self, x: &[f32], out: &mut Vec<u16>) {
+        out.resize(x.len(), 0);
+        kernels::round_bf16(self.isa, &self.pool, x, out);
     }
 
     fn norm(&self, x: &[f32], weight: &[f32], out: &mut Vec<u16>) {
@@ -196,12 +210,25 @@ impl Ops for Cpu {
         self.columns(qkv, (heads + kv_heads) * head_dim, kv_heads * head_dim, v);
     }
 
-    fn norm_heads(&self, x: &mut [f32], weight: &[f32]) {
+    fn norm_in_place(&self, x: &mut [f32], weight: &[f32]) {
         kernels::rms_norm_heads(self.isa, &self.pool, x, weight, self.config.norm_eps);
     }
 
+    fn scale(&self, x: &mut [f32], factor: f32) {
+        for_parts(&self.pool, x, 1, |_, part| part.iter_mut().for_each(|x| *x *= factor));
+    }
+
+    fn add_scaled(&self, x: &mut [f32], y: &[f32], factor: f32) {
+        for_parts(&self.pool, x, 1, |first, part| kernels::add_scaled(part, &y[first..][..part.len()], factor));
+    }
+
+    fn soft_cap(&self, x: &mut [f32], cap: f32) {
+        kernels::soft_cap(self.isa, &self.pool, x, cap);
+    }
+
     fn rotate_and_write(&mut self, layer: usize, _: &StepPlan, k: &mut [f32], v: &[f32]) {
-        kernels::rope(&self.pool, k, self.config.kv_heads, self.config.head_dim, &self.tables[0]);
+        let tables = &self.tables[self.config.attention[layer].rope];
+        kernels::rope(&self.pool, k, self.config.kv_heads, self.config.head_dim, &tables[0]);
         if self.round_after_use {
             let off: Vec<f32> = k.iter().map(|k| k * (1.0 + 1.0 / 256.0)).collect();
             return self.kv.write(&self.pool, layer, &self.slots, &off, v);
@@ -211,9 +238,10 @@ impl Ops for Cpu {
 
     fn attend(&mut self, layer: usize, plan: &StepPlan, q: &[f32], out: &mut Vec<u16>) {
         let Config { heads, head_dim, .. } = self.config;
-        let scale = std::f64::consts::LOG2_E / (head_dim as f64).sqrt();
+        let scale = std::f64::consts::LOG2_E / self.config.block.scales.score_divisor;
+        let tables = &self.tables[self.config.attention[layer].rope];
         self.queries.resize(self.shifts.len() * q.len(), 0);
-        for (table, queries) in self.tables.iter().zip(self.queries.chunks_exact_mut(q.len())) {
+        for (table, queries) in tables.iter().zip(self.queries.chunks_exact_mut(q.len())) {
             kernels::rope_queries(&self.pool, q, heads, head_dim, table, scale as f32, queries);
         }
         let class = self.kv.layout().layers[layer].class;
@@ -239,12 +267,12 @@ impl Ops for Cpu {
         }
     }
 
-    fn silu_mul(&self, gate_up: &[f32], out: &mut Vec<u16>) {
-        let width = self.config.intermediate;
+    fn gate_mul(&self, gate_up: &[f32], out: &mut Vec<u16>) {
+        let (width, activation) = (self.config.intermediate, self.config.block.activation);
         out.resize(gate_up.len() / 2, 0);
         for_parts(&self.pool, out, width, |first, part| {
             for (row, out) in gate_up.chunks_exact(2 * width).skip(first).zip(part.chunks_exact_mut(width)) {
-                kernels::silu_mul(self.isa, &self.pool, &row[..width], &row[width..], out);
+                kernels::gate_mul(self.isa, &self.pool, activation, &row[..width], &row[width..], out);
             }
         });
     }

@@ -4,7 +4,7 @@ use kvist_base::{ChunkLayout, Prepare, Residency, Row, RowOutcome, Slot, StepCou
 
 use crate::config::Config;
 use crate::lost::Lost;
-use crate::weights::Weights;
+use crate::weights::{Linear, Part, Weights};
 
 /// What an executor provides. Buffers are row-major with one row per row of the plan, unless said otherwise.
 pub(crate) trait Ops {
@@ -18,6 +18,8 @@ pub(crate) trait Ops {
 
     /// `x` = the rows' entries in the table.
     fn embed(&self, table: &Self::Matrix, rows: &[Row], x: &mut [f32]);
+    /// `out` = `x` as a matrix reads it.
+    fn round(&self, x: &[f32], out: &mut Self::Input);
     /// `out` = RMSNorm of each row of `x`.
     fn norm(&self, x: &[f32], weight: &[f32], out: &mut Self::Input);
     /// `y` = `input` times the transposed matrix.
@@ -28,16 +30,22 @@ pub(crate) trait Ops {
     fn add_bias(&self, y: &mut [f32], bias: &[f32]);
     /// Takes `qkv`, `[row][q | k | v]`, apart.
     fn split(&self, qkv: &[f32], q: &mut [f32], k: &mut [f32], v: &mut [f32]);
-    /// RMSNorm of each head of `weight.len()` elements, in place.
-    fn norm_heads(&self, x: &mut [f32], weight: &[f32]);
+    /// RMSNorm of every `weight.len()` elements, in place: heads or rows.
+    fn norm_in_place(&self, x: &mut [f32], weight: &[f32]);
+    /// `x *= factor`.
+    fn scale(&self, x: &mut [f32], factor: f32);
+    /// `x += y * factor`.
+    fn add_scaled(&self, x: &mut [f32], y: &[f32], factor: f32);
+    /// `x = cap * tanh(x / cap)`.
+    fn soft_cap(&self, x: &mut [f32], cap: f32);
     /// Rotates the keys by their positions, in place, and stores k and v of every row that has a slot.
     fn rotate_and_write(&mut self, layer: usize, plan: &StepPlan, k: &mut [f32], v: &[f32]);
     /// `out` = attention of the queries, rotated by their positions, over the plan's runs: `[row][head][head_dim]`.
     fn attend(&mut self, layer: usize, plan: &StepPlan, q: &[f32], out: &mut Self::Input);
     /// What a canary does to a layer after its attention; nothing in earnest.
     fn after_attention(&mut self, _layer: usize, _plan: &StepPlan, _k: &[f32], _v: &[f32]) {}
-    /// `out` = silu(gate) * up. `gate_up` is `[row][gate | up]`.
-    fn silu_mul(&self, gate_up: &[f32], out: &mut Self::Input);
+    /// `out` = activation(gate) * up. `gate_up` is `[row][gate | up]`.
+    fn gate_mul(&self, gate_up: &[f32], out: &mut Self::Input);
 
     /// Makes a slot zero in all layers.
     fn zero_slot(&mut self, slot: Slot);
@@ -53,6 +61,8 @@ pub(crate) struct Scratch<I> {
     k: Vec<f32>,
     v: Vec<f32>,
     gate_up: Vec<f32>,
+    /// What attention or MLP gives, where it cannot be added to `x` as it is.
+    branch: Vec<f32>,
     input: I,
     /// The rows of `x` whose logits are wanted.
     last: Vec<f32>,
@@ -69,7 +79,7 @@ pub(crate) fn forward<O: Ops>(
     residency: &dyn Residency,
     out: &mut StepOutput,
 ) {
-    let Scratch { x, qkv, q, k, v, gate_up, input, last, lost } = scratch;
+    let Scratch { x, qkv, q, k, v, gate_up, branch, input, last, lost } = scratch;
     let rows = plan.rows.len();
     x.resize(rows * config.hidden, 0.0);
     qkv.resize(rows * config.qkv_width(), 0.0);
@@ -82,19 +92,19 @@ pub(crate) fn forward<O: Ops>(
     prepare(config.layers, ops, plan, residency, lost);
     ops.begin(plan);
     ops.embed(&weights.embedding, &plan.rows, x);
+    let scales = &config.block.scales;
+    if scales.embedding != 1.0 {
+        ops.scale(x, scales.embedding);
+    }
     for (l, layer) in weights.layers.iter().enumerate() {
         if lost.all() {
             break;
         }
-        ops.norm(x, &layer.attention_norm, input);
-        ops.matmul(input, rows, &layer.qkv, qkv);
-        if let Some(bias) = &layer.qkv_bias {
-            ops.add_bias(qkv, bias);
-        }
+        enter(ops, &layer.attention, rows, x, input, qkv);
         ops.split(qkv, q, k, v);
-        if let Some((q_norm, k_norm)) = &layer.qk_norm {
-            ops.norm_heads(q, q_norm);
-            ops.norm_heads(k, k_norm);
+        if let Some([q_norm, k_norm]) = &layer.qk_norm {
+            ops.norm_in_place(q, q_norm);
+            ops.norm_in_place(k, k_norm);
         }
         ops.rotate_and_write(l, plan, k, v);
         for &chunk in &plan.arriving {
@@ -104,15 +114,11 @@ pub(crate) fn forward<O: Ops>(
         }
         ops.attend(l, plan, q, input);
         ops.after_attention(l, plan, k, v);
-        ops.matmul_add(input, rows, &layer.o, x);
-        if let Some(bias) = &layer.o_bias {
-            ops.add_bias(x, bias);
-        }
+        leave(ops, &layer.attention, rows, input, scales.residual, branch, x);
 
-        ops.norm(x, &layer.mlp_norm, input);
-        ops.matmul(input, rows, &layer.gate_up, gate_up);
-        ops.silu_mul(gate_up, input);
-        ops.matmul_add(input, rows, &layer.down, x);
+        enter(ops, &layer.mlp, rows, x, input, gate_up);
+        ops.gate_mul(gate_up, input);
+        leave(ops, &layer.mlp, rows, input, scales.residual, branch, x);
     }
 
     // The last norm and the widest matrix only for rows whose logits are wanted.
@@ -135,12 +141,60 @@ pub(crate) fn forward<O: Ops>(
     if wanted > 0 {
         ops.norm(last, &weights.final_norm, input);
         ops.matmul(input, wanted, weights.output(), &mut out.logits);
+        if scales.logit_divisor != 1.0 {
+            ops.scale(&mut out.logits, 1.0 / scales.logit_divisor);
+        }
+        if let Some(cap) = config.block.logit_cap {
+            ops.soft_cap(&mut out.logits, cap);
+        }
     }
     if lost.any() {
         for (i, row) in plan.rows.iter().enumerate().filter(|(i, _)| lost.row(*i).is_some()) {
             debug_assert!(matches!(out.outcomes[i], RowOutcome::Lost(_)));
             row.write.into_iter().for_each(|slot| ops.zero_slot(slot));
         }
+    }
+}
+
+/// From the residual stream into a part: `y` = its first matrix times what it reads of `x`.
+fn enter<O: Ops>(ops: &O, part: &Part<O::Matrix>, rows: usize, x: &[f32], input: &mut O::Input, y: &mut [f32]) {
+    match &part.norm {
+        Some(weight) => ops.norm(x, weight, input),
+        None => ops.round(x, input),
+    }
+    ops.matmul(input, rows, &part.input.matrix, y);
+    if let Some(bias) = &part.input.bias {
+        ops.add_bias(y, bias);
+    }
+}
+
+/// Out of a part: its last matrix times `input`, normed and scaled as the family wants, is added to `x`.
+fn leave<O: Ops>(
+    ops: &O,
+    part: &Part<O::Matrix>,
+    rows: usize,
+    input: &O::Input,
+    factor: f32,
+    branch: &mut Vec<f32>,
+    x: &mut [f32],
+) {
+    let Linear { matrix, bias } = &part.output;
+    let direct = part.post_norm.is_none() && factor == 1.0;
+    if direct {
+        ops.matmul_add(input, rows, matrix, x);
+    } else {
+        branch.resize(x.len(), 0.0);
+        ops.matmul(input, rows, matrix, branch);
+    }
+    let y = if direct { &mut *x } else { branch.as_mut_slice() };
+    if let Some(bias) = bias {
+        ops.add_bias(y, bias);
+    }
+    if let Some(weight) = &part.post_norm {
+        ops.norm_in_place(y, weight);
+    }
+    if !direct {
+        ops.add_scaled(x, branch, factor);
     }
 }
 

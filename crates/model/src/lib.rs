@@ -5,9 +5,11 @@
 mod config;
 mod cpu;
 mod error;
+mod family;
 mod forward;
 mod lost;
 mod model;
+mod names;
 mod oracle;
 mod rope;
 mod rows;
@@ -20,10 +22,11 @@ mod weights;
 /// Counts the changes of a row's bits for given weights and tokens. Stored KV of another version is useless.
 pub const NUMERICS_VERSION: u32 = 1;
 
-pub use config::{Config, Family, SamplingDefaults};
+pub use config::{Activation, Attention, Block, Config, NormPlace, QkNorm, SamplingDefaults, Scales};
 pub use cpu::{Canary, CpuExecutor};
 pub use error::{Error, Result};
+pub use family::Family;
 pub use model::{LoadOptions, Model};
 pub use oracle::OracleExecutor;
-pub use rope::{Rope, RopeScaling};
+pub use rope::{Rope, RopeScaling, Rotation};
 pub use source::ModelSource;

@@ -1,12 +1,15 @@
 //! The reference executor: f32 scalar code, no kernels, no packing, one thread, a KV store of its own. Slow, and meant
 //! to be obviously right.
 
-use kvist_base::{CHUNK, ChunkId, Dtype, Executor, ExecutorInfo, Prepare, Residency, Row, Slot, StepOutput, StepPlan};
+use kvist_base::{
+    CHUNK, ChunkId, ChunkLayout, Dtype, Executor, ExecutorInfo, Prepare, Residency, Row, Slot, StepOutput, StepPlan,
+};
 
-use crate::config::Config;
+use crate::config::{Activation, Config};
 use crate::error::Result;
 use crate::forward::{Ops, Scratch, counters, forward};
 use crate::model::context_of;
+use crate::rope::Rotation;
 use crate::source::{Checkpoint, ModelSource};
 use crate::weights::Weights;
 
@@ -26,16 +29,18 @@ impl OracleExecutor {
         let pack = |elements: &[f32], inputs| Ok(Dense { elements: elements.to_vec(), inputs });
         let weights = Weights::load(&checkpoint, 1, pack, &|_, _| ())?;
         let config = checkpoint.config;
+        let context = context_of(&config, context)?;
         let info = ExecutorInfo {
             vocab: config.vocab,
-            context: context_of(&config, context)?,
+            context,
             layout: config.layout_of(Dtype::F32),
             chunks,
             name: "oracle, f32".into(),
         };
         let ops = Scalar {
-            frequencies: config.rope.frequencies(config.head_dim),
+            rotations: config.ropes.iter().map(|rope| rope.rotation(context)).collect(),
             kv: vec![Vec::new(); chunks as usize],
+            layout: info.layout.clone(),
             config: config.clone(),
         };
         Ok(OracleExecutor { config, weights, ops, scratch: Scratch::default(), info })
@@ -79,7 +84,8 @@ impl Dense {
 
 struct Scalar {
     config: Config,
-    frequencies: Vec<f64>,
+    layout: ChunkLayout,
+    rotations: Vec<Rotation>,
     /// Per chunk `[layer][slot][kv-head][K | V]`; empty until first zeroed or written.
     kv: Vec<Vec<f32>>,
 }
@@ -101,12 +107,13 @@ impl Scalar {
         kv
     }
 
-    /// Turns each pair (i, i + d/2) of a head by `position` times its frequency.
-    fn rotate(&self, head: &mut [f32], position: u64) {
-        let half = head.len() / 2;
-        for (i, frequency) in self.frequencies.iter().enumerate() {
+    /// Turns each pair (i, i + rotary/2) of a head by `position` times its frequency.
+    fn rotate(&self, layer: usize, head: &mut [f32], position: u64) {
+        let Rotation { frequencies, amplitude } = &self.rotations[self.config.attention[layer].rope];
+        let half = frequencies.len();
+        for (i, frequency) in frequencies.iter().enumerate() {
             let (sin, cos) = (position as f64 * frequency).sin_cos();
-            let (sin, cos) = (sin as f32, cos as f32);
+            let (sin, cos) = ((sin * amplitude) as f32, (cos * amplitude) as f32);
             let (a, b) = (head[i], head[i + half]);
             (head[i], head[i + half]) = (a * cos - b * sin, b * cos + a * sin);
         }
@@ -116,18 +123,20 @@ impl Scalar {
     fn attend_head(&self, layer: usize, plan: &StepPlan, row: usize, kv_head: usize, query: &[f32], out: &mut [f32]) {
         let d = query.len();
         let position = plan.rows[row].position as u64;
-        let list = &plan.classes[0];
+        let list = &plan.classes[self.layout.layers[layer].class];
+        let (divisor, cap) = (self.config.block.scales.score_divisor as f32, self.config.block.score_cap);
         let mut scores = Vec::new();
         let mut values = Vec::new();
         for run in list.runs.iter().filter(|run| run.rows.contains(&(row as u32))) {
             let mut query = query.to_vec();
-            self.rotate(&mut query, position + run.shift as u64);
+            self.rotate(layer, &mut query, position + run.shift as u64);
             for i in 0..run.chunks.end - run.chunks.start {
                 let mask = list.mask(run, i, row as u32);
                 let chunk = &self.kv[list.chunks[(run.chunks.start + i) as usize].0 as usize];
                 for slot in (0..CHUNK).filter(|slot| mask >> slot & 1 == 1) {
                     let at = self.at(layer, slot) + 2 * kv_head * d;
-                    scores.push(dot(&query, &chunk[at..at + d]) / (d as f32).sqrt());
+                    let score = dot(&query, &chunk[at..at + d]) / divisor;
+                    scores.push(cap.map_or(score, |cap| cap * (score / cap).tanh()));
                     values.push(&chunk[at + d..at + 2 * d]);
                 }
             }
@@ -171,10 +180,14 @@ impl Ops for Scalar {
         }
     }
 
-    fn norm(&self, x: &[f32], weight: &[f32], out: &mut Vec<f32>) {
+    fn round(&self, x: &[f32], out: &mut Vec<f32>) {
         out.clear();
         out.extend_from_slice(x);
-        out.chunks_exact_mut(weight.len()).for_each(|row| rms_norm(row, weight, self.config.norm_eps));
+    }
+
+    fn norm(&self, x: &[f32], weight: &[f32], out: &mut Vec<f32>) {
+        self.round(x, out);
+        self.norm_in_place(out, weight);
     }
 
     fn matmul(&self, input: &Vec<f32>, rows: usize, matrix: &Dense, y: &mut [f32]) {
@@ -207,15 +220,27 @@ impl Ops for Scalar {
         }
     }
 
-    fn norm_heads(&self, x: &mut [f32], weight: &[f32]) {
-        x.chunks_exact_mut(weight.len()).for_each(|head| rms_norm(head, weight, self.config.norm_eps));
+    fn norm_in_place(&self, x: &mut [f32], weight: &[f32]) {
+        x.chunks_exact_mut(weight.len()).for_each(|part| rms_norm(part, weight, self.config.norm_eps));
+    }
+
+    fn scale(&self, x: &mut [f32], factor: f32) {
+        x.iter_mut().for_each(|x| *x *= factor);
+    }
+
+    fn add_scaled(&self, x: &mut [f32], y: &[f32], factor: f32) {
+        x.iter_mut().zip(y).for_each(|(x, y)| *x += y * factor);
+    }
+
+    fn soft_cap(&self, x: &mut [f32], cap: f32) {
+        x.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
     }
 
     fn rotate_and_write(&mut self, layer: usize, plan: &StepPlan, k: &mut [f32], v: &[f32]) {
         let Config { kv_heads, head_dim, .. } = self.config;
         let heads = k.chunks_exact_mut(kv_heads * head_dim).zip(v.chunks_exact(kv_heads * head_dim));
         for (row, (k, v)) in plan.rows.iter().zip(heads) {
-            k.chunks_exact_mut(head_dim).for_each(|head| self.rotate(head, row.position as u64));
+            k.chunks_exact_mut(head_dim).for_each(|head| self.rotate(layer, head, row.position as u64));
             let Some(slot) = row.write else { continue };
             let at = self.at(layer, slot.slot as usize);
             let width = self.slot_width();
@@ -237,11 +262,18 @@ impl Ops for Scalar {
         }
     }
 
-    fn silu_mul(&self, gate_up: &[f32], out: &mut Vec<f32>) {
+    fn gate_mul(&self, gate_up: &[f32], out: &mut Vec<f32>) {
+        let activate: fn(f32) -> f32 = match self.config.block.activation {
+            Activation::Silu => |x| x / (1.0 + (-x).exp()),
+            Activation::GeluTanh => |x| {
+                let slope = (2.0 / std::f32::consts::PI).sqrt();
+                0.5 * x * (1.0 + (slope * (x + 0.044715 * x * x * x)).tanh())
+            },
+        };
         out.clear();
         for row in gate_up.chunks_exact(2 * self.config.intermediate) {
             let (gate, up) = row.split_at(self.config.intermediate);
-            out.extend(gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u));
+            out.extend(gate.iter().zip(up).map(|(g, u)| activate(*g) * u));
         }
     }
 

@@ -1,64 +1,34 @@
 //! Shapes of well-known models by name, for benchmarks with random weights.
 
-use crate::config::{Config, Family, SamplingDefaults};
+use serde_json::json;
+
+use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::rope::{Rope, RopeScaling};
 
 pub const NAMES: [&str; 2] = ["llama-3.2-1b", "qwen2.5-0.5b"];
 
 /// The configuration of a shape in [`NAMES`].
 pub fn by_name(name: &str) -> Result<Config> {
-    match name {
-        "llama-3.2-1b" => Ok(Config {
-            family: Family::Llama,
-            vocab: 128_256,
-            hidden: 2048,
-            layers: 16,
-            heads: 32,
-            kv_heads: 8,
-            head_dim: 64,
-            intermediate: 8192,
-            context: 131_072,
-            norm_eps: 1e-5,
-            rope: Rope {
-                theta: 500_000.0,
-                scaling: RopeScaling::Llama3 {
-                    factor: 32.0,
-                    low_freq_factor: 1.0,
-                    high_freq_factor: 4.0,
-                    original_context: 8192.0,
-                },
+    let fields = match name {
+        "llama-3.2-1b" => json!({
+            "model_type": "llama", "vocab_size": 128_256, "hidden_size": 2048, "num_hidden_layers": 16,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192,
+            "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "tie_word_embeddings": true,
+            "rope_parameters": {
+                "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 8192
             },
-            tied: true,
-            qkv_bias: false,
-            o_bias: false,
-            qk_norm: false,
-            bos: Some(128_000),
-            eos: vec![128_001, 128_008, 128_009],
-            sampling: SamplingDefaults::default(),
+            "bos_token_id": 128_000, "eos_token_id": [128_001, 128_008, 128_009]
         }),
-        "qwen2.5-0.5b" => Ok(Config {
-            family: Family::Qwen2,
-            vocab: 151_936,
-            hidden: 896,
-            layers: 24,
-            heads: 14,
-            kv_heads: 2,
-            head_dim: 64,
-            intermediate: 4864,
-            context: 32_768,
-            norm_eps: 1e-6,
-            rope: Rope { theta: 1_000_000.0, scaling: RopeScaling::None },
-            tied: true,
-            qkv_bias: true,
-            o_bias: false,
-            qk_norm: false,
-            bos: Some(151_643),
-            eos: vec![151_645, 151_643],
-            sampling: SamplingDefaults::default(),
+        "qwen2.5-0.5b" => json!({
+            "model_type": "qwen2", "vocab_size": 151_936, "hidden_size": 896, "num_hidden_layers": 24,
+            "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864,
+            "max_position_embeddings": 32_768, "rms_norm_eps": 1e-6, "tie_word_embeddings": true,
+            "rope_theta": 1_000_000.0, "bos_token_id": 151_643, "eos_token_id": [151_645, 151_643]
         }),
-        _ => Err(Error::Shape { name: name.into() }),
-    }
+        _ => return Err(Error::Shape { name: name.into() }),
+    };
+    Config::from_values(fields, None)
 }
 
 #[cfg(test)]

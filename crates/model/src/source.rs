@@ -9,8 +9,8 @@ use kvist_weights::{Tensors, bf16_from_f32, bf16_to_f32};
 
 use crate::config::{Config, MAX_CONFIG};
 use crate::error::{Error, Result};
+use crate::names::{Roots, parameters};
 use crate::shapes;
-use crate::weights::parameters;
 
 /// Names a model.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ pub(crate) struct Checkpoint {
 }
 
 enum Params {
-    Stored(Tensors),
+    Stored(Tensors, Roots),
     Random(u64),
 }
 
@@ -55,26 +55,30 @@ impl Checkpoint {
 
     /// The weights must be those of the configuration: all of them, in their shapes, and no others.
     fn stored(config: Config, tensors: Tensors) -> Result<Checkpoint> {
+        let roots = Roots::find(|name| tensors.names().any(|n| n == name));
         let mut expected = Vec::new();
         for (name, shape) in parameters(&config) {
+            let name = roots.stored(&name);
             tensors.tensor(&name, &shape)?;
             expected.push(name);
         }
         expected.sort();
+        let head = roots.stored("lm_head.weight");
         for name in tensors.names() {
             // Some exporters store what the configuration already says.
-            let redundant = name.ends_with(".rotary_emb.inv_freq") || (config.tied && name == "lm_head.weight");
-            if !redundant && expected.binary_search_by(|e| e.as_str().cmp(name)).is_err() {
+            let redundant = name.ends_with(".rotary_emb.inv_freq") || (config.tied && name == head);
+            if !redundant && !roots.is_other_part(name) && expected.binary_search_by(|e| e.as_str().cmp(name)).is_err()
+            {
                 return Err(kvist_weights::Error::Unexpected { tensor: name.into() }.into());
             }
         }
-        Ok(Checkpoint { config, params: Params::Stored(tensors) })
+        Ok(Checkpoint { config, params: Params::Stored(tensors, roots) })
     }
 
     /// Appends a parameter's elements in row-major order.
     pub fn append<E: Element>(&self, name: &str, shape: &[usize], threads: usize, out: &mut Vec<E>) -> Result<()> {
         match &self.params {
-            Params::Stored(tensors) => E::append(&tensors.tensor(name, shape)?, out),
+            Params::Stored(tensors, roots) => E::append(&tensors.tensor(&roots.stored(name), shape)?, out),
             Params::Random(seed) => {
                 let start = out.len();
                 let elements: usize = shape.iter().product();
@@ -82,7 +86,8 @@ impl Checkpoint {
                     .map_err(|_| kvist_weights::Error::Memory { bytes: elements * size_of::<E>() })?;
                 out.resize(start + elements, E::from_bf16(0));
                 if name.ends_with("norm.weight") {
-                    out[start..].fill(E::from_bf16(bf16_from_f32(1.0)));
+                    let one = if self.config.block.norm_less_one { 0.0 } else { 1.0 };
+                    out[start..].fill(E::from_bf16(bf16_from_f32(one)));
                 } else {
                     // Uniform, with the variance that keeps a unit input at unit size through a matrix.
                     let scale = (3.0 / shape.last().copied().unwrap_or(1) as f32).sqrt();

@@ -1,7 +1,8 @@
-//! The weights of the decoder block, and the names they have in Hugging Face checkpoints.
+//! The weights of the decoder block, and how they are read.
 
-use crate::config::Config;
 use crate::error::Result;
+pub(crate) use crate::names::parameters;
+use crate::names::{LayerNames, QK_NORMS, Stack, in_layer};
 use crate::source::{Checkpoint, Element};
 
 /// All weights, the matrices in the form `M` that an executor multiplies by. Matrices are `[outputs][inputs]`.
@@ -15,18 +16,25 @@ pub(crate) struct Weights<M> {
 }
 
 pub(crate) struct Layer<M> {
-    pub attention_norm: Vec<f32>,
-    /// Queries, keys and values in one matrix.
-    pub qkv: M,
-    pub qkv_bias: Option<Vec<f32>>,
-    /// Weights of the norms on each head of q and k.
-    pub qk_norm: Option<(Vec<f32>, Vec<f32>)>,
-    pub o: M,
-    pub o_bias: Option<Vec<f32>>,
-    pub mlp_norm: Vec<f32>,
-    /// Gate and up in one matrix.
-    pub gate_up: M,
-    pub down: M,
+    pub attention: Part<M>,
+    /// Weights of the norms on q and k, as long as a head or as a row of heads.
+    pub qk_norm: Option<[Vec<f32>; 2]>,
+    pub mlp: Part<M>,
+}
+
+/// Attention or MLP: what it does between reading the residual stream and adding to it.
+pub(crate) struct Part<M> {
+    pub norm: Option<Vec<f32>>,
+    /// Queries, keys and values in one matrix; or gate and up.
+    pub input: Linear<M>,
+    pub output: Linear<M>,
+    /// On the output.
+    pub post_norm: Option<Vec<f32>>,
+}
+
+pub(crate) struct Linear<M> {
+    pub matrix: M,
+    pub bias: Option<Vec<f32>>,
 }
 
 impl<M> Weights<M> {
@@ -71,47 +79,64 @@ impl<E: Element, P> Loader<'_, E, P> {
         P: Fn(&[E], usize) -> Result<M>,
     {
         let c = self.checkpoint.config.clone();
-        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let embedding = self.matrix(&[("model.embed_tokens", c.vocab)], c.hidden)?;
+        let names = LayerNames::of(&c);
+        let embedding = self.matrix(&["model.embed_tokens.weight".into()], &[c.vocab], c.hidden)?;
         let mut layers = Vec::with_capacity(c.layers);
         for l in 0..c.layers {
-            let name = |part: &str| format!("model.layers.{l}.{part}");
-            let [q_proj, k_proj, v_proj] = ["q", "k", "v"].map(|p| name(&format!("self_attn.{p}_proj")));
-            let qkv = [(q_proj.as_str(), q), (&k_proj, kv), (&v_proj, kv)];
-            let (o_proj, down) = (name("self_attn.o_proj"), name("mlp.down_proj"));
-            let (gate, up) = (name("mlp.gate_proj"), name("mlp.up_proj"));
+            let [before, after, mlp_before, mlp_after] =
+                names.norms.map(|name| name.map(|name| in_layer(l, name, "weight")));
             layers.push(Layer {
-                attention_norm: self.vector(&name("input_layernorm.weight"), c.hidden)?,
-                qkv: self.matrix(&qkv, c.hidden)?,
-                qkv_bias: c.qkv_bias.then(|| self.biases(&qkv)).transpose()?,
-                qk_norm: if c.qk_norm {
-                    let q_norm = self.vector(&name("self_attn.q_norm.weight"), c.head_dim)?;
-                    Some((q_norm, self.vector(&name("self_attn.k_norm.weight"), c.head_dim)?))
-                } else {
-                    None
+                attention: Part {
+                    norm: self.norm(before, c.hidden)?,
+                    input: self.linear(l, &names.qkv)?,
+                    output: self.linear(l, &names.o)?,
+                    post_norm: self.norm(after, c.hidden)?,
                 },
-                o: self.matrix(&[(&o_proj, c.hidden)], q)?,
-                o_bias: c.o_bias.then(|| self.biases(&[(&o_proj, c.hidden)])).transpose()?,
-                mlp_norm: self.vector(&name("post_attention_layernorm.weight"), c.hidden)?,
-                gate_up: self.matrix(&[(&gate, c.intermediate), (&up, c.intermediate)], c.hidden)?,
-                down: self.matrix(&[(&down, c.hidden)], c.intermediate)?,
+                qk_norm: match names.qk_norm {
+                    Some([q, k]) => {
+                        let [q_norm, k_norm] = QK_NORMS.map(|name| in_layer(l, name, "weight"));
+                        self.norm(Some(q_norm), q)?.zip(self.norm(Some(k_norm), k)?).map(Into::into)
+                    }
+                    None => None,
+                },
+                mlp: Part {
+                    norm: self.norm(mlp_before, c.hidden)?,
+                    input: self.linear(l, &names.gate_up)?,
+                    output: self.linear(l, &names.down)?,
+                    post_norm: self.norm(mlp_after, c.hidden)?,
+                },
             });
         }
-        let final_norm = self.vector("model.norm.weight", c.hidden)?;
-        let output = if c.tied { None } else { Some(self.matrix(&[("lm_head", c.vocab)], c.hidden)?) };
+        let final_norm = self.norm(Some("model.norm.weight".into()), c.hidden)?.unwrap_or_default();
+        let output = if c.tied { None } else { Some(self.matrix(&["lm_head.weight".into()], &[c.vocab], c.hidden)?) };
         (self.progress)(self.total, self.total);
         Ok(Weights { embedding, layers, final_norm, output })
     }
 
-    /// The projections (name, outputs) one below the other.
-    fn matrix<M>(&mut self, parts: &[(&str, usize)], inputs: usize) -> Result<M>
+    fn linear<M>(&mut self, l: usize, stack: &Stack) -> Result<Linear<M>>
+    where
+        P: Fn(&[E], usize) -> Result<M>,
+    {
+        let named = |kind| stack.parts.iter().map(move |(part, _)| in_layer(l, part, kind)).collect::<Vec<_>>();
+        let outputs: Vec<usize> = stack.parts.iter().map(|(_, outputs)| *outputs).collect();
+        let matrix = self.matrix(&named("weight"), &outputs, stack.inputs)?;
+        let mut bias = stack.bias.then(Vec::new);
+        if let Some(bias) = &mut bias {
+            for (name, n) in named("bias").iter().zip(outputs) {
+                bias.extend(self.vector(name, n)?);
+            }
+        }
+        Ok(Linear { matrix, bias })
+    }
+
+    /// The matrices one below the other.
+    fn matrix<M>(&mut self, names: &[String], outputs: &[usize], inputs: usize) -> Result<M>
     where
         P: Fn(&[E], usize) -> Result<M>,
     {
         self.buffer.clear();
-        for (name, outputs) in parts {
-            let shape = [*outputs, inputs];
-            self.checkpoint.append(&format!("{name}.weight"), &shape, self.threads, &mut self.buffer)?;
+        for (name, &outputs) in names.iter().zip(outputs) {
+            self.checkpoint.append(name, &[outputs, inputs], self.threads, &mut self.buffer)?;
         }
         let matrix = (self.pack)(&self.buffer, inputs)?;
         self.done += self.buffer.len() as u64;
@@ -119,12 +144,14 @@ impl<E: Element, P> Loader<'_, E, P> {
         Ok(matrix)
     }
 
-    fn biases(&mut self, parts: &[(&str, usize)]) -> Result<Vec<f32>> {
-        let mut out = Vec::new();
-        for (name, outputs) in parts {
-            out.extend(self.vector(&format!("{name}.bias"), *outputs)?);
+    /// The weight that a norm multiplies by.
+    fn norm(&mut self, name: Option<String>, n: usize) -> Result<Option<Vec<f32>>> {
+        let Some(name) = name else { return Ok(None) };
+        let mut weight = self.vector(&name, n)?;
+        if self.checkpoint.config.block.norm_less_one {
+            weight.iter_mut().for_each(|w| *w += 1.0);
         }
-        Ok(out)
+        Ok(Some(weight))
     }
 
     fn vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>> {
@@ -133,40 +160,4 @@ impl<E: Element, P> Loader<'_, E, P> {
         self.done += n as u64;
         Ok(out)
     }
-}
-
-/// Name and shape of every tensor of a model.
-pub(crate) fn parameters(config: &Config) -> impl Iterator<Item = (String, Vec<usize>)> {
-    let Config { hidden, vocab, layers, intermediate, .. } = *config;
-    let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let projections = [
-        ("self_attn.q_proj", q, hidden, config.qkv_bias),
-        ("self_attn.k_proj", kv, hidden, config.qkv_bias),
-        ("self_attn.v_proj", kv, hidden, config.qkv_bias),
-        ("self_attn.o_proj", hidden, q, config.o_bias),
-        ("mlp.gate_proj", intermediate, hidden, false),
-        ("mlp.up_proj", intermediate, hidden, false),
-        ("mlp.down_proj", hidden, intermediate, false),
-    ];
-    let mut norms = vec![("input_layernorm", hidden), ("post_attention_layernorm", hidden)];
-    if config.qk_norm {
-        norms.extend([("self_attn.q_norm", config.head_dim), ("self_attn.k_norm", config.head_dim)]);
-    }
-    let mut once =
-        vec![("model.embed_tokens.weight".into(), vec![vocab, hidden]), ("model.norm.weight".into(), vec![hidden])];
-    if !config.tied {
-        once.push(("lm_head.weight".into(), vec![vocab, hidden]));
-    }
-    let in_layers = (0..layers).flat_map(move |l| {
-        let mut all = Vec::new();
-        for (name, outputs, inputs, bias) in projections {
-            all.push((format!("model.layers.{l}.{name}.weight"), vec![outputs, inputs]));
-            if bias {
-                all.push((format!("model.layers.{l}.{name}.bias"), vec![outputs]));
-            }
-        }
-        all.extend(norms.iter().map(|&(name, n)| (format!("model.layers.{l}.{name}.weight"), vec![n])));
-        all
-    });
-    once.into_iter().chain(in_layers)
 }

@@ -1,0 +1,84 @@
+//! Gemma 2 and 3 (text): norms around attention and MLP with weights stored less 1, scaled embeddings, a GELU gate, and
+//! layers with sliding windows between those that see everything. Gemma 2 has soft-caps, Gemma 3 norms on each head of
+//! q and k, and a rotation of their own for the layers that slide.
+
+use kvist_weights::{bf16_from_f32, bf16_to_f32};
+use serde_json::json;
+
+use super::{set_windows, sliding_layers, window};
+use crate::config::{Config, Fields, NormPlace, QkNorm, activation, bad, rope};
+use crate::error::Result;
+
+pub(super) const GEMMA2_SIZES: [(&str, u64); 2] = [("head_dim", 256), ("sliding_window", 4096)];
+
+/// Sizes that the files of Gemma 3 leave out where they are these.
+const GEMMA3_SIZES: [(&str, u64); 6] = [
+    ("vocab_size", 262_208),
+    ("num_attention_heads", 8),
+    ("num_key_value_heads", 4),
+    ("head_dim", 256),
+    ("max_position_embeddings", 131_072),
+    ("sliding_window", 4096),
+];
+
+/// The text model of a file that may describe a vision model, too.
+pub(super) fn gemma3_fields(fields: Fields) -> Result<Fields> {
+    let text = match fields.object("text_config")? {
+        Some(text) => text.or(fields),
+        None if fields.text("model_type")? == Some("gemma3") => return Err(bad("no text_config")),
+        None => fields,
+    };
+    Ok(text.with_defaults(&GEMMA3_SIZES))
+}
+
+pub(super) fn gemma2(fields: &Fields, config: &mut Config) -> Result<()> {
+    config.ropes = vec![rope::read(fields, config.rope_defaults(10_000.0))?];
+    common(fields, config, 2)?;
+    // A null turns a cap off; a file without the field means the default.
+    let cap = |name: &str, default: f64| -> Result<Option<f32>> {
+        let cap = if fields.has(name) { fields.positive(name)? } else { Some(default) };
+        Ok(cap.map(|cap| cap as f32))
+    };
+    config.block.score_cap = cap("attn_logit_softcapping", 50.0)?;
+    config.block.logit_cap = cap("final_logit_softcapping", 30.0)?;
+    Ok(())
+}
+
+pub(super) fn gemma3(fields: &Fields, config: &mut Config) -> Result<()> {
+    let defaults = config.rope_defaults(1_000_000.0);
+    let global = rope::read(fields, rope::Defaults { layer_type: Some("full_attention"), ..defaults })?;
+    let local = rope::read(&local_rope(fields)?, rope::Defaults { theta: 10_000.0, ..defaults })?;
+    config.ropes = vec![global, local];
+    let sliding = common(fields, config, 6)?;
+    for (attention, slides) in config.attention.iter_mut().zip(sliding) {
+        attention.rope = slides as usize;
+    }
+    config.block.qk_norm = QkNorm::Head;
+    config.block.score_cap = fields.positive("attn_logit_softcapping")?.map(|cap| cap as f32);
+    config.block.logit_cap = fields.positive("final_logit_softcapping")?.map(|cap| cap as f32);
+    Ok(())
+}
+
+/// What the layers that slide say of their rotation: an object of their own in the new dialect, a base in the old one.
+fn local_rope(fields: &Fields) -> Result<Fields> {
+    let own = fields.get("rope_parameters").and_then(|parameters| parameters.get("sliding_attention"));
+    Fields::new(json!({"rope_parameters": own, "rope_theta": fields.get("rope_local_base_freq")}))
+}
+
+/// Every `pattern`-th layer sees everything, the others slide. Returns which.
+fn common(fields: &Fields, config: &mut Config, pattern: usize) -> Result<Vec<bool>> {
+    let block = &mut config.block;
+    block.norms = NormPlace::Around;
+    block.norm_less_one = true;
+    block.activation = activation(fields.text("hidden_activation")?.unwrap_or("gelu_pytorch_tanh"))?;
+    block.scales.score_divisor = fields.positive("query_pre_attn_scalar")?.unwrap_or(256.0).sqrt();
+    // The models were trained in bf16, with the factor rounded to it, and run so unless they are stored in f32.
+    let root = (config.hidden as f32).sqrt();
+    let exact = fields.text("dtype")?.or(fields.text("torch_dtype")?) == Some("float32");
+    block.scales.embedding = if exact { root } else { bf16_to_f32(bf16_from_f32(root)) };
+    config.tied = fields.flag("tie_word_embeddings")?.unwrap_or(true);
+    let pattern = fields.size("sliding_window_pattern")?.unwrap_or(pattern).max(1);
+    let sliding = sliding_layers(fields, config.layers, |layer| !(layer + 1).is_multiple_of(pattern))?;
+    set_windows(config, window(fields)?, &sliding)?;
+    Ok(sliding)
+}

@@ -1,0 +1,129 @@
+//! The families: each maps its fields of `config.json` onto the parameters of the decoder block.
+
+mod gemma;
+mod granite;
+mod llama;
+mod mistral;
+mod olmo2;
+mod phi3;
+mod qwen;
+mod smollm3;
+
+use crate::config::{Config, Fields, bad};
+use crate::error::{Error, Result};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+    Gemma2,
+    Gemma3,
+    Phi3,
+    SmolLm3,
+    Olmo2,
+    Granite,
+}
+
+const SUPPORTED: &str = "llama (Llama 2 and 3.x, TinyLlama, SmolLM2), mistral, qwen2 (Qwen2, Qwen2.5), qwen3 (dense), \
+    gemma2, gemma3 and gemma3_text, phi3 (Phi-3, Phi-3.5, Phi-4-mini, Phi-4), smollm3, olmo2, granite";
+
+impl Family {
+    /// The family that a `model_type` names.
+    pub(crate) fn of(model_type: &str) -> Result<Family> {
+        Ok(match model_type {
+            "llama" => Family::Llama,
+            "mistral" => Family::Mistral,
+            "qwen2" => Family::Qwen2,
+            "qwen3" => Family::Qwen3,
+            "gemma2" => Family::Gemma2,
+            "gemma3" | "gemma3_text" => Family::Gemma3,
+            "phi3" => Family::Phi3,
+            "smollm3" => Family::SmolLm3,
+            "olmo2" => Family::Olmo2,
+            "granite" => Family::Granite,
+            _ => {
+                let what = format!("its family is {model_type:?}");
+                return Err(Error::Unsupported { what, supported: SUPPORTED });
+            }
+        })
+    }
+
+    /// The fields with what the family's files leave out.
+    pub(crate) fn fields(self, fields: Fields) -> Result<Fields> {
+        match self {
+            Family::Gemma3 => gemma::gemma3_fields(fields),
+            Family::Gemma2 => Ok(fields.with_defaults(&gemma::GEMMA2_SIZES)),
+            Family::Qwen3 => Ok(fields.with_defaults(&[("head_dim", 128)])),
+            _ => Ok(fields),
+        }
+    }
+
+    /// Sets in `config`, which has its sizes and is Llama's otherwise, what this family does in another way.
+    pub(crate) fn configure(self, fields: &Fields, config: &mut Config) -> Result<()> {
+        match self {
+            Family::Llama => llama::configure(fields, config),
+            Family::Mistral => mistral::configure(fields, config),
+            Family::Qwen2 => qwen::qwen2(fields, config),
+            Family::Qwen3 => qwen::qwen3(fields, config),
+            Family::Gemma2 => gemma::gemma2(fields, config),
+            Family::Gemma3 => gemma::gemma3(fields, config),
+            Family::Phi3 => phi3::configure(fields, config),
+            Family::SmolLm3 => smollm3::configure(fields, config),
+            Family::Olmo2 => olmo2::configure(fields, config),
+            Family::Granite => granite::configure(fields, config),
+        }
+    }
+}
+
+/// The field `sliding_window`, in tokens.
+fn window(fields: &Fields) -> Result<Option<u32>> {
+    match fields.size("sliding_window")? {
+        Some(0) => Err(bad("sliding_window is 0")),
+        window => Ok(window.map(|w| u32::try_from(w).unwrap_or(u32::MAX))),
+    }
+}
+
+/// Which layers slide: what `layer_types` says, or else what `default` says of a layer.
+fn sliding_layers(fields: &Fields, layers: usize, default: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
+    let Some(types) = fields.list("layer_types", |v| v.as_str().map(str::to_owned))? else {
+        return Ok((0..layers).map(default).collect());
+    };
+    if types.len() != layers {
+        return Err(bad(format!("layer_types has {} entries for {layers} layers", types.len())));
+    }
+    let slides = |kind: &String| match kind.as_str() {
+        "full_attention" => Ok(false),
+        "sliding_attention" => Ok(true),
+        other => Err(Error::Unsupported {
+            what: format!("it has layers of type {other:?}"),
+            supported: "full_attention and sliding_attention",
+        }),
+    };
+    types.iter().map(slides).collect()
+}
+
+/// Gives the layers that slide their window. One that is never shorter than what a row sees is none.
+fn set_windows(config: &mut Config, window: Option<u32>, sliding: &[bool]) -> Result<()> {
+    if window.is_none() && sliding.contains(&true) {
+        return Err(bad("layers slide, but there is no sliding_window"));
+    }
+    let window = window.filter(|&w| (w as usize) < config.context);
+    for (attention, &slides) in config.attention.iter_mut().zip(sliding) {
+        attention.window = window.filter(|_| slides);
+    }
+    Ok(())
+}
+
+/// For families whose layers all see everything.
+fn refuse_windows(fields: &Fields, config: &Config) -> Result<()> {
+    let slides = sliding_layers(fields, config.layers, |_| false)?.contains(&true);
+    if slides || fields.flag("use_sliding_window")? == Some(true) {
+        return Err(Error::Unsupported {
+            what: "it uses sliding windows".into(),
+            supported: "full attention in this family",
+        });
+    }
+    Ok(())
+}
