@@ -28,6 +28,11 @@ LLAMA = {**COMMON, "architectures": ["LlamaForCausalLM"], "model_type": "llama",
 QWEN2 = {**COMMON, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rms_norm_eps": 1e-6,
          "rope_theta": 1000000.0, "use_sliding_window": False, "sliding_window": 1024, "max_window_layers": 2}
 
+GEMMA = {**COMMON, "hidden_activation": "gelu_pytorch_tanh", "hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6,
+         "attention_bias": False, "pad_token_id": 0, "max_position_embeddings": 2048}
+PHI3 = {**COMMON, "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "torch_dtype": "bfloat16",
+        "rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "rope_theta": 10000.0, "pad_token_id": 0}
+
 MODELS = {
     "llama2": {
         **LLAMA, "torch_dtype": "float32", "hidden_size": 64, "intermediate_size": 144, "num_attention_heads": 4,
@@ -60,12 +65,63 @@ MODELS = {
         "attention_bias": False, "use_sliding_window": False, "sliding_window": None, "max_window_layers": 2,
         "layer_types": ["full_attention", "full_attention"], "tie_word_embeddings": True,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
+    "mistral": {
+        **COMMON, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "torch_dtype": "bfloat16",
+        "hidden_size": 72, "intermediate_size": 150, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16,
+        "vocab_size": 301, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "sliding_window": 77, "tie_word_embeddings": False},
+    "gemma2": {
+        **GEMMA, "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "torch_dtype": "bfloat16",
+        "hidden_size": 60, "intermediate_size": 130, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24,
+        "vocab_size": 320, "rope_theta": 10000.0, "query_pre_attn_scalar": 20, "sliding_window": 40,
+        "attn_logit_softcapping": 4.0, "final_logit_softcapping": 20.0},
+    "gemma3": {
+        **GEMMA, "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "torch_dtype": "bfloat16",
+        "num_hidden_layers": 3, "hidden_size": 60, "intermediate_size": 98, "num_attention_heads": 4,
+        "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 320, "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "query_pre_attn_scalar": 20, "sliding_window": 130, "sliding_window_pattern": 2},
+    "phi3": {
+        **PHI3, "hidden_size": 64, "intermediate_size": 118, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "vocab_size": 320, "original_max_position_embeddings": 256, "sliding_window": 200, "tie_word_embeddings": False,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.05, 1.1, 1.2, 1.25, 1.4, 1.5, 1.8],
+                         "long_factor": [1.0, 1.3, 1.7, 2.4, 3.0, 3.5, 3.9, 4.2]}},
+    "phi4-mini": {
+        **PHI3, "hidden_size": 64, "intermediate_size": 118, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 320, "original_max_position_embeddings": 2048, "sliding_window": 262144,
+        "partial_rotary_factor": 0.75, "tie_word_embeddings": True,
+        "rope_scaling": {"type": "longrope", "attention_factor": 1.2,
+                         "short_factor": [1.0, 1.05, 1.1, 1.2, 1.3, 1.5], "long_factor": [1.0, 1.5, 2.5, 4, 8, 16]}},
+    "smollm3": {
+        **COMMON, "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "torch_dtype": "bfloat16",
+        "num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 98, "num_attention_heads": 4,
+        "num_key_value_heads": 1, "vocab_size": 320, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+        "rope_theta": 50000.0, "no_rope_layers": [1, 0, 1], "use_sliding_window": False, "attention_bias": False,
+        "mlp_bias": False, "pad_token_id": 0, "tie_word_embeddings": True,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}},
+    "olmo2": {
+        **COMMON, "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", "torch_dtype": "float32",
+        "hidden_size": 48, "intermediate_size": 90, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 257, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 500000.0,
+        "rope_scaling": None, "attention_bias": False, "pad_token_id": 0, "tie_word_embeddings": False},
+    "granite": {
+        **COMMON, "architectures": ["GraniteForCausalLM"], "model_type": "granite", "torch_dtype": "bfloat16",
+        "hidden_size": 64, "intermediate_size": 122, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 320, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "rope_scaling": None, "attention_bias": True, "mlp_bias": False, "pad_token_id": 0,
+        "tie_word_embeddings": True, "embedding_multiplier": 1.7, "attention_multiplier": 0.2,
+        "residual_multiplier": 0.6, "logits_scaling": 3.0},
 }
 
 # Gains of the projections over 1/sqrt(inputs). Attention scores get a standard deviation of about 1 and each branch is
 # about as large as the residual stream, so that an error in any part of the block shows in the logits, while rounding to
 # bf16 stays small against the gaps between them.
-GAINS = {"q_proj": 1.0, "k_proj": 1.0, "v_proj": 1.0, "o_proj": 2.0, "gate_proj": 1.0, "up_proj": 1.0, "down_proj": 1.0}
+GAINS = {"qkv_proj": 1.0, "gate_up_proj": 1.0, "q_proj": 1.0, "k_proj": 1.0, "v_proj": 1.0, "o_proj": 2.0, "gate_proj": 1.0, "up_proj": 1.0, "down_proj": 1.0}
+
+
+def less_one(config):
+    """Whether the model multiplies by norm weights plus one."""
+    return config.model_type.startswith("gemma")
 
 
 def random_weights(config, seed):
@@ -93,6 +149,10 @@ def random_weights(config, seed):
         else:
             # Embedding and head: rows of different length leave fewer rivals for the first place, hence wider gaps.
             weights[name] = normal(shape) * (0.8 * normal((shape[0], 1))).exp()
+    if less_one(config):
+        for name in weights:
+            weights[name] -= 1.0 if name.endswith("norm.weight") else 0.0
+        weights["model.embed_tokens.weight"] /= config.hidden_size ** 0.5
     return weights
 
 
@@ -141,11 +201,15 @@ def make(out, name):
     prompts = [torch.randint(0, config["vocab_size"], (n,), generator=generator).tolist() for n in LENGTHS]
     run = lambda model: torch.cat([reference.logits(model, ids) for ids in prompts])
 
-    # Logits are linear in the last norm's weight, so one run gives the factor that brings the median gap to its aim.
-    weights = random_weights(AutoConfig.from_pretrained(path), seed)
+    # Logits are linear in the last norm's weight, but for a soft-cap: a few runs give the factor that brings the median
+    # gap to its aim.
+    parsed = AutoConfig.from_pretrained(path)
+    weights, one = random_weights(parsed, seed), float(less_one(parsed))
     write_model(path, config, weights)
-    weights["model.norm.weight"] *= MEDIAN_GAP / reference.best_two(run(reference.load(path)))[1].median()
-    write_model(path, config, weights)
+    for _ in range(3 if getattr(parsed, "final_logit_softcapping", None) else 1):
+        factor = MEDIAN_GAP / reference.best_two(run(reference.load(path)))[1].median()
+        weights["model.norm.weight"] = (weights["model.norm.weight"] + one) * factor - one
+        write_model(path, config, weights)
 
     expected = run(reference.load(path))
     rounded = run(reference.round_like_bf16_executor(reference.load(path)))

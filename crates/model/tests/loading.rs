@@ -3,43 +3,28 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use common::fixtures;
+use common::Copy;
 use kvist_model::{Error, LoadOptions, Model, ModelSource, OracleExecutor};
 use kvist_weights::Error as Weights;
 
-/// A copy of a reference model, removed at the end.
-struct Copy(PathBuf);
+trait Damage {
+    fn edit(&self, file: &str, from: &str, to: &str);
+    fn error(&self) -> Error;
+}
 
-impl Copy {
-    fn of(model: &str, test: &str) -> Copy {
-        let dir = std::env::temp_dir().join(format!("kvist-model-{test}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
-        for entry in fs::read_dir(fixtures().join(model)).unwrap() {
-            let entry = entry.unwrap();
-            fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
-        }
-        Copy(dir)
-    }
-
+impl Damage for Copy {
     fn edit(&self, file: &str, from: &str, to: &str) {
-        let text = fs::read_to_string(self.0.join(file)).unwrap();
+        let text = fs::read_to_string(self.path().join(file)).unwrap();
         assert!(text.contains(from), "{from} in {file}");
-        fs::write(self.0.join(file), text.replace(from, to)).unwrap();
+        fs::write(self.path().join(file), text.replace(from, to)).unwrap();
     }
 
     fn error(&self) -> Error {
-        let error = load(&self.0).err().expect("refused");
+        let error = load(self.path()).err().expect("refused");
         assert!(!error.to_string().is_empty() && !error.hint().is_empty());
         error
-    }
-}
-
-impl Drop for Copy {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -50,10 +35,10 @@ fn load(dir: &Path) -> Result<OracleExecutor, Error> {
 #[test]
 fn weights_of_another_model() {
     // The biases would be left out without a word.
-    let copy = Copy::of("qwen2", "biases");
+    let copy = Copy::of("qwen2");
     copy.edit("config.json", "\"qwen2\"", "\"llama\"");
     assert!(matches!(copy.error(), Error::Weights(Weights::Unexpected { .. })));
-    let copy = Copy::of("llama3", "layers");
+    let copy = Copy::of("llama3");
     copy.edit("config.json", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
     assert!(matches!(copy.error(), Error::Weights(Weights::Missing { .. })));
     copy.edit("config.json", "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 1");
@@ -65,24 +50,24 @@ fn weights_of_another_model() {
 
 #[test]
 fn files_missing_or_cut() {
-    let copy = Copy::of("llama3", "files");
-    let weights = copy.0.join("model.safetensors");
+    let copy = Copy::of("llama3");
+    let weights = copy.path().join("model.safetensors");
     let bytes = fs::read(&weights).unwrap();
     fs::write(&weights, &bytes[..bytes.len() - 1]).unwrap();
     assert!(matches!(copy.error(), Error::Weights(Weights::Truncated { .. })));
     fs::remove_file(&weights).unwrap();
     assert!(matches!(copy.error(), Error::Weights(Weights::NoWeights { .. })));
-    fs::remove_file(copy.0.join("generation_config.json")).unwrap();
+    fs::remove_file(copy.path().join("generation_config.json")).unwrap();
     fs::write(&weights, &bytes).unwrap();
-    assert!(load(&copy.0).is_ok());
-    fs::write(copy.0.join("config.json"), vec![b' '; 2 << 20]).unwrap();
+    assert!(load(copy.path()).is_ok());
+    fs::write(copy.path().join("config.json"), vec![b' '; 2 << 20]).unwrap();
     assert!(matches!(copy.error(), Error::Io { .. }));
-    fs::remove_file(copy.0.join("config.json")).unwrap();
+    fs::remove_file(copy.path().join("config.json")).unwrap();
     assert!(matches!(copy.error(), Error::Io { .. }));
 
-    let copy = Copy::of("qwen2-sharded", "shard");
-    assert!(load(&copy.0).is_ok());
-    fs::remove_file(copy.0.join("model-00002-of-00002.safetensors")).unwrap();
+    let copy = Copy::of("qwen2-sharded");
+    assert!(load(copy.path()).is_ok());
+    fs::remove_file(copy.path().join("model-00002-of-00002.safetensors")).unwrap();
     assert!(matches!(copy.error(), Error::Weights(Weights::Io { .. })));
 }
 

@@ -4,7 +4,9 @@
 
 pub mod battery;
 
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use kvist_base::{Executor, TokenId};
 use kvist_model::{LoadOptions, Model, ModelSource, testing};
@@ -36,6 +38,34 @@ pub fn load(source: &ModelSource) -> Model {
 /// The model that the program carries.
 pub fn embedded() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/model")
+}
+
+/// A copy of a reference model, removed at the end.
+pub struct Copy(PathBuf);
+
+impl Copy {
+    pub fn of(model: &str) -> Copy {
+        static COPIES: AtomicU32 = AtomicU32::new(0);
+        let name = format!("kvist-model-{}-{}", std::process::id(), COPIES.fetch_add(1, Ordering::Relaxed));
+        let dir = std::env::temp_dir().join(name);
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        for entry in fs::read_dir(fixtures().join(model)).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
+        }
+        Copy(dir)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// What the reference says about one prompt.
