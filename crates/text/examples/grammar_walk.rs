@@ -1,17 +1,22 @@
-//! Random texts from the masks of JSON schemas, for an oracle to judge: `tools/check_grammar.py` runs this.
+//! Random texts from the masks of grammars, for an oracle to judge: `tools/check_grammar.py` runs this.
 //!
 //!     grammar_walk TOKENIZER < groups.jsonl > results.jsonl
 //!
-//! A line in is `{"schema": ..., "strict": true, "walks": 5, "tokens": 400, "seed": 1, "texts": ["..."]}`; the line out
-//! for it is `{"refused": "why"}`, or `{"walks": ["..."], "cut": 1, "accepted": [true]}`: finished texts, how many came
-//! to no end within `tokens`, and which of `texts` the grammar lets through.
+//! A line in is a source (`{"schema": {...}, "strict": true}`, `{"regex": "..."}`, `{"choice": [...]}`,
+//! `{"grammar": "..."}`) with `"walks"`, `"tokens"`, `"seed"` and `"texts"`. The line out for it is
+//! `{"refused": "why"}`, or `{"walks": ["..."], "cut": 1, "failed": [], "accepted": [true]}`: finished texts, how many
+//! came to no end within `tokens`, errors, and which of `texts` the grammar lets through.
+
+#[path = "../tests/common/walk.rs"]
+mod walk;
 
 use std::io::{BufRead, Write};
+use std::time::Instant;
 
-use kvist_base::{Constraint, TokenId};
 use kvist_text::Tokenizer;
-use kvist_text::grammar::{Grammar, GrammarFactory, GrammarLimits, GrammarSource};
+use kvist_text::grammar::{GrammarFactory, GrammarLimits, GrammarSource, Tag};
 use serde_json::{Value, json};
+use walk::{Random, accepts, random_walk};
 
 fn main() {
     let path = std::env::args().nth(1).expect("the path of a tokenizer.json");
@@ -20,21 +25,17 @@ fn main() {
     let mut out = std::io::stdout().lock();
     for line in std::io::stdin().lock().lines() {
         let group: Value = serde_json::from_str(&line.expect("a line")).expect("JSON");
-        let source = GrammarSource::JsonSchema {
-            schema: group["schema"].clone(),
-            strict: group["strict"].as_bool().unwrap_or(true),
-        };
-        let began = std::time::Instant::now();
-        let result = match factory.compile(&source) {
+        let number = |name: &str| group[name].as_u64().unwrap_or(0);
+        let began = Instant::now();
+        let compiled = factory.compile(&source(&group));
+        let compile_us = began.elapsed().as_micros() as u64;
+        let mut result = match compiled {
             Err(e) => json!({"refused": e.to_string()}),
             Ok(grammar) => {
-                let number = |name: &str| group[name].as_u64().unwrap_or(0);
-                let mut walks = Vec::new();
-                let mut failed = Vec::new();
-                let mut cut = 0;
-                for walk in 0..number("walks") {
-                    let mut random = Random(number("seed").wrapping_mul(1 << 20) + walk);
-                    match random_walk(&tokenizer, &grammar, number("tokens"), &mut random) {
+                let (mut walks, mut failed, mut cut) = (Vec::new(), Vec::new(), 0);
+                for i in 0..number("walks") {
+                    let mut random = Random(number("seed") << 32 | i);
+                    match random_walk(&tokenizer, &grammar, number("tokens") as usize, &mut random) {
                         Ok(Some(text)) => walks.push(text),
                         Ok(None) => cut += 1,
                         Err(e) => failed.push(e),
@@ -45,58 +46,25 @@ fn main() {
                 json!({"walks": walks, "cut": cut, "failed": failed, "accepted": accepted})
             }
         };
-        let mut result = result;
-        result["micros"] = json!(began.elapsed().as_micros() as u64);
+        result["compile_us"] = compile_us.into();
+        result["walk_us"] = (began.elapsed().as_micros() as u64 - compile_us).into();
         writeln!(out, "{result}").expect("a reader");
     }
 }
 
-/// A text of tokens drawn evenly from what may come; `None` if it has no end in sight.
-fn random_walk(
-    tokenizer: &Tokenizer,
-    grammar: &Grammar,
-    most: u64,
-    random: &mut Random,
-) -> Result<Option<String>, String> {
-    let mut state = grammar.fork();
-    let mut bytes = Vec::new();
-    for drawn in 0..most {
-        let allowed = state.allowed()?;
-        let ends = allowed.end;
-        let tokens: Vec<TokenId> = (0..tokenizer.vocab_size() as TokenId).filter(|&t| allowed.contains(t)).collect();
-        if ends && (tokens.is_empty() || random.below(4) == 0) {
-            return Ok(Some(String::from_utf8(bytes).map_err(|e| e.to_string())?));
-        }
-        // Late in a walk, tokens that close something.
-        let closes = |&&t: &&TokenId| tokenizer.token_bytes(t).iter().all(|b| b"\"}]0123456789".contains(b));
-        let closing: Vec<TokenId> = tokens.iter().filter(closes).copied().collect();
-        let from = if drawn * 2 > most && !closing.is_empty() && random.below(2) == 0 { &closing } else { &tokens };
-        let token = *from.get(random.below(from.len().max(1))).ok_or("nothing may follow")?;
-        bytes.extend(tokenizer.token_bytes(token));
-        state.accept(token)?;
-        if state.is_complete() {
-            return Ok(Some(String::from_utf8(bytes).map_err(|e| e.to_string())?));
-        }
-    }
-    Ok(None)
-}
-
-/// Whether the text, in the tokenizer's own spelling, may be generated and end there.
-fn accepts(tokenizer: &Tokenizer, grammar: &Grammar, text: &str) -> bool {
-    let mut state = grammar.fork();
-    let ids = tokenizer.encode(text, false).expect("it encodes");
-    ids.iter().all(|&id| state.allowed().is_ok_and(|a| a.contains(id)) && state.accept(id).is_ok())
-        && state.allowed().is_ok_and(|a| a.end)
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n as u64) as usize
+fn source(group: &Value) -> GrammarSource {
+    let text = |name: &str| group[name].as_str().map(str::to_owned);
+    if let Some(pattern) = text("regex") {
+        GrammarSource::Regex(pattern)
+    } else if let Some(grammar) = text("grammar") {
+        GrammarSource::Grammar(grammar)
+    } else if let Some(list) = group["choice"].as_array() {
+        GrammarSource::Choice(list.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+    } else if let Some(list) = group["tags"].as_array() {
+        let word = |tag: &Value, name: &str| tag[name].as_str().unwrap_or_default().to_owned();
+        let tag = |t: &Value| Tag { begin: word(t, "begin"), schema: t["schema"].clone(), end: word(t, "end") };
+        GrammarSource::Tagged { tags: list.iter().map(tag).collect(), required: group["required"] == true }
+    } else {
+        GrammarSource::JsonSchema { schema: group["schema"].clone(), strict: group["strict"] != false }
     }
 }

@@ -70,9 +70,8 @@ impl GrammarFactory {
     /// milliseconds as a rule, a second at most.
     pub fn compile(&self, source: &GrammarSource) -> Result<Grammar, TextError> {
         let refuse = TextError::Grammar;
-        let (source, lenient) = self.translate(source).map_err(refuse)?;
         // Recursion on a stack of known size, and a panic of the parser ends only this thread.
-        let compile = || self.parse(source, lenient);
+        let compile = || self.translate(source).and_then(|(source, lenient)| self.parse(source, lenient));
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("kvist-grammar".into()).stack_size(STACK);
             match thread.spawn_scoped(scope, compile).map(|thread| thread.join()) {

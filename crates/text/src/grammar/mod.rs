@@ -8,6 +8,7 @@
 mod factory;
 mod formats;
 mod gbnf;
+mod gbnf_parser;
 mod lark;
 mod reference;
 mod schema;

@@ -69,10 +69,31 @@ impl Constraint for Grammar {
     }
 }
 
+/// What clients meet often, without the names of a library's switches.
+fn in_our_words(text: &str) -> Option<String> {
+    if let Some(keys) = text.strip_prefix("Unimplemented keys: ") {
+        let keys = keys.trim_matches(['[', ']']).replace('"', "`");
+        return Some(format!("{keys} cannot be enforced: leave it out, or send `strict: false` to have it ignored"));
+    }
+    if text.starts_with("oneOf constraints are not supported") {
+        let hint = "let each require a property whose `const` differs, use `anyOf`, or send `strict: false`";
+        return Some(format!("`oneOf`: its branches may overlap, which cannot be ruled out while generating: {hint}"));
+    }
+    match text {
+        "NoExtensionBias" => Some("no text can match".into()),
+        "ParserTooComplex" => Some("it is too ambiguous or too large".into()),
+        "LexerTooComplex" => Some("its expressions are too complex".into()),
+        _ => None,
+    }
+}
+
 /// The first lines of an error, without the parser's internals.
 pub(super) fn told(error: &dyn std::fmt::Display) -> String {
     let text = error.to_string();
     let text = text.split("\n<").next().unwrap_or_default().trim();
+    if let Some(told) = in_our_words(text) {
+        return told;
+    }
     let mut short: String = text.chars().take(600).collect();
     if short.len() < text.len() {
         short.push_str("...");
