@@ -18,7 +18,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("sim", &["base", "cache", "engine"]),
     ("server", &["base", "cache", "store", "engine", "text"]),
     ("kvist", &["base", "kernels", "weights", "text", "cache", "store", "model", "engine", "sim", "server"]),
-    ("campaign", &["base", "kernels", "weights", "text", "cache", "store", "model", "engine", "sim"]),
+    ("campaign", &["base", "kernels", "weights", "text", "cache", "store", "model", "engine", "sim", "server"]),
 ];
 
 fn crates() -> PathBuf {

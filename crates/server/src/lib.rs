@@ -11,6 +11,7 @@ mod auth;
 mod config;
 mod connection;
 mod cors;
+mod fuzzing;
 mod limits;
 mod log;
 mod masks;

@@ -228,17 +228,7 @@ async fn work<T: Send + 'static>(
     };
     let ttft_slo = ttft_slo(&parts.headers)?;
     let body = read_body(app, &parts.headers, body).await?;
-    let bounds = Bounds {
-        max_n: app.config.max_n,
-        max_prompts: app.config.max_prompts,
-        strict_model: app.config.strict_model,
-        may_hurry: app.config.keys.is_none(),
-        defaults: serving.model.defaults,
-        vocab: serving.info.vocab,
-        seed: app.next_seed(),
-        ttft_slo,
-        now: app.unix_time(),
-    };
+    let bounds = Bounds::of(app, &serving, ttft_slo);
     let slot = app.text_slots.clone().acquire_owned().await.map_err(|_| ApiError::closing())?;
     let working = {
         let (serving, caller) = (serving.clone(), caller.clone());

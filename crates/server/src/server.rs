@@ -113,6 +113,10 @@ impl Server {
         app.serving.set(Arc::new(serving)).map_err(|_| io::Error::other("the server has a model already"))
     }
 
+    pub(crate) fn app(&self) -> &App {
+        &self.app
+    }
+
     /// The engine's state after its last step; `None` without a model.
     pub fn stats(&self) -> Option<EngineStats> {
         self.app.serving.get().map(|s| s.runner.shared.stats())

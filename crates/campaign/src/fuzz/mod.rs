@@ -4,6 +4,7 @@
 //! allocate more than twice its input and [`SLACK`] bytes, and does not take longer than [`LIMIT`].
 
 mod mutate;
+mod requests;
 mod targets;
 
 use std::collections::BTreeMap;

@@ -9,6 +9,8 @@ pub enum Kind {
     Json,
     /// A length of 8 bytes, so much JSON, data.
     Safetensors,
+    /// A line of its own, JSON.
+    Request,
     Bytes,
 }
 
@@ -70,7 +72,11 @@ pub fn input(corpus: &[Vec<u8>], kind: Kind, rng: &mut Random) -> Vec<u8> {
 
 /// Mutates the JSON inside, so that what comes out still parses.
 fn structure(bytes: &mut Vec<u8>, corpus: &[Vec<u8>], kind: Kind, rng: &mut Random) {
-    let head = if kind == Kind::Safetensors { 8 } else { 0 };
+    let head = match kind {
+        Kind::Safetensors => 8,
+        Kind::Request => bytes.iter().position(|&b| b == b'\n').map_or(0, |line| line + 1),
+        Kind::Json | Kind::Bytes => 0,
+    };
     let end = match kind {
         Kind::Safetensors => match bytes.first_chunk::<8>() {
             Some(&length) => 8 + (u64::from_le_bytes(length) as usize).min(bytes.len() - 8),
@@ -79,7 +85,7 @@ fn structure(bytes: &mut Vec<u8>, corpus: &[Vec<u8>], kind: Kind, rng: &mut Rand
         _ => bytes.len(),
     };
     let Ok(mut value) = serde_json::from_slice::<Value>(&bytes[head..end]) else { return };
-    let other = corpus[rng.below(corpus.len())].get(head..).and_then(|b| serde_json::from_slice::<Value>(b).ok());
+    let other = serde_json::from_slice::<Value>(&corpus[rng.below(corpus.len())]).ok();
     for _ in 0..1 + rng.below(4) {
         let mut nodes = count(&value);
         nodes = rng.below(nodes.max(1));
@@ -87,7 +93,7 @@ fn structure(bytes: &mut Vec<u8>, corpus: &[Vec<u8>], kind: Kind, rng: &mut Rand
     }
     let json = value.to_string().into_bytes();
     let data = bytes.split_off(end);
-    bytes.clear();
+    bytes.truncate(if kind == Kind::Request { head } else { 0 });
     if kind == Kind::Safetensors {
         bytes.extend((json.len() as u64).to_le_bytes());
     }

@@ -9,6 +9,7 @@ use kvist_weights::Tensors;
 use serde_json::{Map, Value, json};
 
 use super::mutate::Kind;
+use super::requests::{Grammars, Requests};
 use crate::subjects::root;
 
 /// A parser under test.
@@ -55,6 +56,8 @@ pub fn all() -> Vec<Box<dyn Target>> {
         plain("config", Kind::Json, config_corpus(), config),
         plain("tokenizer", Kind::Json, tokenizer_corpus(), tokenizer),
         plain("template", Kind::Json, template_corpus(), template),
+        Box::new(Requests::new()),
+        Box::new(Grammars::new()),
     ]
 }
 

@@ -12,6 +12,7 @@ use crate::api::json::{Fields, type_of};
 use crate::api::refused::refuse_unsupported;
 use crate::api::sampling::{edits, sampling, token_ids};
 use crate::api::structured::{self, Structured};
+use crate::app::{App, Serving};
 use crate::config::SamplingDefaults;
 
 /// Stop strings of a request at most, and bytes of each.
@@ -85,6 +86,22 @@ pub struct Bounds {
     pub ttft_slo: Option<Micros>,
     /// Seconds since 1970, for chat templates.
     pub now: u64,
+}
+
+impl Bounds {
+    pub fn of(app: &App, serving: &Serving, ttft_slo: Option<Micros>) -> Bounds {
+        Bounds {
+            max_n: app.config.max_n,
+            max_prompts: app.config.max_prompts,
+            strict_model: app.config.strict_model,
+            may_hurry: app.config.keys.is_none(),
+            defaults: serving.model.defaults,
+            vocab: serving.info.vocab,
+            seed: app.next_seed(),
+            ttft_slo,
+            now: app.unix_time(),
+        }
+    }
 }
 
 impl Params {
