@@ -16,6 +16,7 @@ mod queue;
 mod request;
 mod sampler;
 mod sequence;
+mod softmax;
 
 pub use adjust::{Edits, Seen, adjust};
 pub use assemble::{Branch, assemble};

@@ -3,112 +3,110 @@
 use kvist_base::TokenId;
 
 use crate::request::{Sampling, TokenLogprobs};
+use crate::softmax;
 
 /// Draws the token at `position` of `choice` from adjusted logits: by temperature, `min_p`, `top_k` and `top_p`, each
 /// on what the one before left. `None` when the logits hold no finite maximum (a broken model, or all is masked).
 ///
-/// Ties are broken by token id, candidates are ordered by (probability, id), and the random number is a hash of
-/// (seed, choice, position): the draw is a pure function of its arguments.
+/// Ties are broken by token id, and the random number is a hash of (seed, choice, position): the draw is a pure function
+/// of its arguments.
 pub fn sample(logits: &[f32], sampling: &Sampling, choice: u32, position: usize) -> Option<TokenId> {
-    let best = argmax(logits)?;
+    let max = softmax::max(logits);
+    if !max.is_finite() {
+        return None;
+    }
     if sampling.temperature <= 1e-5 || sampling.top_k == 1 {
-        return Some(best);
+        return logits.iter().position(|&x| x == max).map(|i| i as TokenId);
     }
-    let max = logits[best as usize];
-    let scale = 1.0 / f64::from(sampling.temperature);
-    // Of the most likely token it is 1.
-    let weight = |x: f32| {
-        let w = if x.is_nan() { 0.0 } else { (f64::from(x - max) * scale).exp() };
-        if w < f64::from(sampling.min_p) { 0.0 } else { w }
-    };
+    let scale = 1.0 / sampling.temperature;
     let u = uniform(sampling.seed, choice, position);
-    if sampling.top_k == 0 && sampling.top_p >= 1.0 {
-        let total: f64 = logits.iter().map(|&x| weight(x)).sum();
-        return draw(logits.iter().enumerate().map(|(i, &x)| (i as TokenId, weight(x))), u * total).or(Some(best));
+    let top_p = f64::from(sampling.top_p);
+    if sampling.top_k > 0 && (sampling.top_k as usize) < logits.len() {
+        let mut kept = softmax::likeliest(logits, sampling.top_k as usize);
+        kept.iter_mut().for_each(|k| k.1 = ((k.1 - max) * scale).exp());
+        kept.retain(|k| k.1 > 0.0 && k.1 >= sampling.min_p);
+        let total = kept.iter().map(|k| f64::from(k.1)).sum();
+        return draw_nucleus(&kept, total, top_p, u);
     }
-    // Tokens below 1e-12 of the best one's weight cannot change a draw that an f32 model can justify; leaving them
-    // out keeps the sort short on large vocabularies.
-    let mut kept: Vec<(TokenId, f64)> = Vec::new();
-    let mut total = 0.0;
-    for (i, &x) in logits.iter().enumerate() {
-        let w = weight(x);
-        total += w;
-        if w > 1e-12 {
-            kept.push((i as TokenId, w));
+    let mut weights = softmax::weights(logits, max, scale);
+    if sampling.min_p > 0.0 {
+        weights.iter_mut().for_each(|w| *w = if *w >= sampling.min_p { *w } else { 0.0 });
+    }
+    let sums = softmax::block_sums(&weights);
+    let total: f64 = sums.iter().sum();
+    if top_p >= 1.0 {
+        return draw(&weights, &sums, u * total);
+    }
+    // Together, what is below the floor has less than what top_p leaves out: the kept tokens are above it.
+    let floor = ((1.0 - top_p) * total / weights.len() as f64) as f32;
+    let mut likely: Vec<(TokenId, f32)> = Vec::new();
+    likely.extend(weights.iter().enumerate().filter(|w| *w.1 >= floor && *w.1 > 0.0).map(|(i, &w)| (i as TokenId, w)));
+    let better = |a: &(TokenId, f32), b: &(TokenId, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    let mut n = NUCLEUS;
+    // Most often a few tokens are enough: not all are sorted for them.
+    while n < likely.len() {
+        likely.select_nth_unstable_by(n - 1, better);
+        if likely[..n].iter().map(|k| f64::from(k.1)).sum::<f64>() >= top_p * total {
+            likely.truncate(n);
+        }
+        n *= 8;
+    }
+    likely.sort_unstable_by(better);
+    draw_nucleus(&likely, total, top_p, u)
+}
+
+/// Tokens that are tried first as those that `top_p` keeps.
+const NUCLEUS: usize = 256;
+
+/// Draws from the first tokens of a list, best first, whose weights reach `top_p` of `total`.
+fn draw_nucleus(likely: &[(TokenId, f32)], total: f64, top_p: f64, u: f64) -> Option<TokenId> {
+    let mut kept = 0.0;
+    let wanted = if top_p < 1.0 { top_p * total } else { f64::INFINITY };
+    let reached = likely.iter().position(|k| {
+        kept += f64::from(k.1);
+        kept >= wanted
+    });
+    let nucleus = &likely[..reached.map_or(likely.len(), |i| i + 1)];
+    let mut sum = 0.0;
+    let drawn = nucleus.iter().find(|k| {
+        sum += f64::from(k.1);
+        sum > u * kept
+    });
+    drawn.or(nucleus.last()).map(|k| k.0)
+}
+
+/// The token in whose share of the weights `target` falls. `sums` are those of the blocks.
+fn draw(weights: &[f32], sums: &[f64], target: f64) -> Option<TokenId> {
+    let mut before = 0.0;
+    let last = |weights: &[f32]| weights.iter().rposition(|&w| w > 0.0);
+    for (k, (block, &sum)) in weights.chunks(softmax::BLOCK).zip(sums).enumerate() {
+        let mut reached = before;
+        before += sum;
+        if before > target {
+            let at = block.iter().position(|&w| {
+                reached += f64::from(w);
+                reached > target
+            });
+            // The sum of a block is rounded otherwise than one token after the other.
+            return at.or_else(|| last(block)).map(|i| (k * softmax::BLOCK + i) as TokenId);
         }
     }
-    kept.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    if sampling.top_k > 0 && (sampling.top_k as usize) < kept.len() {
-        kept.truncate(sampling.top_k as usize);
-        total = kept.iter().map(|k| k.1).sum();
-    }
-    if sampling.top_p < 1.0 {
-        let mut sum = 0.0;
-        let wanted = f64::from(sampling.top_p) * total;
-        let n = kept
-            .iter()
-            .take_while(|k| {
-                let open = sum < wanted;
-                sum += k.1;
-                open
-            })
-            .count();
-        kept.truncate(n.max(1));
-    }
-    let total: f64 = kept.iter().map(|k| k.1).sum();
-    draw(kept.iter().copied(), u * total).or(Some(best))
+    last(weights).map(|i| i as TokenId)
 }
 
 /// Log-probabilities of `token` and of the `top` most likely tokens.
 pub fn logprobs(logits: &[f32], token: TokenId, top: usize) -> TokenLogprobs {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
-    let norm = f64::from(max) + sum.ln();
+    let norm = softmax::log_sum_exp(logits, softmax::max(logits));
     let logprob = |x: f32| (f64::from(x) - norm) as f32;
     let own = logits[token as usize];
-    let rank = logits.iter().enumerate().filter(|&(i, &x)| x > own || (x == own && (i as TokenId) < token)).count();
-    let better = |a: &(TokenId, f32), b: &(TokenId, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    let mut all: Vec<(TokenId, f32)> = Vec::new();
-    if top > 0 {
-        all = logits.iter().enumerate().map(|(i, &x)| (i as TokenId, x)).collect();
-        let top = top.min(all.len());
-        if top < all.len() {
-            all.select_nth_unstable_by(top, better);
-            all.truncate(top);
-        }
-        all.sort_unstable_by(better);
-    }
+    let above = logits.iter().map(|&x| u32::from(x > own)).sum::<u32>();
+    let equal = logits[..token as usize].iter().map(|&x| u32::from(x == own)).sum::<u32>();
     TokenLogprobs {
         token,
         logprob: logprob(own),
-        rank: rank as u32 + 1,
-        top: all.into_iter().map(|(t, x)| (t, logprob(x))).collect(),
+        rank: above + equal + 1,
+        top: softmax::likeliest(logits, top).into_iter().map(|(t, x)| (t, logprob(x))).collect(),
     }
-}
-
-fn argmax(logits: &[f32]) -> Option<TokenId> {
-    let mut best: Option<(usize, f32)> = None;
-    for (i, &x) in logits.iter().enumerate() {
-        if !x.is_nan() && best.is_none_or(|(_, b)| x > b) {
-            best = Some((i, x));
-        }
-    }
-    best.filter(|b| b.1.is_finite()).map(|b| b.0 as TokenId)
-}
-
-fn draw(weights: impl Iterator<Item = (TokenId, f64)>, target: f64) -> Option<TokenId> {
-    let mut sum = 0.0;
-    let mut last = None;
-    for (token, w) in weights {
-        if w > 0.0 {
-            sum += w;
-            last = Some(token);
-            if sum > target {
-                break;
-            }
-        }
-    }
-    last
 }
 
 /// Uniform in [0, 1) from a counter: three rounds of the splitmix64 finaliser.
