@@ -216,12 +216,13 @@ impl Engine {
         }
         let adjusted = adjust(row_allowed, request, &s.tokens[state.prompt..], s.seen.as_ref(), &mut self.adjusted);
         let Some(token) = sample(adjusted, &request.sampling, s.choice, s.tokens.len()) else {
-            let what = if sample(row, &Sampling::GREEDY, 0, 0).is_some() {
-                "what the request masks leaves no token to draw"
-            } else {
-                "the model's logits are not finite"
-            };
-            return Some(Finish::Error(what.into()));
+            if sample(row, &Sampling::GREEDY, 0, 0).is_none() {
+                return Some(Finish::Error("the model's logits are not finite".into()));
+            }
+            // The constraint's end counts even where `min_tokens` holds off the tokens that would say so.
+            let whole = s.constraint.as_mut().is_some_and(|c| c.allowed().is_ok_and(|allowed| allowed.end));
+            let masked = || Finish::Constraint("what the request masks leaves no token to draw".into());
+            return Some(if whole { Finish::Complete } else { masked() });
         };
         s.tokens.push(token);
         if let Some(seen) = &mut s.seen {

@@ -463,7 +463,9 @@ fn alone(model: SimModel, request: &Request, choice: u32) -> (Vec<TokenId>, Fini
         }
         let logits = adjusted(logits, request, &out);
         let Some(token) = sample(&logits, &request.sampling, choice, request.prompt.len() + out.len()) else {
-            return (out, Finish::Error("what the request masks leaves no token to draw".into()));
+            let whole = constraint.as_mut().is_some_and(|c| c.allowed().is_ok_and(|allowed| allowed.end));
+            let masked = || Finish::Constraint("what the request masks leaves no token to draw".into());
+            return (out, if whole { Finish::Complete } else { masked() });
         };
         out.push(token);
         if request.stop_tokens.contains(&token) {
