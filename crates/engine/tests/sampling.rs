@@ -43,7 +43,6 @@ fn request(case: &Value, stops: &Value) -> Request {
             frequency_penalty: number("frequency_penalty"),
             seed: 17,
         },
-        constraint: None,
         edits: Arc::new(Edits {
             bias: bias.map(|b| (b[0].as_u64().unwrap() as TokenId, b[1].as_f64().unwrap() as f32)).collect(),
             allowed: (!case["allowed"].is_null()).then(|| ids(&case["allowed"])),

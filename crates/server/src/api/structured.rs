@@ -170,6 +170,6 @@ fn refused(field: &str, message: impl std::fmt::Display) -> ApiError {
 
 /// A reply that cannot be brought to its end.
 pub fn cannot_follow(message: &str) -> ApiError {
-    let message = format!("the grammar cannot be followed any further: {message}");
+    let message = format!("the reply cannot go on as the request demands: {message}");
     ApiError { code: Some("invalid_grammar"), ..ApiError::invalid(message) }
 }
