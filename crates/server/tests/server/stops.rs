@@ -1,5 +1,7 @@
 //! Stop strings.
 
+use std::sync::atomic::Ordering;
+
 use serde_json::{Value, json};
 
 use crate::fake::mix;
@@ -55,7 +57,9 @@ fn nothing_leaves_from_the_stop_string_on() {
 #[test]
 fn a_stop_ends_one_choice_and_not_its_siblings() {
     let h = Harness::start();
-    let body = json!({"prompt": "Siblings", "n": 4, "temperature": 1.2, "seed": 3, "max_tokens": 60});
+    // Slow enough for the stop to be met before the choice is at its length.
+    h.knobs.delay.store(300, Ordering::Relaxed);
+    let body = json!({"prompt": "Siblings", "n": 4, "temperature": 1.2, "seed": 3, "max_tokens": 500});
     let full = h.complete(&body).ok();
     let text = |answer: &Value, i: usize| answer["choices"][i]["text"].as_str().unwrap().to_owned();
     let first = text(&full, 0);
