@@ -50,6 +50,7 @@ fn request(case: &Value, stops: &Value) -> Request {
             min_tokens: case["min_tokens"].as_u64().unwrap() as u32,
         }),
         stop_tokens: ids(stops),
+        constraint: None,
         logprobs: None,
         prompt_logprobs: None,
         priority: 0,
