@@ -18,6 +18,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import unicodedata
 
 import jinja2
 import tokenizers
@@ -50,8 +51,8 @@ class Chats:
         text = next(self.texts)
         if self.chance(0.05):
             text = self.rng.choice(["<think>\nhm\n</think>\n\n", "<think>", "</think>", "<tool_response>x</tool_response>"]) + text
-        # Not what a template could take for the mark of the place to go on at.
-        return text
+        # Characters that this Python does not know yet count as unprintable for it.
+        return "".join(c for c in text if unicodedata.category(c) != "Cn")
 
     def value(self, depth=0):
         kind = self.rng.randrange(10 if depth < 3 else 7)

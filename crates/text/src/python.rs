@@ -115,6 +115,41 @@ pub(crate) fn join(
     Ok(out)
 }
 
+/// The filter `indent`: the width is a number or a text; lines end where Python's `splitlines` ends them.
+pub(crate) fn indent(
+    text: &str,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
+    let width = width.or(kwargs.get("width")?);
+    let first = first.or(kwargs.get("first")?).unwrap_or(false);
+    let blank = blank.or(kwargs.get("blank")?).unwrap_or(false);
+    kwargs.assert_all_used()?;
+    let by = match width {
+        None => " ".repeat(4),
+        Some(width) => match width.as_str() {
+            Some(text) => text.to_owned(),
+            None => " ".repeat(usize::try_from(width)?.min(256)),
+        },
+    };
+    let mut out = if first { by.clone() } else { String::new() };
+    let text = text.replace("\r\n", "\n");
+    for (i, line) in text.split(ends_line).enumerate() {
+        if i > 0 {
+            out.push('\n');
+            out.push_str(if blank || !line.is_empty() { &by } else { "" });
+        }
+        out.push_str(line);
+    }
+    Ok(out)
+}
+
+fn ends_line(c: char) -> bool {
+    matches!(c, '\n'..='\r' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}')
+}
+
 /// The filters `length` and `count`: an undefined value has none.
 pub(crate) fn length(value: &Value) -> Result<usize, Error> {
     if value.is_undefined() { Ok(0) } else { minijinja::filters::length(value) }
@@ -140,5 +175,16 @@ mod tests {
         assert_eq!(str(&Value::from(minijinja::value::Serde(&value))), printed);
         assert_eq!(str(&Value::from("it's\n")), "it's\n");
         assert_eq!(str(&Value::UNDEFINED), "");
+    }
+
+    #[test]
+    fn indented_as_jinja2_does() {
+        let indented = |text, width, first, blank| {
+            indent(text, Some(Value::from(width)), Some(first), Some(blank), Kwargs::default()).unwrap()
+        };
+        assert_eq!(indented("{\n", 4, true, false), "    {\n");
+        assert_eq!(indented("a\r\n\nb\u{2028}c", 2, false, false), "a\n\n  b\n  c");
+        assert_eq!(indented("a\n\nb", 1, false, true), "a\n \n b");
+        assert_eq!(indented("", 3, true, false), "   ");
     }
 }

@@ -108,6 +108,7 @@ impl ChatTemplate {
         env.add_filter("tojson", tojson);
         env.add_filter("string", python::string);
         env.add_filter("join", python::join);
+        env.add_filter("indent", python::indent);
         env.add_filter("length", python::length);
         env.add_filter("count", python::length);
         env.add_test("iterable", python::is_iterable);
