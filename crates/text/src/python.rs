@@ -180,7 +180,14 @@ mod tests {
     #[test]
     fn indented_as_jinja2_does() {
         let indented = |text, width, first, blank| {
-            indent(text, Some(Value::from(width)), Some(first), Some(blank), Kwargs::default()).unwrap()
+            indent(
+                text,
+                Some(Value::from(width)),
+                Some(first),
+                Some(blank),
+                std::iter::empty::<(&str, Value)>().collect(),
+            )
+            .unwrap()
         };
         assert_eq!(indented("{\n", 4, true, false), "    {\n");
         assert_eq!(indented("a\r\n\nb\u{2028}c", 2, false, false), "a\n\n  b\n  c");
