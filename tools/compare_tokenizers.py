@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 
-import gguf
 import sentencepiece
 import tokenizers
 import transformers
@@ -45,6 +44,7 @@ def package(name):
 
 def metadata(path):
     """The fields of kvist's GgufVocab."""
+    import gguf
     fields = gguf.GGUFReader(path).fields
     def get(key, default=None):
         return fields[key].contents() if key in fields else default

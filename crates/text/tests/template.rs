@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::fixture;
+use std::path::Path;
+
+use common::{fixture, fnv};
 use kvist_text::{ChatInput, ChatTemplate, TextError};
 use serde_json::{Map, Value, json};
 
@@ -47,6 +49,52 @@ fn renders_as_hugging_face() {
         }
     }
     assert!(texts > 150 && refusals > 20, "{texts} {refusals}");
+}
+
+/// Generated conversations by the models' own templates.
+#[test]
+fn templates_of_models() {
+    let file = fixture("templates.json");
+    let chats = file["chats"].as_array().unwrap();
+    let (mut texts, mut refusals) = (0, 0);
+    for entry in file["templates"].as_array().unwrap() {
+        let name = entry["name"].as_str().unwrap();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/templates/{name}.jinja"));
+        let source = std::fs::read_to_string(path).unwrap();
+        let special = file["special"].as_object().unwrap().clone();
+        let template = ChatTemplate::new(vec![("default".to_owned(), source)], special).unwrap();
+        let answers = entry["answers"].as_array().unwrap();
+        assert_eq!(answers.len(), chats.len());
+        for (i, (case, answer)) in chats.iter().zip(answers).enumerate() {
+            let got = template.render(&ChatInput {
+                messages: case["messages"].as_array().unwrap(),
+                tools: case.get("tools").map(|t| t.as_array().unwrap().as_slice()),
+                add_generation_prompt: case["mode"] == "prompt",
+                continue_final_message: case["mode"] == "continue",
+                kwargs: case.get("kwargs").map(|k| k.as_object().unwrap()),
+                now: file["now"].as_u64().unwrap(),
+            });
+            match answer {
+                Value::String(refused) if refused == "refused" => {
+                    assert!(matches!(got, Err(TextError::Invalid { .. })), "{name} chat {i}: {got:?}");
+                    refusals += 1;
+                }
+                Value::String(hash) => {
+                    let text = got.unwrap_or_else(|e| panic!("{name} chat {i}: {e}"));
+                    assert_eq!(&format!("{:016x}", fnv(text.bytes())), hash, "{name} chat {i}: {text:?}");
+                    texts += 1;
+                }
+                Value::Array(raised) => {
+                    let message = raised[0].as_str().unwrap().to_owned();
+                    assert_eq!(got, Err(TextError::Raised(message)), "{name} chat {i}");
+                    refusals += 1;
+                }
+                // Python code that the template calls met what it does not expect; nothing is promised.
+                _ => {}
+            }
+        }
+    }
+    assert!(texts > 800 && refusals > 30, "{texts} {refusals}");
 }
 
 #[test]

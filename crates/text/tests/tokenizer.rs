@@ -7,8 +7,7 @@ use kvist_text::{Detokenizer, Tokenizer};
 use proptest::prelude::*;
 
 fn fnv(values: impl IntoIterator<Item = u32>) -> u64 {
-    let bytes = values.into_iter().flat_map(u32::to_le_bytes);
-    bytes.fold(0xcbf2_9ce4_8422_2325, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+    common::fnv(values.into_iter().flat_map(u32::to_le_bytes))
 }
 
 #[test]
@@ -70,6 +69,17 @@ fn broken_files_are_errors() {
     for broken in ["", "{", "[]", "{}", "3", r#"{"model":{"type":"BPE"}}"#, r#"{"decoder":{"type":"CTC"}}"#] {
         assert!(Tokenizer::from_bytes(broken.as_bytes()).is_err(), "{broken}");
     }
+    // The library would panic on these.
+    for merges in [serde_json::json!([["▁the", "▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁"]]), serde_json::json!(["▁the ▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁"])]
+    {
+        let mut file = fixture("spm.json");
+        file["model"]["merges"] = merges;
+        let long = Tokenizer::from_bytes(file.to_string().as_bytes()).err().unwrap().to_string();
+        assert!(long.contains("longer than any"), "{long}");
+    }
+    let mut file = fixture("spm.json");
+    file["model"]["continuing_subword_prefix"] = "##".into();
+    assert!(Tokenizer::from_bytes(file.to_string().as_bytes()).is_err());
     let mut file = fixture("spm.json");
     file["post_processor"]["special_tokens"] = serde_json::json!({});
     let undefined = Tokenizer::from_bytes(file.to_string().as_bytes()).err().unwrap().to_string();

@@ -1,4 +1,4 @@
-//! Fixtures made by `tools/make_text_fixtures.py`.
+//! Fixtures made by `tools/make_text_fixtures.py` and `tools/make_gguf_text_fixtures.py`.
 #![allow(dead_code)] // each test file uses a part
 
 use std::path::{Path, PathBuf};
@@ -35,4 +35,9 @@ pub fn tokenizers() -> Vec<(String, Tokenizer)> {
 
 pub fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// FNV-1a, 64 bits.
+pub fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
