@@ -3,21 +3,52 @@
 use std::sync::OnceLock;
 
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Error, Value};
+use minijinja::{Error, ErrorKind, Value};
 use regex::Regex;
 
 use crate::json::float;
 
+/// Depth of lists and objects that are printed; JSON that was parsed has at most 128 levels.
+const DEPTH: usize = 200;
+/// Characters and elements of one value that is printed. A template can make a list that holds itself twice, again and
+/// again.
+const SIZE: usize = 16 << 20;
+
 /// `str(value)`; nothing for an undefined one.
-pub(crate) fn str(value: &Value) -> String {
+pub(crate) fn str(value: &Value) -> Result<String, Error> {
     match value.kind() {
-        ValueKind::String => value.as_str().unwrap_or_default().to_owned(),
-        ValueKind::Undefined => String::new(),
+        ValueKind::String => Ok(value.as_str().unwrap_or_default().to_owned()),
+        ValueKind::Undefined => Ok(String::new()),
         _ => {
+            bounded(value)?;
             let mut out = String::new();
             repr(value, &mut out);
-            out
+            Ok(out)
         }
+    }
+}
+
+/// An error for values too deep or too large to be walked through.
+pub(crate) fn bounded(value: &Value) -> Result<(), Error> {
+    fn walk(value: &Value, depth: usize, left: &mut usize) -> bool {
+        let size = 1 + value.as_str().map_or(0, str::len);
+        if depth == 0 || size > *left {
+            return false;
+        }
+        *left -= size;
+        let inner = |item: Value, left: &mut usize| walk(&item, depth - 1, left);
+        match value.kind() {
+            ValueKind::Seq => value.try_iter().into_iter().flatten().all(|item| inner(item, left)),
+            ValueKind::Map => value.try_iter().into_iter().flatten().all(|key| {
+                let item = value.get_item(&key).unwrap_or_default();
+                inner(key, left) && inner(item, left)
+            }),
+            _ => true,
+        }
+    }
+    match walk(value, DEPTH, &mut SIZE.clone()) {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::InvalidOperation, "the value is too deep or too large to be printed")),
     }
 }
 
@@ -86,8 +117,8 @@ pub(crate) fn is_space(c: char) -> bool {
 }
 
 /// The filter `string`.
-pub(crate) fn string(value: Value) -> Value {
-    if value.as_str().is_some() { value } else { Value::from(str(&value)) }
+pub(crate) fn string(value: Value) -> Result<Value, Error> {
+    if value.as_str().is_some() { Ok(value) } else { str(&value).map(Value::from) }
 }
 
 /// The filter `join`; `attribute` may be a path of names and indices separated by dots.
@@ -110,7 +141,7 @@ pub(crate) fn join(
                 Err(_) => item.get_attr(name)?,
             };
         }
-        out.push_str(&str(&item));
+        out.push_str(&str(&item)?);
     }
     Ok(out)
 }
@@ -172,9 +203,9 @@ mod tests {
         .unwrap();
         // Python 3.11, print(json.loads(...))
         let printed = r#"{'a': [1, 2.0, 1e+16, -1e-07, True, None, {}, []], "it's": '"q"', 'b': "it's\n\\", 'c': 'both \'"', 'd': '\u200d\xa0é\x01'}"#;
-        assert_eq!(str(&Value::from(minijinja::value::Serde(&value))), printed);
-        assert_eq!(str(&Value::from("it's\n")), "it's\n");
-        assert_eq!(str(&Value::UNDEFINED), "");
+        assert_eq!(str(&Value::from(minijinja::value::Serde(&value))).unwrap(), printed);
+        assert_eq!(str(&Value::from("it's\n")).unwrap(), "it's\n");
+        assert_eq!(str(&Value::UNDEFINED).unwrap(), "");
     }
 
     #[test]

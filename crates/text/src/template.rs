@@ -104,7 +104,10 @@ impl ChatTemplate {
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         env.set_fuel(Some(FUEL));
         env.set_recursion_limit(RECURSION);
-        env.set_formatter(|out, _, value| Ok(out.write_str(&python::str(value))?));
+        env.set_formatter(|out, _, value| match value.as_str() {
+            Some(text) => Ok(out.write_str(text)?),
+            None => Ok(out.write_str(&python::str(value)?)?),
+        });
         env.add_filter("tojson", tojson);
         env.add_filter("string", python::string);
         env.add_filter("join", python::join);
@@ -323,6 +326,7 @@ fn tojson(value: &Jinja, ensure_ascii: Option<bool>, kwargs: Kwargs) -> Result<S
     if value.is_undefined() {
         return Err(Error::new(ErrorKind::UndefinedError, "tojson of an undefined value"));
     }
+    python::bounded(value)?;
     let failed = |e: serde_json::Error| Error::new(ErrorKind::BadSerialization, e.to_string());
     let indent = match kwargs.get::<Option<Jinja>>("indent")? {
         Some(v) if v.is_none() || v.is_undefined() => None,

@@ -147,6 +147,13 @@ fn limits() {
     assert!(matches!(render(long, one.clone()), Err(TextError::TooLong { .. })));
     let deep = "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}";
     assert!(matches!(render(deep, one.clone()), Err(TextError::Render(_) | TextError::TooMuchWork { .. })));
+    for grow in ["[ns.x]", "[ns.x, ns.x]", "{'k': ns.x}"] {
+        for print in ["ns.x", "ns.x | tojson", "ns.x | string", "[ns.x] | join"] {
+            let nested = "{% set ns = namespace(x=[]) %}{% for i in range(1000) %}{% set ns.x = GROW %}{% endfor %}";
+            let got = render(&(nested.replace("GROW", grow) + "{{ " + print + " }}"), one.clone());
+            assert!(matches!(got, Err(TextError::Render(_))), "{grow} {print}: {got:?}");
+        }
+    }
     let file = render("{% include '/etc/passwd' %}", one.clone());
     assert!(matches!(file, Err(TextError::Render(_))), "{file:?}");
     assert!(matches!(render("{{ missing.x }}", one.clone()), Err(TextError::Render(_))));
