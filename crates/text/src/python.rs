@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 use regex::Regex;
 
 use crate::json::float;
@@ -114,6 +114,25 @@ fn printable(c: char) -> bool {
 /// White space of `str.strip`: Unicode's and the four separators of ASCII.
 pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
+}
+
+/// Methods of Python's types. Stripping white space is done here, the rest by the library.
+pub(crate) fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    match (value.as_str(), name, args) {
+        (Some(text), "strip", []) => Ok(text.trim_matches(is_space).into()),
+        (Some(text), "lstrip", []) => Ok(text.trim_start_matches(is_space).into()),
+        (Some(text), "rstrip", []) => Ok(text.trim_end_matches(is_space).into()),
+        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args),
+    }
+}
+
+/// The filter `trim`.
+pub(crate) fn trim(value: &Value, characters: Option<&str>) -> Result<String, Error> {
+    let text = str(value)?;
+    Ok(match characters {
+        Some(characters) => text.trim_matches(|c| characters.contains(c)).to_owned(),
+        None => text.trim_matches(is_space).to_owned(),
+    })
 }
 
 /// The filter `string`.

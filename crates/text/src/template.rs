@@ -101,7 +101,7 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         env.set_syntax(syntax.map_err(|e| TextError::TemplateSyntax(e.to_string()))?);
         env.set_auto_escape_callback(|_| AutoEscape::None);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_unknown_method_callback(python::method);
         env.set_fuel(Some(FUEL));
         env.set_recursion_limit(RECURSION);
         env.set_formatter(|out, _, value| match value.as_str() {
@@ -109,6 +109,7 @@ impl ChatTemplate {
             None => Ok(out.write_str(&python::str(value)?)?),
         });
         env.add_filter("tojson", tojson);
+        env.add_filter("trim", python::trim);
         env.add_filter("string", python::string);
         env.add_filter("join", python::join);
         env.add_filter("indent", python::indent);
