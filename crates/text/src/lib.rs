@@ -28,4 +28,4 @@ pub use reply::{Prompt, PromptKey, Reply, ReplyStats, ReplyTable, splice};
 pub use stop::{StopMatcher, Stopped};
 pub use template::{ChatInput, ChatTemplate};
 pub use tokenizer::Tokenizer;
-pub use tools::{Dialect, ReasoningTags, ReplyEvent, ReplyParser, ToolFormat, ToolSetting};
+pub use tools::{Dialect, Function, ReasoningTags, ReplyEvent, ReplyParser, Thinking, ToolFormat, ToolSetting};

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::json::{Style, dumps};
 use crate::messages::{normalise, text_of};
-use crate::{ChatInput, ChatTemplate, TextError, Tokenizer};
+use crate::{ChatInput, ChatTemplate, TextError, Thinking, Tokenizer};
 
 /// Entries looked at for one prompt, at most.
 const MAX_CANDIDATES: usize = 4096;
@@ -31,8 +31,8 @@ pub struct Prompt {
     pub spliced: usize,
     /// Under which a reply to this prompt is remembered.
     pub key: PromptKey,
-    /// Whether a reply begins within the reasoning.
-    pub thinking: bool,
+    /// Where a reply begins.
+    pub thinking: Thinking,
 }
 
 /// A reply as it was generated and as it comes back in the next turn's messages.
@@ -195,8 +195,8 @@ pub fn splice(
     let replies: Vec<u64> = messages.iter().filter(|m| m["role"] == "assistant").filter_map(message_hash).collect();
     let dialect = template.dialect();
     let thinking = match messages.last().and_then(text_of) {
-        Some(content) if input.continue_final_message => dialect.inside_reasoning(content),
-        _ => dialect.opens_reasoning(&text),
+        Some(content) if input.continue_final_message => dialect.thinking_within(content),
+        _ => dialect.thinking_after(&text),
     };
     Ok(Prompt { thinking, ..splice_text(tokenizer, table, domain, text, &replies)? })
 }
@@ -256,7 +256,13 @@ fn splice_text(
     }
     table.touch(&used);
     let Built { ids, spliced, end: text_len, text_hash: Fnv(text_hash), ids_hash: Fnv(ids_hash) } = built;
-    Ok(Prompt { text, ids, spliced, key: PromptKey { domain, text_len, text_hash, ids_hash }, thinking: false })
+    Ok(Prompt {
+        text,
+        ids,
+        spliced,
+        key: PromptKey { domain, text_len, text_hash, ids_hash },
+        thinking: Thinking::NotBegun,
+    })
 }
 
 /// The ids of a prefix of the text.

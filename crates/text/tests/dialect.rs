@@ -4,7 +4,9 @@ mod common;
 
 use common::{fixture, tokenizer};
 use kvist_base::DomainId;
-use kvist_text::{ChatInput, ChatTemplate, Detokenizer, Dialect, ReplyTable, ToolFormat, ToolSetting, splice};
+use kvist_text::{
+    ChatInput, ChatTemplate, Detokenizer, Dialect, ReplyTable, Thinking, ToolFormat, ToolSetting, splice,
+};
 use serde_json::{Value, json};
 
 fn named(name: &str) -> ChatTemplate {
@@ -95,16 +97,19 @@ fn reasoning_is_found_and_where_it_begins() {
     let magistral = found(template("[SYSTEM_PROMPT][THINK]..[/THINK]{{ messages[0].content }}"));
     assert_eq!(magistral.reasoning.map(|tags| tags.close), Some("[/THINK]"));
     let dialect = found(named("qwen3"));
-    assert!(dialect.opens_reasoning("<|im_start|>assistant\n<think>\n"));
-    assert!(!dialect.opens_reasoning("<|im_start|>assistant\n<think>\n\n</think>\n\n"));
-    assert!(!found(named("qwen25")).opens_reasoning("<think>"));
+    assert_eq!(dialect.thinking_after("<|im_start|>assistant\n"), Thinking::NotBegun);
+    assert_eq!(dialect.thinking_after("<|im_start|>assistant\n<think>\n"), Thinking::Begun);
+    assert_eq!(dialect.thinking_after("<|im_start|>assistant\n<think>\n\n</think>\n\n"), Thinking::Done);
+    assert_eq!(found(named("qwen25")).thinking_after("<think>"), Thinking::NotBegun);
 
     // A message to be continued may end within it.
     let file = fixture("tokenizers.json");
     let tokenizer = tokenizer(&file["cases"][0]);
     let mut template = template("{% for m in messages %}<think>{{ m.content }}{% endfor %}");
     template.learn_dialect(ToolSetting::Auto, true);
-    for (content, thinking) in [("<think>Hm", true), ("<think>Hm</think>Yes", false), ("Yes", false)] {
+    for (content, thinking) in
+        [("<think>Hm", Thinking::Begun), ("<think>Hm</think>Yes", Thinking::Done), ("Yes", Thinking::Done)]
+    {
         let messages = [json!({"role": "assistant", "content": content})];
         let input = ChatInput { messages: &messages, continue_final_message: true, ..ChatInput::default() };
         let prompt = splice(&tokenizer, &template, &ReplyTable::new(0), DomainId(1), &input).unwrap();

@@ -1,6 +1,6 @@
 //! Replies as models write them, cut into pieces in every way, against what they say.
 
-use kvist_text::{ReasoningTags, ReplyEvent, ReplyParser, ToolFormat};
+use kvist_text::{ReasoningTags, ReplyEvent, ReplyParser, Thinking, ToolFormat};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -62,8 +62,12 @@ fn collect(events: Vec<ReplyEvent>) -> Said {
     said
 }
 
+fn begun(thinking: bool) -> Thinking {
+    if thinking { Thinking::Begun } else { Thinking::NotBegun }
+}
+
 fn parser(format: Option<ToolFormat>, thinking: bool) -> ReplyParser {
-    ReplyParser::new(format, Some(THINK), NAMES.map(str::to_owned).to_vec(), thinking)
+    ReplyParser::new(format, Some(THINK), NAMES.map(str::to_owned).to_vec(), begun(thinking))
 }
 
 fn parse_pieces<'a>(mut parser: ReplyParser, pieces: impl IntoIterator<Item = &'a str>) -> Said {
@@ -413,7 +417,7 @@ fn reasoning_stands_at_the_start_only() {
     assert_eq!(said(false, "I <think> so</think>"), pair("", "I <think> so</think>"));
     assert_eq!(said(false, "<think></think>"), pair("", ""));
     assert_eq!(said(false, " <thi"), pair("", " <thi"));
-    let off = parse_pieces(ReplyParser::new(None, None, vec![], true), ["<think>x</think>"]);
+    let off = parse_pieces(ReplyParser::new(None, None, vec![], Thinking::Begun), ["<think>x</think>"]);
     assert_eq!(off, content("<think>x</think>"));
     // A call that the model thinks of is not made.
     let text = "<tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>";

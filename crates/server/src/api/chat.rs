@@ -14,13 +14,13 @@ use crate::app::{Caller, Serving};
 pub fn job(serving: &Serving, caller: &Caller, bounds: &Bounds, body: &[u8]) -> Result<Job, ApiError> {
     let map = parse_object(body)?;
     let fields = Fields(&map);
-    let params = params(serving, fields, bounds)?;
+    let mut params = params(serving, fields, bounds)?;
     let logprobs = logprobs(fields)?;
     if fields.boolean("echo")? == Some(true) {
         return Err(ApiError::unsupported("echo", "the chat endpoint does not repeat the prompt"));
     }
     let input = input(fields, bounds)?;
-    let tools = ToolRequest::parse(fields, serving)?;
+    let tools = ToolRequest::parse(fields, serving, params.structured.as_ref())?;
     let template = template(serving)?;
     // Rendered twice only where the body leaves a doubt.
     if body.len() > serving.most_bytes() && params.keep_last.is_none() {
@@ -28,6 +28,7 @@ pub fn job(serving: &Serving, caller: &Caller, bounds: &Bounds, body: &[u8]) -> 
     }
     let prompt = splice(&serving.text.tokenizer, template, &serving.replies, caller.tenant.domain, &input)?;
     let reading = tools.reading(serving, prompt.thinking);
+    params.structured = params.structured.or_else(|| tools.structured(serving, prompt.thinking));
     let Prompt { ids, spliced, key, .. } = prompt;
     let prepared = Prepared { ids, spliced, key: Some(key), reading, ..Prepared::default() };
     let ignored = map.unknown();

@@ -373,6 +373,13 @@ fn what_is_wrong_with_tools_is_named() {
         (json!({"tool_choice": "required", "tools": []}), "tool_choice"),
         (json!({"functions": [{"name": "f"}]}), "functions"),
         (json!({"function_call": "auto"}), "function_call"),
+        (json!({"response_format": {"type": "json_object"}}), "response_format"),
+        (tool(json!({"name": "f", "strict": 1})), "tools[0].function.strict"),
+        (
+            json!({"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "f", "parameters":
+                {"type": "object", "properties": {"a": {"$ref": "http://x"}}}}}]}),
+            "tools",
+        ),
         (json!({"parallel_tool_calls": "no"}), "parallel_tool_calls"),
         (json!({"include_reasoning": 1}), "include_reasoning"),
         (json!({"messages": [{"role": "assistant", "tool_calls": {}}]}), "messages[0].tool_calls"),
@@ -386,5 +393,90 @@ fn what_is_wrong_with_tools_is_named() {
         ),
     ] {
         assert_eq!(refused(patch.clone()), param, "{patch}");
+    }
+}
+
+/// The calls of an answer, each with its arguments as JSON.
+fn made(choice: &Value) -> Vec<(String, Value)> {
+    let calls = choice["message"]["tool_calls"].as_array().unwrap();
+    let call = |c: &Value| {
+        let arguments = serde_json::from_str(c["function"]["arguments"].as_str().unwrap()).unwrap();
+        (c["function"]["name"].as_str().unwrap().to_owned(), arguments)
+    };
+    calls.iter().map(call).collect()
+}
+
+#[test]
+fn calls_can_be_demanded() {
+    for template in ["qwen25", "qwen3", "llama31", "smollm2"] {
+        // The model draws anything that it may.
+        let h = serve(Some(template), ServerConfig::default());
+        let parameters = json!({
+            "type": "object",
+            "properties": {"unit": {"enum": ["C", "F"]}, "days": {"type": "integer", "minimum": 0, "maximum": 20}},
+            "required": ["unit", "days"],
+            "additionalProperties": false,
+        });
+        let tools = json!([
+            {"type": "function", "function": {"name": "get_weather", "parameters": parameters}},
+            {"type": "function", "function": {"name": "now"}},
+        ]);
+        let kwargs = json!({"enable_thinking": false});
+        for (n, choice) in [
+            json!("required"),
+            json!({"type": "function", "function": {"name": "get_weather"}}),
+            json!({"type": "function", "function": {"name": "now"}}),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let content = format!("{n} {template}");
+            let body = json!({
+                "messages": [{"role": "user", "content": content}], "tools": tools, "tool_choice": choice,
+                "parallel_tool_calls": false, "max_tokens": 400, "temperature": 1, "seed": 3,
+                "chat_template_kwargs": kwargs,
+            });
+            let (whole, streamed) = both(&h, body);
+            same(&whole, &streamed);
+            assert_eq!(whole["finish_reason"], "tool_calls", "{template} {choice} {whole}");
+            let made = made(&whole);
+            assert_eq!(made.len(), 1);
+            let (name, arguments) = &made[0];
+            assert!(choice == "required" || choice["function"]["name"] == **name);
+            match name.as_str() {
+                "get_weather" => {
+                    assert!(["C", "F"].contains(&arguments["unit"].as_str().unwrap()));
+                    assert!((0..=20).contains(&arguments["days"].as_i64().unwrap()));
+                }
+                _ => assert_eq!(*arguments, json!({})),
+            }
+        }
+    }
+}
+
+#[test]
+fn strict_functions_are_called_as_their_schema_has_it() {
+    let h = qwen();
+    let mut tools = tools();
+    tools[0]["function"]["strict"] = json!(true);
+    tools[0]["function"]["parameters"] = json!({"type": "object", "properties": {"days": {"enum": [1, 2]}}, "required": ["days"], "additionalProperties": false});
+    // The model would say something else than it may, and goes on as near as it can.
+    script(&h, "Hm.\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"days\": 2}}\n</tool_call>");
+    let mut body = ask("Weather?");
+    body["tools"] = tools.clone();
+    let whole = both(&h, body).0;
+    assert_eq!(
+        (&whole["message"]["content"], made(&whole)),
+        (&json!("Hm."), vec![("get_weather".into(), json!({"days": 2}))])
+    );
+    script(&h, "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"days\": 7}}\n</tool_call>");
+    let mut body = ask("And then?");
+    (body["tools"], body["max_tokens"]) = (tools, json!(300));
+    let whole = h.post(CHAT, &body).ok()["choices"][0].clone();
+    if whole["finish_reason"] == "tool_calls" {
+        assert!(made(&whole)[0].1["days"].as_i64().is_some_and(|days| days == 1 || days == 2), "{whole}");
+    } else {
+        assert_eq!(whole["finish_reason"], "length", "{whole}");
+        assert!(!whole["message"]["content"].as_str().unwrap().contains("7}}"), "{whole}");
     }
 }

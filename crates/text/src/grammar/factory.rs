@@ -122,6 +122,7 @@ impl GrammarFactory {
                 fits(schemas.iter().map(schema::bytes).sum())?;
                 lark::tagged(tags, schemas, *required)?
             }
+            GrammarSource::Calls(calls) => return calls.grammar(limits),
         };
         Ok((grammar, lenient))
     }

@@ -5,6 +5,7 @@
 //! does not resolve, and the places where it would let through what the schema forbids. Compiling takes time (see
 //! [`GrammarFactory::compile`]): never on a thread that others wait for.
 
+mod calls;
 mod factory;
 mod formats;
 mod gbnf;
@@ -15,6 +16,7 @@ mod schema;
 mod state;
 mod walk;
 
+pub use calls::{CallForm, Calls, Free, Reasoning};
 pub use factory::{GrammarFactory, GrammarLimits};
 pub use state::Grammar;
 
@@ -43,6 +45,8 @@ pub enum GrammarSource {
         /// Text without any of the tags is not enough.
         required: bool,
     },
+    /// A reply that calls tools.
+    Calls(Calls),
 }
 
 /// A part of a [`GrammarSource::Tagged`] text: `begin`, JSON, `end`. From the moment that `begin` is complete, only

@@ -21,6 +21,18 @@ pub struct ReasoningTags {
     pub close: &'static str,
 }
 
+/// Where a reply begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Thinking {
+    /// Before the reasoning, if there will be any.
+    #[default]
+    NotBegun,
+    /// Within the reasoning: the prompt has opened it.
+    Begun,
+    /// After the reasoning: the prompt has closed it.
+    Done,
+}
+
 const REASONING: [ReasoningTags; 2] = [
     // Qwen 3, DeepSeek R1 and what was distilled from it, SmolLM3.
     ReasoningTags { open: "<think>", close: "</think>" },
@@ -66,6 +78,8 @@ pub struct Dialect {
     pub tools: Option<ToolFormat>,
     /// `None`: replies are not searched for reasoning.
     pub reasoning: Option<ReasoningTags>,
+    /// Mistral's calls are written `name[ARGS]{..}`.
+    pub(crate) named_calls: bool,
     /// Where tools are told of when the template does not.
     pub(crate) instructions: Option<Instructions>,
 }
@@ -83,6 +97,7 @@ impl Dialect {
         let written = |tags: &ReasoningTags| sources.iter().any(|s| s.contains(tags.open) || s.contains(tags.close));
         Dialect {
             tools,
+            named_calls: sources.iter().any(|s| s.contains("[ARGS]")),
             reasoning: REASONING.into_iter().find(written).filter(|_| reasoning),
             instructions: (tools == Some(ToolFormat::Generic)).then(|| instructions(template)),
         }
@@ -91,19 +106,32 @@ impl Dialect {
     /// Special tokens that must be seen in a reply's text to understand it.
     pub fn kept_tokens(&self, tokenizer: &Tokenizer) -> Vec<TokenId> {
         let calls = self.tools.map_or(&[][..], ToolFormat::tokens).iter().copied();
-        let reasoning = self.reasoning.iter().flat_map(|tags| [tags.open, tags.close]);
-        let ids = calls.chain(reasoning).filter_map(|token| tokenizer.id_of(token));
+        let ids = calls.chain(self.reasoning_marks()).filter_map(|token| tokenizer.id_of(token));
         ids.filter(|&id| tokenizer.is_special(id)).collect()
     }
 
-    /// Whether a reply to this prompt begins within the reasoning.
-    pub fn opens_reasoning(&self, prompt: &str) -> bool {
-        self.reasoning.is_some_and(|tags| prompt.trim_end().ends_with(tags.open))
+    pub(crate) fn reasoning_marks(&self) -> impl Iterator<Item = &'static str> {
+        self.reasoning.into_iter().flat_map(|tags| [tags.open, tags.close])
     }
 
-    /// Whether a message that is to be continued ends within the reasoning.
-    pub(crate) fn inside_reasoning(&self, content: &str) -> bool {
-        self.reasoning.is_some_and(|tags| content.rfind(tags.open) > content.rfind(tags.close))
+    /// Where a reply to this prompt begins.
+    pub fn thinking_after(&self, prompt: &str) -> Thinking {
+        let ends = |mark| prompt.trim_end().ends_with(mark);
+        match self.reasoning {
+            Some(tags) if ends(tags.open) => Thinking::Begun,
+            Some(tags) if ends(tags.close) => Thinking::Done,
+            _ => Thinking::NotBegun,
+        }
+    }
+
+    /// Where the rest of a message that is to be continued begins.
+    pub(crate) fn thinking_within(&self, content: &str) -> Thinking {
+        let marks = self.reasoning.map(|tags| (content.rfind(tags.open), content.rfind(tags.close)));
+        match marks {
+            None => Thinking::NotBegun,
+            Some((open, close)) if open > close => Thinking::Begun,
+            Some(_) => Thinking::Done,
+        }
     }
 }
 
@@ -142,7 +170,7 @@ fn tool_format(template: &ChatTemplate) -> Option<ToolFormat> {
 }
 
 fn has_probe(format: ToolFormat, text: &str) -> bool {
-    let mut parser = ReplyParser::new(Some(format), None, vec![PROBE.to_owned()], false);
+    let mut parser = ReplyParser::new(Some(format), None, vec![PROBE.to_owned()], Thinking::Done);
     let mut events = parser.push(text);
     events.extend(parser.finish());
     let made = json!({PROBE_KEY: 1});

@@ -6,9 +6,11 @@ mod detect;
 mod generic;
 mod parser;
 mod scanner;
+mod schema;
 
-pub use detect::{Dialect, ReasoningTags, ToolSetting};
+pub use detect::{Dialect, ReasoningTags, Thinking, ToolSetting};
 pub use parser::{ReplyEvent, ReplyParser};
+pub use schema::Function;
 
 pub(crate) use generic::in_plain_messages;
 

@@ -1,7 +1,7 @@
 //! From the text of a reply, piece by piece, to what it says.
 
 use super::call::{Call, News};
-use super::detect::ReasoningTags;
+use super::detect::{ReasoningTags, Thinking};
 use super::scanner::Broken;
 use super::{FENCE, ToolFormat};
 
@@ -95,8 +95,13 @@ enum Frame {
 
 impl ReplyParser {
     /// `format`: none looks for no calls. `tags`: none looks for no reasoning. `names`: the functions of the request.
-    /// With `thinking` the prompt has opened the reasoning already.
-    pub fn new(format: Option<ToolFormat>, tags: Option<ReasoningTags>, names: Vec<String>, thinking: bool) -> Self {
+    pub fn new(
+        format: Option<ToolFormat>,
+        tags: Option<ReasoningTags>,
+        names: Vec<String>,
+        thinking: Thinking,
+    ) -> Self {
+        let thinking = thinking == Thinking::Begun;
         let state = match tags {
             Some(_) if thinking => State::Reasoning,
             Some(_) => State::Start,
