@@ -16,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import typing
 import urllib.request
 
 import openai
+import pydantic
 
 CHECKS = []
 QUESTION = [{"role": "user", "content": "What does `Vec::push` do?"}]
@@ -546,6 +548,82 @@ def ten_clients_at_once_get_what_each_gets_alone(b):
     prompt = max(answer.usage.prompt_tokens for answer in answers)
     computed = sum(a.usage.prompt_tokens - a.usage.prompt_tokens_details.cached_tokens for a in answers)
     assert computed <= prompt + 10 * (16 + 63), f"{computed} prompt tokens computed for 10 x {prompt}"
+
+
+class get_weather(pydantic.BaseModel):
+    """The weather of a city."""
+
+    city: typing.Literal["Lund", "Uppsala"]
+    days: typing.Literal[1, 2, 3]
+
+
+TOOLS = [openai.pydantic_function_tool(get_weather),
+         {"type": "function", "function": {"name": "now", "description": "The time."}}]
+TOOL_OPTIONS = {"tools": TOOLS, "max_tokens": 120, "extra_body": {}}
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+
+
+@check
+def calls_that_are_demanded(b):
+    for choice in ("required", NAMED):
+        answer = b.chat(tool_choice=choice, parallel_tool_calls=False, **TOOL_OPTIONS).choices[0]
+        equal((answer.finish_reason, answer.message.content), ("tool_calls", None))
+        [call] = answer.message.tool_calls
+        assert call.id.startswith("call_") and call.type == "function"
+        arguments = json.loads(call.function.arguments)
+        if choice == NAMED or call.function.name == "get_weather":
+            equal(call.function.name, "get_weather")
+            get_weather.model_validate(arguments, strict=True)
+        else:
+            equal((call.function.name, arguments), ("now", {}))
+
+
+@check
+def calls_streamed_as_fragments(b):
+    plain = b.chat(tool_choice=NAMED, **TOOL_OPTIONS).choices[0].message.tool_calls[0]
+    chunks = [chunk.choices[0] for chunk in b.chat(tool_choice=NAMED, stream=True, **TOOL_OPTIONS)]
+    equal([c.finish_reason for c in chunks], [None] * (len(chunks) - 1) + ["tool_calls"])
+    parts = [part for c in chunks for part in c.delta.tool_calls or []]
+    assert len(parts) > 5 and all(part.index == 0 for part in parts)
+    first, rest = parts[0], parts[1:]
+    equal((first.type, first.function.name, first.function.arguments), ("function", "get_weather", ""))
+    assert first.id and all(part.id is None and part.function.name is None for part in rest)
+    equal("".join(part.function.arguments for part in rest), plain.function.arguments)
+
+
+@check
+def calls_put_together_by_the_streaming_helper(b):
+    with b.client.chat.completions.stream(model="any", messages=QUESTION, tool_choice=NAMED, tools=TOOLS[:1],
+                                          temperature=0, max_tokens=120) as stream:
+        events = list(stream)
+        final = stream.get_final_completion().choices[0]
+    kinds = {event.type for event in events}
+    assert {"tool_calls.function.arguments.delta", "tool_calls.function.arguments.done"} <= kinds, kinds
+    equal(final.finish_reason, "tool_calls")
+    assert isinstance(final.message.tool_calls[0].function.parsed_arguments, get_weather)
+
+
+@check
+def the_turn_after_a_call_hits_it(b):
+    question = [{"role": "user", "content": b.nonce() + "How is the weather?"}]
+    first = b.chat(question, tool_choice=NAMED, **TOOL_OPTIONS)
+    message = first.choices[0].message
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "Rain."}
+    second = b.chat([*question, message.model_dump(exclude_none=True), result], tool_choice="none", **TOOL_OPTIONS)
+    usage = second.usage
+    known = first.usage.prompt_tokens + first.usage.completion_tokens
+    assert usage.kvist["spliced_tokens"] > 5, usage
+    assert usage.prompt_tokens_details.cached_tokens + 2 >= known, (usage, known)
+
+
+@check
+def tools_that_may_be_called_change_no_answer_shape(b):
+    choice = b.chat(**TOOL_OPTIONS).choices[0]
+    assert choice.message.content or choice.message.tool_calls
+    for options, param in (({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
+                           ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+                           ({"response_format": {"type": "json_object"}}, "response_format")):
+        equal(b.refused(400, b.chat, **{**TOOL_OPTIONS, **options})["param"], param)
 
 
 @check

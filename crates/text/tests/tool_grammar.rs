@@ -6,7 +6,7 @@ mod common;
 use common::{fixture, tokenizer};
 use kvist_base::Constraint;
 use kvist_text::grammar::{CallForm, Calls, Free, Grammar, GrammarFactory, GrammarLimits, GrammarSource};
-use kvist_text::{ChatTemplate, Function, ReplyEvent, ReplyParser, Thinking, Tokenizer, ToolSetting};
+use kvist_text::{ChatInput, ChatTemplate, Function, ReplyEvent, ReplyParser, Thinking, Tokenizer, ToolSetting};
 use serde_json::{Map, Value, json};
 
 fn embedded() -> Tokenizer {
@@ -33,6 +33,14 @@ fn functions() -> Vec<Function> {
         Function { name: "get_weather".into(), parameters: Some(parameters), strict: true },
         Function { name: "now".into(), parameters: None, strict: false },
     ]
+}
+
+/// What `tojson` makes of it.
+fn as_templates_write(arguments: &Map<String, Value>) -> String {
+    let config = json!({"chat_template": "{{ messages[0].x | tojson }}"});
+    let messages = [json!({"role": "user", "x": arguments})];
+    let template = ChatTemplate::from_config(&config, None).unwrap();
+    template.render(&ChatInput { messages: &messages, ..ChatInput::default() }).unwrap()
 }
 
 struct Case<'a> {
@@ -147,7 +155,9 @@ fn what_is_let_through_is_read_as_calls() {
                 assert!(!demanded || !calls.is_empty() && content.is_empty(), "{name} {format}: {text:?} {content:?}");
                 assert!(many || calls.len() <= 1, "{text}");
                 for (name, arguments) in calls {
-                    let arguments: Map<String, Value> = serde_json::from_str(&arguments).unwrap();
+                    let written = arguments;
+                    let arguments: Map<String, Value> = serde_json::from_str(&written).unwrap();
+                    assert_eq!(written, as_templates_write(&arguments), "{text}");
                     match name.as_str() {
                         "get_weather" => assert!(arguments["city"].is_string(), "{text}"),
                         "now" => assert!(arguments.is_empty(), "{text}"),

@@ -55,6 +55,19 @@ pub enum Free {
     Instead,
 }
 
+/// Space as `json.dumps` has it and nowhere else: templates write the calls of earlier turns so, and only a call that was
+/// generated so is found again.
+fn spaced(mut schema: Value) -> Value {
+    let options = &mut schema["x-guidance"];
+    options["whitespace_flexible"] = false.into();
+    options["item_separator"] = ", ".into();
+    options["key_separator"] = ": ".into();
+    if let Some(options) = options.as_object_mut() {
+        options.remove("whitespace_pattern");
+    }
+    schema
+}
+
 impl Calls {
     /// Marks of these that the tokenizer has as special tokens.
     pub fn marks(tokenizer: &Tokenizer, words: &[&str]) -> Vec<(String, TokenId)> {
@@ -67,7 +80,7 @@ impl Calls {
         if self.forms.is_empty() {
             return Err("there is no function to call".into());
         }
-        let schemas = self.forms.iter().map(|form| schema::prepared(&form.schema, form.strict, limits));
+        let schemas = self.forms.iter().map(|form| schema::prepared(&form.schema, form.strict, limits).map(spaced));
         let schemas = schemas.collect::<Result<Vec<_>, _>>()?;
         let bytes: usize = schemas.iter().map(schema::bytes).sum();
         if bytes > limits.bytes {
