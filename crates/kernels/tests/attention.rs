@@ -239,14 +239,15 @@ fn block_wide_rescale_is_noticed() {
 
 #[test]
 fn folding_by_completion_is_noticed() {
-    // Four segments of which the first three take equally long: some of 300 steps on 8 threads finish out of order.
+    // Four segments of which the first is the shortest, so that it is begun last: its end comes last on one thread, and on
+    // several more often than not. (With segments of one length, a busy machine finished them in order each time.)
     let shape = AttnShape { heads: 2, kv_heads: 1, head_dim: 64 };
     let mut rng = Rng(7);
     let mut kv = pool_of(shape, CHUNKS);
     fill(&mut kv, shape, &mut rng);
     let mut runs = RunList { chunks: (0..32).map(ChunkId).collect(), ..RunList::default() };
-    let segment = |s: u32| Run { rows: 0..1, place: s * 8, chunks: s * 8..s * 8 + 8, shift: 0, masks: None };
-    runs.runs.extend((0..4).map(segment));
+    let segment = |(s, n): (u32, u32)| Run { rows: 0..1, place: s * 8, chunks: s * 8..s * 8 + n, shift: 0, masks: None };
+    runs.runs.extend([(0, 1), (1, 8), (2, 8), (3, 8)].map(segment));
     let q = rng.bf16s(3 * 2 * 64, 0.3);
     let case = Case { shape, kv, runs, rows: 1, q, cap: None };
     let pool = Pool::new(8);
