@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use kvist_model::Config;
-use kvist_text::{ChatInput, ChatTemplate, Tokenizer};
+use kvist_text::{
+    ChatInput, ChatTemplate, ReasoningTags, ReplyEvent, ReplyParser, Thinking, Tokenizer, ToolFormat, ToolSetting,
+};
 use kvist_weights::Tensors;
 use serde_json::{Map, Value, json};
 
@@ -58,6 +60,7 @@ pub fn all() -> Vec<Box<dyn Target>> {
         plain("template", Kind::Json, template_corpus(), template),
         Box::new(Requests::new()),
         Box::new(Grammars::new()),
+        plain("reply", Kind::Bytes, reply_corpus(), reply),
     ]
 }
 
@@ -187,7 +190,8 @@ fn template_corpus() -> Vec<Vec<u8>> {
 
 fn template(input: &[u8]) -> Result<(), String> {
     let input: Value = serde_json::from_slice(input).map_err(text)?;
-    let template = ChatTemplate::from_config(&input["config"], None).map_err(text)?;
+    let mut template = ChatTemplate::from_config(&input["config"], None).map_err(text)?;
+    template.learn_dialect(ToolSetting::Auto, true);
     let list = |name: &str| input[name].as_array().map(Vec::as_slice);
     let open = input["continue"] == true;
     let chat = ChatInput {
@@ -199,4 +203,71 @@ fn template(input: &[u8]) -> Result<(), String> {
         now: 1_700_000_000,
     };
     template.render(&chat).map(drop).map_err(text)
+}
+
+const FORMATS: [ToolFormat; 4] = [ToolFormat::Hermes, ToolFormat::Llama3, ToolFormat::Mistral, ToolFormat::Generic];
+
+fn reply_corpus() -> Vec<Vec<u8>> {
+    let call =
+        |key: &str| json!({"name": "f", key: {"city": "Malm\u{f6}", "list": [1, -2.5e3, {"b": "}\"\\"}], "n": null}});
+    let (call, llama) = (call("arguments").to_string(), call("parameters").to_string());
+    let replies = [
+        format!(
+            "<think>\nHm.\n</think>\n\nLet me see.\n<tool_call>\n{call}\n</tool_call>\n<tool_call>\n{call}\n</tool_call>"
+        ),
+        format!("{llama}; {llama}"),
+        format!("<|python_tag|>{llama}"),
+        format!("[TOOL_CALLS] [{call}, {call}]"),
+        "[TOOL_CALLS]f[ARGS]{\"a\": 1}[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{}".to_owned(),
+        format!("Sure:\n```json\n{call}\n{call}\n```\nDone."),
+        format!("{call}\n{call}"),
+    ];
+    replies.map(String::into_bytes).to_vec()
+}
+
+/// A reply is never refused; what counts as taken is one in which a call is found.
+fn reply(input: &[u8]) -> Result<(), String> {
+    let text = String::from_utf8_lossy(input);
+    let tags = ReasoningTags { open: "<think>", close: "</think>" };
+    let mut found = Err("nothing but content".to_owned());
+    for format in FORMATS {
+        let mut parser = ReplyParser::new(Some(format), Some(tags), vec!["f".to_owned()], Thinking::NotBegun);
+        let mut characters = parser.clone();
+        let mut whole = parser.push(&text);
+        whole.extend(parser.finish());
+        let mut pieces: Vec<ReplyEvent> =
+            text.char_indices().flat_map(|(at, c)| characters.push(&text[at..at + c.len_utf8()])).collect();
+        pieces.extend(characters.finish());
+        assert_eq!(said(&whole), said(&pieces), "{format:?}");
+        if whole.iter().any(|event| matches!(event, ReplyEvent::CallEnd { .. })) {
+            found = Ok(());
+        }
+        let what = match (whole.first(), whole.last()) {
+            (_, Some(ReplyEvent::CallBroken { .. })) => "broken at the end",
+            (Some(ReplyEvent::Reasoning(_)), _) => "reasoning",
+            _ => continue,
+        };
+        found = found.map_err(|_| format!("{format:?} {what}"));
+    }
+    found
+}
+
+/// All that is said, with neighbours of a kind put together.
+fn said(events: &[ReplyEvent]) -> Vec<(u8, usize, String)> {
+    let mut out: Vec<(u8, usize, String)> = Vec::new();
+    for event in events {
+        let (kind, index, text) = match event {
+            ReplyEvent::Content(text) => (0, 0, text.as_str()),
+            ReplyEvent::Reasoning(text) => (1, 0, text.as_str()),
+            ReplyEvent::CallStart { index, name } => (2, *index, name.as_str()),
+            ReplyEvent::CallArguments { index, fragment } => (3, *index, fragment.as_str()),
+            ReplyEvent::CallEnd { index } => (4, *index, ""),
+            ReplyEvent::CallBroken { index, text } => (5, *index, text.as_str()),
+        };
+        match out.last_mut() {
+            Some(last) if (last.0, last.1) == (kind, index) && [0, 1, 3].contains(&kind) => last.2.push_str(text),
+            _ => out.push((kind, index, text.to_owned())),
+        }
+    }
+    out
 }

@@ -13,6 +13,8 @@ use crate::{ChatInput, ChatTemplate, Tokenizer};
 
 const PROBE: &str = "kvist_probe";
 const PROBE_KEY: &str = "kvist_value";
+/// Bytes of a rendered probe, at most: no sound template has so many.
+const MAX_PROBE: usize = 1 << 20;
 
 /// What stands around a reply's reasoning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,7 +151,7 @@ fn render(template: &ChatTemplate, messages: &Value, tools: bool) -> Option<Stri
         add_generation_prompt: false,
         ..ChatInput::default()
     };
-    template.render_plainly(&input).ok()
+    template.render_plainly(&input).ok().filter(|text| text.len() <= MAX_PROBE)
 }
 
 fn tool_format(template: &ChatTemplate) -> Option<ToolFormat> {
