@@ -1,4 +1,4 @@
-//! Text in, token ids out, and back: tokenizer, incremental detokenizer, stop strings, chat templates, and the table
+//! Text in, token ids out, and back: tokenizer, detokenizer, stop strings, chat templates, tool calls, and the table
 //! that lets a conversation's next turn re-use the ids that its replies were generated with.
 //!
 //! Everything here is a pure function of its arguments: no I/O but [`Tokenizer::from_file`], no clock (the time that a
