@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::QuantKind;
 use super::block::Block;
-use super::encode::encode;
+use super::encode::encoder;
 use crate::buffer::{Buffer, SharedMut};
 use crate::simd::PANEL;
 use crate::{OutOfMemory, Pool};
@@ -145,12 +145,12 @@ impl PackedQuant {
         pool: &Pool,
         fill: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) -> Result<PackedQuant, QuantError> {
-        let encode = encode(kind).ok_or(QuantError::NoEncoder(kind))?;
+        let encode = encoder(kind).ok_or(QuantError::NoEncoder(kind))?;
         PackedQuant::pack(kind, n, k, pool, &|i, out| {
             let mut row = vec![0.0; k];
             fill(i, &mut row);
             let blocks = out.chunks_exact_mut(kind.block_bytes());
-            row.chunks_exact(kind.block_len()).zip(blocks).for_each(|(weights, block)| encode(weights, block));
+            row.chunks_exact_mut(kind.block_len()).zip(blocks).for_each(|(weights, block)| encode(weights, block));
         })
     }
 
