@@ -5,6 +5,7 @@ mod block;
 mod dots;
 mod encode;
 mod half;
+mod kernel;
 mod kind;
 mod matmul;
 mod packed;

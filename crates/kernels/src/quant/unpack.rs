@@ -12,23 +12,29 @@ pub(crate) const GROUPS: usize = 8;
 /// Bytes between the codes that are unpacked and those that are asked for.
 const AHEAD: usize = 4096;
 
-/// [`GROUPS`] groups of a panel, `[8 steps][16 outputs]` words of four codes, a byte for each. `weight = scale * (code - centre) + lift`.
+/// Room for [`GROUPS`] groups of a panel.
 #[repr(C, align(64))]
 pub(crate) struct Unpacked {
-    pub codes: [[[u32; PANEL]; GROUP / 4]; GROUPS],
-    /// For each group, or for its halves.
+    codes: [[[u32; PANEL]; GROUP / 4]; GROUPS],
+    /// Of each group, or of its halves.
     pub scales: [[[f32; PANEL]; 2]; GROUPS],
     pub lifts: [[f32; PANEL]; GROUPS],
 }
 
+/// Groups of a panel. A weight is `scale * (code - centre)`, or `scale * (code - centre) + lift`.
+pub(crate) struct Piece {
+    pub groups: usize,
+    pub centre: i16,
+    /// `[groups][8 steps][16 outputs]` words of four codes, a byte for each.
+    pub codes: *const u32,
+    pub unpacked: *const Unpacked,
+}
+
 /// A format, known while compiling.
-pub(crate) trait Form {
+trait Form {
     const KIND: QuantKind;
     const WIDE: bool = Self::KIND.bits() == 8;
-    /// Steps under one scale.
-    const STEPS: usize = Self::KIND.scale_len() / 4;
     const CENTRE: i16 = Self::KIND.centre() as i16;
-    const MIN: bool = Self::KIND.has_min();
     /// Words of the codes of a group.
     const CODES: usize = Self::KIND.bits() * PANEL;
     /// Words of the heads of a block.
@@ -40,7 +46,7 @@ pub(crate) trait Form {
 macro_rules! forms {
     ($($name:ident = $kind:ident),*) => {
         $(
-            pub(crate) struct $name;
+            struct $name;
             impl Form for $name {
                 const KIND: QuantKind = $kind;
             }
@@ -49,18 +55,30 @@ macro_rules! forms {
 }
 forms!(ByBytes = Q8_0, By4 = Q4_0, By5 = Q5_0, By4Min = Q4K, By5Min = Q5K, By6 = Q6K);
 
-/// Unpacks `groups` groups, the first of them number `group` of the whole matrix and the first of a block; returns where
-/// their codes are (8-bit codes: where they were).
+/// Unpacks `groups` groups, the first of them number `group` of the whole matrix and the first of a block. 8-bit codes
+/// stay where they are.
 ///
 /// # Safety
-/// The ISA of `S` is available; the matrix is of the form `F` and has the groups.
+/// The ISA of `S` is available; the matrix has the groups.
 #[inline(always)]
-pub(crate) unsafe fn unpack<S: Dots, F: Form>(
-    w: &PackedQuant,
-    group: usize,
-    groups: usize,
-    out: *mut Unpacked,
-) -> *const u32 {
+pub(crate) unsafe fn unpack<S: Dots>(w: &PackedQuant, group: usize, groups: usize, out: *mut Unpacked) -> Piece {
+    // SAFETY: passed on.
+    unsafe {
+        match w.kind() {
+            Q8_0 => unpack_form::<S, ByBytes>(w, group, groups, out),
+            Q4_0 => unpack_form::<S, By4>(w, group, groups, out),
+            Q5_0 => unpack_form::<S, By5>(w, group, groups, out),
+            Q4K => unpack_form::<S, By4Min>(w, group, groups, out),
+            Q5K => unpack_form::<S, By5Min>(w, group, groups, out),
+            Q6K => unpack_form::<S, By6>(w, group, groups, out),
+        }
+    }
+}
+
+/// # Safety
+/// As [`unpack`]; the matrix is of the form `F`.
+#[inline(always)]
+unsafe fn unpack_form<S: Dots, F: Form>(w: &PackedQuant, group: usize, groups: usize, out: *mut Unpacked) -> Piece {
     // SAFETY: the contract above; fields are written through the pointer, never read.
     unsafe {
         let codes = w.codes().as_ptr().add(group * F::CODES);
@@ -80,7 +98,8 @@ pub(crate) unsafe fn unpack<S: Dots, F: Form>(
                 unpack_heads::<S, F>(heads, g % F::BLOCK, scales, lifts);
             }
         }
-        if F::WIDE { codes } else { (&raw const (*out).codes).cast() }
+        let codes = if F::WIDE { codes } else { (&raw const (*out).codes).cast() };
+        Piece { groups, centre: F::CENTRE, codes, unpacked: out }
     }
 }
 
