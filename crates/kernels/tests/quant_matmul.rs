@@ -135,3 +135,118 @@ fn a_row_does_not_see_its_batch() {
         }
     }
 }
+
+#[test]
+fn many_rows_and_wide_panels() {
+    let mut rng = Rng(4);
+    for kind in QuantKind::ALL {
+        // More of x than stays in the cache, so that several panels are worked on at once.
+        let (n, k, rows) = (272, 3 * 1024, 97);
+        let blocks = blocks(&mut rng, kind, n * k / kind.block_len());
+        let x = activations(&mut rng, rows, k);
+        for (isa, pool) in paths(&[1, 4]) {
+            let w = PackedQuant::from_ggml(kind, n, k, &blocks, &pool).unwrap();
+            let mut quant = QuantRows::new();
+            let mut alone = vec![0.0; rows * n];
+            for (x, y) in x.chunks_exact(k).zip(alone.chunks_exact_mut(n)) {
+                quant.set(isa, &pool, x, k);
+                matmul_quant(isa, &pool, &quant, &w, y, n, false);
+            }
+            quant.set(isa, &pool, &x, k);
+            let mut y = vec![f32::NAN; rows * n];
+            matmul_quant(isa, &pool, &quant, &w, &mut y, n, false);
+            assert!(bits(&y) == bits(&alone), "{isa} {kind}");
+        }
+    }
+}
+
+/// Queries, keys and values in formats of their own, side by side in the rows of one result.
+#[test]
+fn parts_of_a_row_come_from_matrices_of_different_formats() {
+    let (k, rows) = (512, 9);
+    let parts = [(QuantKind::Q4K, 40), (QuantKind::Q8_0, 16), (QuantKind::Q6K, 23)];
+    let width = 80; // One column is nobody's.
+    let mut rng = Rng(5);
+    let x = activations(&mut rng, rows, k);
+    let blocks = parts.map(|(kind, n)| blocks(&mut rng, kind, n * k / kind.block_len()));
+    for (isa, pool) in paths(&[1, 3]) {
+        let mut quant = QuantRows::new();
+        quant.set(isa, &pool, &x, k);
+        let (mut y, mut column) = (vec![7.0; rows * width], 0);
+        for ((kind, n), blocks) in parts.into_iter().zip(&blocks) {
+            let w = PackedQuant::from_ggml(kind, n, k, blocks, &pool).unwrap();
+            let mut alone = vec![0.0; rows * n];
+            matmul_quant(isa, &pool, &quant, &w, &mut alone, n, false);
+            // The slice ends where the last row does.
+            let end = (rows - 1) * width + column + n;
+            matmul_quant(isa, &pool, &quant, &w, &mut y[column..end], width, false);
+            for (y, alone) in y.chunks_exact(width).zip(alone.chunks_exact(n)) {
+                assert_eq!(bits(&y[column..column + n]), bits(alone), "{isa} {kind}");
+            }
+            column += n;
+        }
+        assert!(y.chunks_exact(width).all(|y| y[column..] == [7.0]), "{isa}");
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_in_its_row_and_column() {
+    let mut rng = Rng(6);
+    for kind in QuantKind::ALL {
+        let (n, k, rows) = (20, 512, 7);
+        let mut blocks = blocks(&mut rng, kind, n * k / kind.block_len());
+        let x = activations(&mut rng, rows, k);
+        let mut bad = x.clone();
+        bad[3 * k + 5] = f32::NAN;
+        bad[4 * k + 200] = f32::INFINITY;
+        bad[5 * k..6 * k].fill(1e-40);
+        let row = blocks.len() / n;
+        for (isa, pool) in paths(&[1]) {
+            let multiply = |blocks: &[u8], x: &[f32]| {
+                let w = PackedQuant::from_ggml(kind, n, k, blocks, &pool).unwrap();
+                let (mut quant, mut y) = (QuantRows::new(), vec![0.0; rows * n]);
+                quant.set(isa, &pool, x, k);
+                matmul_quant(isa, &pool, &quant, &w, &mut y, n, false);
+                y
+            };
+            let clean = multiply(&blocks, &x);
+            let y = multiply(&blocks, &bad);
+            assert!(y[3 * n..5 * n].iter().all(|y| y.is_nan()), "{isa} {kind}");
+            assert!(y[5 * n..6 * n].iter().all(|y| *y == 0.0), "{isa} {kind}");
+            for r in [0, 1, 2, 6] {
+                assert_eq!(bits(&y[r * n..(r + 1) * n]), bits(&clean[r * n..(r + 1) * n]), "{isa} {kind}");
+            }
+            // An infinite scale, and one that is not a number.
+            let sane = blocks.clone();
+            for (column, half) in [(2, 0x7c00_u16), (17, 0x7e00)] {
+                let at = column * row + scales(kind)[0];
+                blocks[at..at + 2].copy_from_slice(&half.to_le_bytes());
+            }
+            let y = multiply(&blocks, &x);
+            for (i, (y, clean)) in y.iter().zip(&clean).enumerate() {
+                let same = if [2, 17].contains(&(i % n)) { !y.is_finite() } else { y.to_bits() == clean.to_bits() };
+                assert!(same, "{isa} {kind}: output {i} is {y}");
+            }
+            blocks = sane;
+        }
+    }
+}
+
+#[test]
+fn lengths_that_do_not_fit_are_refused() {
+    let pool = Pool::new(1);
+    let w = PackedQuant::from_ggml(QuantKind::Q8_0, 3, 64, &[0; 6 * 34], &pool).unwrap();
+    let run = |k: usize, y: usize, stride: usize| {
+        let call = std::panic::AssertUnwindSafe(|| {
+            let mut quant = QuantRows::new();
+            quant.set(Isa::Portable, &pool, &vec![0.0; 2 * k], k);
+            matmul_quant(Isa::Portable, &pool, &quant, &w, &mut vec![0.0; y], stride, false);
+        });
+        std::panic::catch_unwind(call).is_ok()
+    };
+    assert!(run(64, 6, 3) && run(64, 8, 5));
+    for (k, y, stride) in [(32, 6, 3), (96, 6, 3), (48, 6, 3), (64, 5, 3), (64, 7, 5), (64, 6, 2), (64, 6, usize::MAX)]
+    {
+        assert!(!run(k, y, stride), "{k} {y} {stride}");
+    }
+}

@@ -4,10 +4,10 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use super::dots::Dots;
-use super::kernel::add_products;
+use super::kernel::{add_products, add_row};
 use super::packed::GROUP;
 use super::rows::Group;
-use super::unpack::{GROUPS, Unpacked, unpack};
+use super::unpack::{GROUPS, Unpacked, unpack, unpack_codes};
 use super::{PackedQuant, QuantRows};
 use crate::buffer::SharedMut;
 use crate::simd::{PANEL, isa_entry};
@@ -96,8 +96,8 @@ unsafe fn tile_rows<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
     // One panel after the other is one stream of memory. Where x does not stay in the cache from panel to panel, its
     // part for several at once does.
     let many = if rows * job.groups * size_of::<Group>() <= L2_BYTES { 1 } else { TILE_PANELS };
-    let mut unpacked = MaybeUninit::<Unpacked>::uninit();
-    // SAFETY: passed on; `unpack` writes what `add_products` reads.
+    let mut room = MaybeUninit::<Unpacked>::uninit();
+    // SAFETY: passed on; what is unpacked is written before it is read.
     unsafe {
         for first in (tile.panels.0..tile.panels.1).step_by(many) {
             let panels = (first, tile.panels.1.min(first + many));
@@ -105,10 +105,15 @@ unsafe fn tile_rows<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
             for group in (0..job.groups).step_by(GROUPS) {
                 let groups = GROUPS.min(job.groups - group);
                 for panel in panels.0..panels.1 {
-                    let piece = unpack::<S>(job.w, panel * job.groups + group, groups, unpacked.as_mut_ptr());
+                    let mut piece = unpack::<S>(job.w, panel * job.groups + group, groups, room.as_mut_ptr());
                     let x = job.x.as_ptr().add(tile.rows.0 * job.groups + group);
                     let sums = sums.as_mut_ptr().add((panel - panels.0) * rows * PANEL);
-                    add_products::<S>(job.w.kind(), &piece, x, job.groups, rows, sums);
+                    if rows == 1 {
+                        add_row::<S>(&piece, x, sums);
+                    } else {
+                        unpack_codes::<S>(&mut piece);
+                        add_products::<S>(&piece, x, job.groups, rows, sums);
+                    }
                 }
             }
             for panel in panels.0..panels.1 {

@@ -1,5 +1,7 @@
 //! From the packed form to bytes and f32 scales, a piece at a time.
 
+use std::marker::PhantomData;
+
 use super::PackedQuant;
 use super::QuantKind::{self, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
 use super::dots::Dots;
@@ -23,18 +25,67 @@ pub(crate) struct Unpacked {
 
 /// Groups of a panel. A weight is `scale * (code - centre)`, or `scale * (code - centre) + lift`.
 pub(crate) struct Piece {
+    pub kind: QuantKind,
     pub groups: usize,
-    pub centre: i16,
-    /// `[groups][8 steps][16 outputs]` words of four codes, a byte for each.
+    /// In the order of the [`Codes`] that they are used with.
     pub codes: *const u32,
-    pub unpacked: *const Unpacked,
+    pub room: *mut Unpacked,
+}
+
+/// How codes lie.
+pub(crate) trait Codes {
+    /// Whether [`Codes::get`] needs a step that is known while compiling to be fast.
+    const UNROLL: bool;
+
+    /// The codes of step `s` of group `g` for the lanes from `lane` on.
+    ///
+    /// # Safety
+    /// The ISA of `S` is available; they are there.
+    unsafe fn get<S: Dots>(codes: *const u32, g: usize, s: usize, lane: usize) -> S::I;
+}
+
+/// `[groups][8 steps][16 outputs]` words of four codes, a byte for each.
+pub(crate) struct Bytes;
+
+impl Codes for Bytes {
+    const UNROLL: bool = false;
+
+    #[inline(always)]
+    unsafe fn get<S: Dots>(codes: *const u32, g: usize, s: usize, lane: usize) -> S::I {
+        // SAFETY: passed on.
+        unsafe { S::words(codes.add((g * GROUP / 4 + s) * PANEL + lane)) }
+    }
+}
+
+/// As [`PackedQuant`] keeps them.
+pub(crate) struct Packed<F>(PhantomData<F>);
+
+impl<F: Form> Codes for Packed<F> {
+    const UNROLL: bool = true;
+
+    #[inline(always)]
+    unsafe fn get<S: Dots>(codes: *const u32, g: usize, s: usize, lane: usize) -> S::I {
+        // SAFETY: passed on.
+        unsafe {
+            let words = codes.add(g * F::CODES + lane);
+            let low = S::shift(S::words(words.add(s / 2 * PANEL)), s as i32 % 2 * -4);
+            let low = S::and(low, 0x0f0f_0f0f);
+            match F::KIND.bits() {
+                4 => low,
+                5 => S::or(low, S::and(S::shift(S::words(words.add(4 * PANEL)), 4 - s as i32), 0x1010_1010)),
+                6 => {
+                    let high = S::words(words.add((4 + s / 4) * PANEL));
+                    S::or(low, S::and(S::shift(high, 4 - s as i32 % 4 * 2), 0x3030_3030))
+                }
+                _ => S::words(words.add(s * PANEL)),
+            }
+        }
+    }
 }
 
 /// A format, known while compiling.
-trait Form {
+pub(crate) trait Form {
     const KIND: QuantKind;
-    const WIDE: bool = Self::KIND.bits() == 8;
-    const CENTRE: i16 = Self::KIND.centre() as i16;
     /// Words of the codes of a group.
     const CODES: usize = Self::KIND.bits() * PANEL;
     /// Words of the heads of a block.
@@ -46,31 +97,31 @@ trait Form {
 macro_rules! forms {
     ($($name:ident = $kind:ident),*) => {
         $(
-            struct $name;
+            pub(crate) struct $name;
             impl Form for $name {
                 const KIND: QuantKind = $kind;
             }
         )*
     };
 }
-forms!(ByBytes = Q8_0, By4 = Q4_0, By5 = Q5_0, By4Min = Q4K, By5Min = Q5K, By6 = Q6K);
+forms!(By8 = Q8_0, By4 = Q4_0, By5 = Q5_0, By4Min = Q4K, By5Min = Q5K, By6 = Q6K);
 
-/// Unpacks `groups` groups, the first of them number `group` of the whole matrix and the first of a block. 8-bit codes
-/// stay where they are.
+/// Unpacks the scales of `groups` groups, the first of them number `group` of the whole matrix and the first of a block.
+/// The codes stay where they are.
 ///
 /// # Safety
-/// The ISA of `S` is available; the matrix has the groups.
+/// The ISA of `S` is available; the matrix has the groups; the piece lives no longer than it and `room`.
 #[inline(always)]
-pub(crate) unsafe fn unpack<S: Dots>(w: &PackedQuant, group: usize, groups: usize, out: *mut Unpacked) -> Piece {
+pub(crate) unsafe fn unpack<S: Dots>(w: &PackedQuant, group: usize, groups: usize, room: *mut Unpacked) -> Piece {
     // SAFETY: passed on.
     unsafe {
         match w.kind() {
-            Q8_0 => unpack_form::<S, ByBytes>(w, group, groups, out),
-            Q4_0 => unpack_form::<S, By4>(w, group, groups, out),
-            Q5_0 => unpack_form::<S, By5>(w, group, groups, out),
-            Q4K => unpack_form::<S, By4Min>(w, group, groups, out),
-            Q5K => unpack_form::<S, By5Min>(w, group, groups, out),
-            Q6K => unpack_form::<S, By6>(w, group, groups, out),
+            Q8_0 => unpack_form::<S, By8>(w, group, groups, room),
+            Q4_0 => unpack_form::<S, By4>(w, group, groups, room),
+            Q5_0 => unpack_form::<S, By5>(w, group, groups, room),
+            Q4K => unpack_form::<S, By4Min>(w, group, groups, room),
+            Q5K => unpack_form::<S, By5Min>(w, group, groups, room),
+            Q6K => unpack_form::<S, By6>(w, group, groups, room),
         }
     }
 }
@@ -78,49 +129,59 @@ pub(crate) unsafe fn unpack<S: Dots>(w: &PackedQuant, group: usize, groups: usiz
 /// # Safety
 /// As [`unpack`]; the matrix is of the form `F`.
 #[inline(always)]
-unsafe fn unpack_form<S: Dots, F: Form>(w: &PackedQuant, group: usize, groups: usize, out: *mut Unpacked) -> Piece {
+unsafe fn unpack_form<S: Dots, F: Form>(w: &PackedQuant, group: usize, groups: usize, room: *mut Unpacked) -> Piece {
     // SAFETY: the contract above; fields are written through the pointer, never read.
     unsafe {
         let codes = w.codes().as_ptr().add(group * F::CODES);
         let heads = w.heads().as_ptr().add(group / F::BLOCK * F::HEADS);
         for g in 0..groups {
-            let words = codes.add(g * F::CODES);
             for line in (0..F::CODES).step_by(PANEL) {
-                S::prefetch(words.wrapping_add(line).wrapping_byte_add(AHEAD));
+                S::prefetch(codes.wrapping_add(g * F::CODES + line).wrapping_byte_add(AHEAD));
             }
             for lane in (0..PANEL).step_by(S::LANES) {
-                if !F::WIDE {
-                    unpack_codes::<S, F>(words.add(lane), (&raw mut (*out).codes[g]).cast::<u32>().add(lane));
-                }
                 let heads = heads.add(g / F::BLOCK * F::HEADS + lane);
-                let scales = (&raw mut (*out).scales[g]).cast::<f32>().add(lane);
-                let lifts = (&raw mut (*out).lifts[g]).cast::<f32>().add(lane);
+                let scales = (&raw mut (*room).scales[g]).cast::<f32>().add(lane);
+                let lifts = (&raw mut (*room).lifts[g]).cast::<f32>().add(lane);
                 unpack_heads::<S, F>(heads, g % F::BLOCK, scales, lifts);
             }
         }
-        let codes = if F::WIDE { codes } else { (&raw const (*out).codes).cast() };
-        Piece { groups, centre: F::CENTRE, codes, unpacked: out }
+        Piece { kind: F::KIND, groups, codes, room }
+    }
+}
+
+/// Unpacks the codes, too, which are [`Bytes`] then.
+///
+/// # Safety
+/// The ISA of `S` is available; the piece is as [`unpack`] left it.
+#[inline(always)]
+pub(crate) unsafe fn unpack_codes<S: Dots>(piece: &mut Piece) {
+    // SAFETY: passed on.
+    unsafe {
+        match piece.kind {
+            Q8_0 => {} // They are.
+            Q4_0 | Q4K => unpack_codes_of::<S, By4>(piece),
+            Q5_0 | Q5K => unpack_codes_of::<S, By5>(piece),
+            Q6K => unpack_codes_of::<S, By6>(piece),
+        }
     }
 }
 
 /// # Safety
-/// As [`unpack`], for the lanes from the pointers on.
+/// As [`unpack_codes`], for codes of as many bits as those of the form `F`.
 #[inline(always)]
-unsafe fn unpack_codes<S: Dots, F: Form>(words: *const u32, out: *mut u32) {
+unsafe fn unpack_codes_of<S: Dots, F: Form>(piece: &mut Piece) {
     // SAFETY: the contract above.
     unsafe {
-        for s in 0..GROUP / 4 {
-            let low = S::and(S::shift(S::words(words.add(s / 2 * PANEL)), s as i32 % 2 * -4), 0x0f0f_0f0f);
-            let code = match F::KIND.bits() {
-                4 => low,
-                5 => S::or(low, S::and(S::shift(S::words(words.add(4 * PANEL)), 4 - s as i32), 0x1010_1010)),
-                _ => S::or(
-                    low,
-                    S::and(S::shift(S::words(words.add((4 + s / 4) * PANEL)), 4 - s as i32 % 4 * 2), 0x3030_3030),
-                ),
-            };
-            S::store_words(out.add(s * PANEL), code);
+        let out = (&raw mut (*piece.room).codes).cast::<u32>();
+        for g in 0..piece.groups {
+            for lane in (0..PANEL).step_by(S::LANES) {
+                for s in 0..GROUP / 4 {
+                    let codes = Packed::<F>::get::<S>(piece.codes, g, s, lane);
+                    S::store_words(out.add((g * GROUP / 4 + s) * PANEL + lane), codes);
+                }
+            }
         }
+        piece.codes = out;
     }
 }
 
@@ -147,7 +208,7 @@ unsafe fn unpack_heads<S: Dots, F: Form>(heads: *const u16, g: usize, scales: *m
                 let scale = S::mul(d, S::float(S::and(both, 63)));
                 let min = S::mul(S::halves(heads.add(PANEL)), S::float(S::and(S::shift(both, -6), 63)));
                 S::store(scales, scale);
-                S::store(lifts, S::sub(S::mul(S::splat(F::CENTRE as f32), scale), min));
+                S::store(lifts, S::sub(S::mul(S::splat(F::KIND.centre() as f32), scale), min));
             }
             Q6K => {
                 let both = head::<S>(heads, 1 + g);
