@@ -39,10 +39,13 @@ fn set_pairs(words: &mut [u16], scales: [u8; 8], mins: [u8; 8]) {
 }
 
 impl Block {
+    pub fn new() -> Block {
+        Block { codes: [0; MAX_LEN], heads: [0; MAX_HEADS] }
+    }
+
     /// Reads a block of a file: `kind.block_bytes()` bytes.
-    pub fn parse(kind: QuantKind, bytes: &[u8]) -> Block {
-        let mut block = Block { codes: [0; MAX_LEN], heads: [0; MAX_HEADS] };
-        let Block { codes, heads } = &mut block;
+    pub fn parse(&mut self, kind: QuantKind, bytes: &[u8]) {
+        let Block { codes, heads } = self;
         let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         match kind {
             Q8_0 => {
@@ -82,7 +85,6 @@ impl Block {
                 }
             }
         }
-        block
     }
 
     /// The weights, `kind.block_len()` of them, in f32 arithmetic as ggml does it: `(d * scale) * code - dmin * min`.

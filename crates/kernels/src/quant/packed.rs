@@ -4,10 +4,10 @@ use std::fmt;
 
 use super::QuantKind;
 use super::block::Block;
-use super::encode::encoder;
+use super::encode::{can_encode, encode};
 use crate::buffer::{Buffer, SharedMut};
 use crate::simd::PANEL;
-use crate::{OutOfMemory, Pool};
+use crate::{Isa, OutOfMemory, Pool};
 
 /// Weights of a group: eight steps of four, for 16 outputs. Its codes take as many words per output as a code has bits.
 pub(crate) const GROUP: usize = 32;
@@ -100,12 +100,14 @@ impl PackedQuant {
             // SAFETY: each tile has a panel of its own.
             let (codes, heads) = unsafe { (code_words.slice(p * codes, codes), head_words.slice(p * heads, heads)) };
             let mut row = vec![0; blocks * kind.block_bytes()];
+            let mut block = Block::new();
             for lane in 0..PANEL.min(n - p * PANEL) {
                 fill(p * PANEL + lane, &mut row);
                 let codes = codes.chunks_exact_mut(kind.block_len() / GROUP * kind.bits() * PANEL);
                 let heads = heads.chunks_exact_mut(kind.heads() * PANEL);
                 for ((bytes, codes), heads) in row.chunks_exact(kind.block_bytes()).zip(codes).zip(heads) {
-                    put(kind, &Block::parse(kind, bytes), lane, codes, heads);
+                    block.parse(kind, bytes);
+                    put(kind, &block, lane, codes, heads);
                 }
             }
         });
@@ -145,12 +147,17 @@ impl PackedQuant {
         pool: &Pool,
         fill: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) -> Result<PackedQuant, QuantError> {
-        let encode = encoder(kind).ok_or(QuantError::NoEncoder(kind))?;
+        if !can_encode(kind) {
+            return Err(QuantError::NoEncoder(kind));
+        }
+        let isa = Isa::detect();
         PackedQuant::pack(kind, n, k, pool, &|i, out| {
             let mut row = vec![0.0; k];
             fill(i, &mut row);
             let blocks = out.chunks_exact_mut(kind.block_bytes());
-            row.chunks_exact_mut(kind.block_len()).zip(blocks).for_each(|(weights, block)| encode(weights, block));
+            row.chunks_exact_mut(kind.block_len()).zip(blocks).for_each(|(weights, block)| {
+                encode(isa, kind, weights, block);
+            });
         })
     }
 
@@ -180,9 +187,10 @@ impl PackedQuant {
         let codes = kind.block_len() / GROUP * kind.bits() * PANEL;
         let heads = kind.heads() * PANEL;
         let first = panel * (self.k / kind.block_len());
+        let mut block = Block::new();
         for (b, out) in out.chunks_exact_mut(kind.block_len()).enumerate() {
             let at = first + b;
-            let block = take(kind, lane, &self.codes()[at * codes..][..codes], &self.heads[at * heads..][..heads]);
+            take(kind, &mut block, lane, &self.codes()[at * codes..][..codes], &self.heads[at * heads..][..heads]);
             block.weights(kind, out);
         }
     }
@@ -203,7 +211,7 @@ fn put(kind: QuantKind, block: &Block, lane: usize, codes: &mut [u32], heads: &m
         out[lane] = *head;
     }
     let groups = codes.chunks_exact_mut(kind.bits() * PANEL);
-    for (codes, out) in block.codes.chunks_exact(GROUP).zip(groups) {
+    for (codes, out) in block.codes.as_chunks::<GROUP>().0.iter().zip(groups) {
         let step = |s: usize| u32::from_le_bytes([codes[4 * s], codes[4 * s + 1], codes[4 * s + 2], codes[4 * s + 3]]);
         for w in 0..kind.bits() {
             out[w * PANEL + lane] = match (kind.bits(), w) {
@@ -217,8 +225,7 @@ fn put(kind: QuantKind, block: &Block, lane: usize, codes: &mut [u32], heads: &m
 }
 
 /// Reads the block in lane `lane`.
-fn take(kind: QuantKind, lane: usize, codes: &[u32], heads: &[u16]) -> Block {
-    let mut block = Block { codes: [0; _], heads: [0; _] };
+fn take(kind: QuantKind, block: &mut Block, lane: usize, codes: &[u32], heads: &[u16]) {
     for (head, words) in block.heads.iter_mut().zip(heads.chunks_exact(PANEL)) {
         *head = words[lane];
     }
@@ -228,7 +235,6 @@ fn take(kind: QuantKind, lane: usize, codes: &[u32], heads: &[u16]) -> Block {
             out.copy_from_slice(&word.to_le_bytes());
         }
     }
-    block
 }
 
 /// The four codes of step `s` of a group whose words are `words(0..bits)`.

@@ -9,8 +9,10 @@ use super::{QuantKind, QuantRows};
 pub fn dequantise(kind: QuantKind, blocks: &[u8], out: &mut [f32]) {
     assert!(blocks.len().is_multiple_of(kind.block_bytes()), "{} bytes of {kind}", blocks.len());
     assert_eq!(out.len(), blocks.len() / kind.block_bytes() * kind.block_len());
+    let mut block = Block::new();
     for (bytes, out) in blocks.chunks_exact(kind.block_bytes()).zip(out.chunks_exact_mut(kind.block_len())) {
-        Block::parse(kind, bytes).weights(kind, out);
+        block.parse(kind, bytes);
+        block.weights(kind, out);
     }
 }
 
@@ -24,9 +26,9 @@ pub fn dot_quant(x: &QuantRows, row: usize, kind: QuantKind, blocks: &[u8], fuse
     let fma = |a: f32, b: f32, c: f32| if fused { a.mul_add(b, c) } else { a * b + c };
     let groups = &x.groups()[row * x.k() / GROUP..][..x.k() / GROUP];
     let per_block = kind.block_len() / GROUP;
-    let mut acc = 0.0;
+    let (mut acc, mut block) = (0.0, Block::new());
     for (bytes, groups) in blocks.chunks_exact(kind.block_bytes()).zip(groups.chunks_exact(per_block)) {
-        let block = Block::parse(kind, bytes);
+        block.parse(kind, bytes);
         for (i, codes) in block.codes[..kind.block_len()].chunks_exact(kind.scale_len()).enumerate() {
             let first = i * kind.scale_len();
             let group = &groups[first / GROUP];
