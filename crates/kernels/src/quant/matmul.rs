@@ -96,14 +96,16 @@ unsafe fn tile_rows<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
     // One panel after the other is one stream of memory. Where x does not stay in the cache from panel to panel, its
     // part for several at once does.
     let many = if rows * job.groups * size_of::<Group>() <= L2_BYTES { 1 } else { TILE_PANELS };
+    // One row is done with its weights at once: what is asked for ahead of them must not come in bursts.
+    let once = if rows == 1 { 2 } else { GROUPS };
     let mut room = MaybeUninit::<Unpacked>::uninit();
     // SAFETY: passed on; what is unpacked is written before it is read.
     unsafe {
         for first in (tile.panels.0..tile.panels.1).step_by(many) {
             let panels = (first, tile.panels.1.min(first + many));
             sums[..(panels.1 - panels.0) * rows * PANEL].fill(0.0);
-            for group in (0..job.groups).step_by(GROUPS) {
-                let groups = GROUPS.min(job.groups - group);
+            for group in (0..job.groups).step_by(once) {
+                let groups = once.min(job.groups - group);
                 for panel in panels.0..panels.1 {
                     let mut piece = unpack::<S>(job.w, panel * job.groups + group, groups, room.as_mut_ptr());
                     let x = job.x.as_ptr().add(tile.rows.0 * job.groups + group);

@@ -14,6 +14,9 @@ pub(crate) const GROUPS: usize = 8;
 /// Bytes between the codes that are unpacked and those that are asked for.
 const AHEAD: usize = 4096;
 
+/// The same for the words beside them.
+const AHEAD_HEADS: usize = 512;
+
 /// Room for [`GROUPS`] groups of a panel.
 #[repr(C, align(64))]
 pub(crate) struct Unpacked {
@@ -106,8 +109,7 @@ macro_rules! forms {
 }
 forms!(By8 = Q8_0, By4 = Q4_0, By5 = Q5_0, By4Min = Q4K, By5Min = Q5K, By6 = Q6K);
 
-/// Unpacks the scales of `groups` groups, the first of them number `group` of the whole matrix and the first of a block.
-/// The codes stay where they are.
+/// Unpacks the scales of `groups` groups, the first of them number `group` of the whole matrix. The codes stay where they are.
 ///
 /// # Safety
 /// The ISA of `S` is available; the matrix has the groups; the piece lives no longer than it and `room`.
@@ -133,16 +135,17 @@ unsafe fn unpack_form<S: Dots, F: Form>(w: &PackedQuant, group: usize, groups: u
     // SAFETY: the contract above; fields are written through the pointer, never read.
     unsafe {
         let codes = w.codes().as_ptr().add(group * F::CODES);
-        let heads = w.heads().as_ptr().add(group / F::BLOCK * F::HEADS);
         for g in 0..groups {
             for line in (0..F::CODES).step_by(PANEL) {
                 S::prefetch(codes.wrapping_add(g * F::CODES + line).wrapping_byte_add(AHEAD));
             }
+            let (block, of_block) = ((group + g) / F::BLOCK, (group + g) % F::BLOCK);
+            let heads = w.heads().as_ptr().add(block * F::HEADS);
+            S::prefetch(heads.wrapping_add(of_block * PANEL).wrapping_byte_add(AHEAD_HEADS).cast());
             for lane in (0..PANEL).step_by(S::LANES) {
-                let heads = heads.add(g / F::BLOCK * F::HEADS + lane);
                 let scales = (&raw mut (*room).scales[g]).cast::<f32>().add(lane);
                 let lifts = (&raw mut (*room).lifts[g]).cast::<f32>().add(lane);
-                unpack_heads::<S, F>(heads, g % F::BLOCK, scales, lifts);
+                unpack_heads::<S, F>(heads.add(lane), of_block, scales, lifts);
             }
         }
         Piece { kind: F::KIND, groups, codes, room }
