@@ -19,7 +19,7 @@ pub fn rms_norm(isa: Isa, pool: &Pool, x: &[f32], w: &[f32], eps: f32, out: &mut
     });
 }
 
-/// [`rms_norm`] of every head (`w.len()` elements) in place, in f32: the q and k norm of Qwen3.
+/// [`rms_norm`] of every `w.len()` elements in place, in f32: heads of q and k, or whole rows.
 ///
 /// # Panics
 /// When a length does not fit or the machine cannot run `isa`.

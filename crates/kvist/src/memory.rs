@@ -224,10 +224,13 @@ pub fn plan(config: &Config, weights: Weights, kv_ram: u64, asked: Option<usize>
 /// What steps take at most. What is too much for 64 bits is too much for any machine.
 fn buffers(config: &Config, load: &Load, context: usize) -> u64 {
     let (c, engine) = (config, load.engine);
-    // Elements of 4 bytes: the residual stream; q, k and v side by side and apart; rotated queries, attention output and
-    // angles; gate and up side by side, their product, and the widest input of a matrix in its own type.
-    let heads = c.heads * c.head_dim;
-    let row = c.hidden + 2 * (c.heads + 2 * c.kv_heads) * c.head_dim + 2 * heads + c.head_dim + 7 * c.intermediate / 2;
+    // Elements of 4 bytes: the residual stream, and what is to be added to it; q, k and v side by side and apart; rotated
+    // queries, attention output and angles; gate and up side by side, their product, and the widest input of a matrix in
+    // its own type.
+    let (heads, angles) = (c.heads * c.head_dim, c.ropes.len() * c.head_dim);
+    let added = if c.block.adds_directly() { 0 } else { c.hidden };
+    let row =
+        c.hidden + added + 2 * (c.heads + 2 * c.kv_heads) * c.head_dim + 2 * heads + angles + 7 * c.intermediate / 2;
     let floats = |rows: usize, width: usize| (rows as u64).saturating_mul(width as u64).saturating_mul(4);
     let logit_rows = engine.max_batch.saturating_add(engine.max_logit_rows);
     let steps = floats(engine.max_step_rows, row).saturating_add(floats(logit_rows, c.vocab + c.hidden));

@@ -73,6 +73,11 @@ pub struct Attention {
 }
 
 impl Block {
+    /// What attention and MLP give is added to the residual stream as it is.
+    pub fn adds_directly(&self) -> bool {
+        self.norms == NormPlace::Before && self.scales.residual == 1.0
+    }
+
     pub(super) fn check(&self) -> Result<()> {
         let Scales { embedding, score_divisor, residual, logit_divisor } = self.scales;
         let numbers = [embedding, score_divisor as f32, residual, logit_divisor];
