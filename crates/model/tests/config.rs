@@ -285,7 +285,9 @@ fn damaged_configurations() {
             other => panic!("{changes}: {other:?}"),
         }
     }
-    for bytes in ["", "{", "[]", "null", "\u{0}"] {
+    let deep = format!("{{\"hidden_size\": [{}0]}}", "[[0]],".repeat(50_000));
+    assert!(parse(json!({})).is_ok());
+    for bytes in ["", "{", "[]", "null", "\u{0}", &deep] {
         assert!(matches!(Config::parse(bytes.as_bytes(), None), Err(Error::Config { .. })), "{bytes:?}");
     }
 }

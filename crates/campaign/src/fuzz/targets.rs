@@ -128,11 +128,20 @@ fn config_corpus() -> Vec<Vec<u8>> {
 }
 
 fn config(input: &[u8]) -> Result<(), String> {
-    let both = serde_json::from_slice::<Value>(input).unwrap_or(Value::Null);
-    let part = |name: &str| both.get(name).map(|v| v.to_string().into_bytes());
-    let config = part("config").unwrap_or_else(|| input.to_vec());
-    let config = Config::parse(&config, part("generation").as_deref()).map_err(text)?;
+    // What takes these two apart must not count as what the parser takes.
+    let [config, generation] = if input.len() > 256 << 10 {
+        [None, None]
+    } else {
+        let both = serde_json::from_slice::<Value>(input).unwrap_or(Value::Null);
+        ["config", "generation"].map(|name| both.get(name).map(|v| v.to_string().into_bytes()))
+    };
+    let config = config.unwrap_or_else(|| input.to_vec());
+    let config = Config::parse(&config, generation.as_deref()).map_err(text)?;
     assert!(config.parameters() > 0);
+    assert_eq!((config.attention.len(), config.kv_layout().layers.len()), (config.layers, config.layers));
+    let rotations = config.attention.iter().map(|a| config.ropes[a.rope].rotation(config.context));
+    assert!(rotations.take(2).all(|r| r.amplitude.is_finite() && r.frequencies.iter().all(|f| f.is_finite())));
+    assert!(config.attention.iter().all(|a| a.window.is_none_or(|w| w > 0 && (w as usize) < config.context)));
     assert!(config.eos.iter().chain(&config.bos).all(|&id| (id as usize) < config.vocab));
     Ok(())
 }

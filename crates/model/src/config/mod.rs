@@ -18,8 +18,9 @@ use crate::error::{Error, Result};
 use crate::family::Family;
 use crate::rope::Rope;
 
-/// Bytes of a configuration file at most.
-pub(crate) const MAX_CONFIG: u64 = 1 << 20;
+/// Bytes of a configuration file at most. Real ones have a few thousand; as a tree of JSON values, a hostile one takes
+/// more than a hundred times its size.
+pub(crate) const MAX_CONFIG: u64 = 256 << 10;
 
 /// A decoder-only transformer: RMSNorm, grouped-query attention with rotary positions, a gated MLP.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,7 +52,10 @@ pub struct Config {
 impl Config {
     /// Parses `config.json` and, if there is one, `generation_config.json`; an empty one is none.
     pub fn parse(config: &[u8], generation: Option<&[u8]>) -> Result<Config> {
-        let json = |file, bytes| {
+        let json = |file, bytes: &[u8]| {
+            if bytes.len() as u64 > MAX_CONFIG {
+                return Err(Error::Config { file, what: format!("larger than {MAX_CONFIG} bytes") });
+            }
             serde_json::from_slice(bytes).map_err(|e: serde_json::Error| Error::Config { file, what: e.to_string() })
         };
         let generation = generation.filter(|bytes| !bytes.trim_ascii().is_empty());
