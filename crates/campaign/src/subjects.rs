@@ -4,9 +4,13 @@ use std::path::{Path, PathBuf};
 
 use kvist_base::Executor;
 use kvist_kernels::Isa;
-use kvist_model::{Canary, LoadOptions, Model, ModelSource};
+use kvist_model::{Canary, Checkpoint, LoadOptions, Model, ModelSource, WeightForm, testing};
+use kvist_weights::Gguf;
 
 use crate::bitwise::Subject;
+
+/// What the model that the program carries is called here.
+const EMBEDDED: &str = "embedded";
 
 /// The embedded model runs once in this many cases; the fixtures share the rest.
 const EMBEDDED_EVERY: u64 = 40;
@@ -57,11 +61,29 @@ pub fn embedded() -> Model {
 }
 
 fn load(dir: &Path) -> Model {
-    let options = LoadOptions { threads: 2, progress: &|_, _| () };
+    load_as(dir, WeightForm::AsFile)
+}
+
+fn load_as(dir: &Path, weights: WeightForm) -> Model {
+    let options = LoadOptions { threads: 2, weights, ..LoadOptions::default() };
     Model::load(&ModelSource::Dir(dir.to_path_buf()), &options).unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
 }
 
-/// Every fixture and, last for each path, the embedded model; on `isa`, or on every path that the machine has.
+/// Models in blocks: of several formats side by side as in a file, and made of floats at load time.
+fn quantised(fixtures: &Path) -> Vec<(String, Model)> {
+    let file = Gguf::from_bytes(testing::gguf::model(testing::gguf::mixed)).expect("a file of our own");
+    let mixed = Checkpoint::of_gguf(file).and_then(|file| Model::of(&file, &LoadOptions::default()));
+    let mut models = vec![("mixed blocks".to_string(), mixed.expect("a model of our own"))];
+    for (name, form) in [("llama3", WeightForm::Q8), ("smollm2", WeightForm::Q4)] {
+        models.push((format!("{name} as {form:?}"), load_as(&fixtures.join(name), form)));
+    }
+    for form in [WeightForm::Q8, WeightForm::Q4] {
+        models.push((format!("{EMBEDDED} as {form:?}"), load_as(&root().join("assets/model"), form)));
+    }
+    models
+}
+
+/// Every fixture, the embedded model, and some of them quantised; on `isa`, or on every path that the machine has.
 pub fn all(isa: Option<Isa>) -> Vec<CpuSubject> {
     build(isa, None)
 }
@@ -82,13 +104,14 @@ fn build(isa: Option<Isa>, canary: Option<Canary>) -> Vec<CpuSubject> {
     dirs.sort();
     assert!(dirs.len() >= 3, "at least three fixtures: {dirs:?}");
     dirs.push(root().join("assets/model"));
-    let models: Vec<(String, Model)> = dirs
+    let mut models: Vec<(String, Model)> = dirs
         .iter()
-        .map(|d| (d.file_name().expect("a directory").to_string_lossy().replace("model", "embedded"), load(d)))
+        .map(|d| (d.file_name().expect("a directory").to_string_lossy().replace("model", EMBEDDED), load(d)))
         .collect();
+    models.extend(quantised(&fixtures));
     let paths = isa.map_or_else(Isa::available, |isa| vec![isa]);
     let subject = |(name, model): &(String, Model), isa| {
-        let heavy = name == "embedded";
+        let heavy = name.starts_with(EMBEDDED);
         CpuSubject { name: name.clone(), model: model.clone(), isa, heavy, canary }
     };
     paths.iter().flat_map(|&isa| models.iter().map(move |m| subject(m, isa))).collect()

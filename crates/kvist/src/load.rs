@@ -61,8 +61,8 @@ pub fn isa(name: Option<&str>) -> Result<Isa> {
 /// Reads the weights, with progress on a terminal.
 pub fn weights(chosen: &Chosen, threads: usize) -> Result<Model> {
     let progress = Progress::new(format!("loading {}", chosen.name));
-    // Two bytes a weight as they lie in memory.
-    let options = LoadOptions { threads, progress: &|done, total| progress.bytes(2 * done, 2 * total) };
+    let options =
+        LoadOptions { threads, progress: &|done, total| progress.bytes(done, total), ..LoadOptions::default() };
     Ok(Model::load(&chosen.source, &options)?)
 }
 

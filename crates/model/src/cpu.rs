@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use kvist_base::{ChunkId, Executor, ExecutorInfo, Prepare, Residency, Row, Slot, StepOutput, StepPlan};
-use kvist_kernels::{self as kernels, AttnPlan, AttnShape, Isa, KvPool, PackedBf16, Pool, Queries, RopeTable};
+use kvist_kernels::{self as kernels, AttnPlan, AttnShape, Isa, KvPool, Pool, Queries, RopeTable};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::forward::{Ops, Scratch, counters, forward};
+use crate::matrix::Matrix;
 use crate::model::{Model, context_of};
 use crate::rope::Rotation;
 use crate::rows::for_parts;
@@ -15,7 +16,7 @@ use crate::weights::Weights;
 
 /// Runs steps on the CPU.
 pub struct CpuExecutor {
-    weights: Arc<Weights<PackedBf16>>,
+    weights: Arc<Weights<Matrix>>,
     config: Config,
     ops: Cpu,
     scratch: Scratch<Vec<u16>>,
@@ -134,7 +135,7 @@ struct Cpu {
 }
 
 impl Ops for Cpu {
-    type Matrix = PackedBf16;
+    type Matrix = Matrix;
     type Input = Vec<u16>;
 
     fn prepare(&mut self, prepare: Prepare) {
@@ -173,7 +174,7 @@ impl Ops for Cpu {
         }
     }
 
-    fn embed(&self, table: &PackedBf16, rows: &[Row], x: &mut [f32]) {
+    fn embed(&self, table: &Matrix, rows: &[Row], x: &mut [f32]) {
         for_parts(&self.pool, x, self.config.hidden, |first, part| {
             for (row, x) in rows[first..].iter().zip(part.chunks_exact_mut(self.config.hidden)) {
                 table.row(row.token as usize, x);
@@ -191,12 +192,12 @@ impl Ops for Cpu {
         kernels::rms_norm(self.isa, &self.pool, x, weight, self.config.norm_eps, out);
     }
 
-    fn matmul(&self, input: &Vec<u16>, rows: usize, matrix: &PackedBf16, y: &mut [f32]) {
-        kernels::matmul(self.isa, &self.pool, input, rows, matrix, y, false);
+    fn matmul(&self, input: &Vec<u16>, rows: usize, matrix: &Matrix, y: &mut [f32]) {
+        matrix.matmul(self.isa, &self.pool, input, rows, y, false);
     }
 
-    fn matmul_add(&self, input: &Vec<u16>, rows: usize, matrix: &PackedBf16, y: &mut [f32]) {
-        kernels::matmul(self.isa, &self.pool, input, rows, matrix, y, true);
+    fn matmul_add(&self, input: &Vec<u16>, rows: usize, matrix: &Matrix, y: &mut [f32]) {
+        matrix.matmul(self.isa, &self.pool, input, rows, y, true);
     }
 
     fn add_bias(&self, y: &mut [f32], bias: &[f32]) {

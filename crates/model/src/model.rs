@@ -1,39 +1,67 @@
 use std::sync::Arc;
 
-use kvist_kernels::{Isa, PackedBf16, Pool};
+use kvist_kernels::{Isa, Pool};
 
 use crate::config::Config;
 use crate::cpu::CpuExecutor;
 use crate::error::{Error, Result};
+use crate::matrix::Matrix;
 use crate::source::{Checkpoint, ModelSource};
 use crate::weights::Weights;
+
+/// How matrices of floats are kept in memory. Those that the file has quantised stay as they are, unless bf16 is asked
+/// for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightForm {
+    /// Floats as bf16, the rest as in the file.
+    #[default]
+    AsFile,
+    /// Everything as bf16.
+    Bf16,
+    /// Floats in blocks of 8 bits: 8.5 bits a weight.
+    Q8,
+    /// Floats in blocks of 4 bits, 4.5 bits a weight; embedding and output matrix as [`WeightForm::Q8`].
+    Q4,
+}
 
 /// How to load.
 #[derive(Clone, Copy)]
 pub struct LoadOptions<'a> {
     pub threads: usize,
-    /// Hears (done, total) in weights, after each matrix.
+    pub weights: WeightForm,
+    /// Hears (done, total) in bytes of the files, after each matrix.
     pub progress: &'a dyn Fn(u64, u64),
 }
 
-/// A model in memory, its matrices packed in bf16 for the CPU. Clones share the weights.
+impl Default for LoadOptions<'_> {
+    fn default() -> Self {
+        LoadOptions { threads: 1, weights: WeightForm::AsFile, progress: &|_, _| () }
+    }
+}
+
+/// A model in memory, its matrices packed for the CPU. Clones share the weights.
 #[derive(Clone)]
 pub struct Model {
     pub(crate) config: Config,
-    pub(crate) weights: Arc<Weights<PackedBf16>>,
+    pub(crate) weights: Arc<Weights<Matrix>>,
 }
 
 impl Model {
-    /// Reads and packs the weights. Needs memory for the model in bf16 and for its largest matrix once more.
+    /// Reads and packs the weights, row by row: needs memory for the packed model and no more.
     pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Model> {
-        let checkpoint = Checkpoint::open(source)?;
+        Model::of(&Checkpoint::open(source)?, options)
+    }
+
+    /// The same from an open checkpoint.
+    pub fn of(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Model> {
         let pool = Pool::new(options.threads);
-        let pack = |rows: &[u16], inputs: usize| {
-            let packed = PackedBf16::from_bf16(rows.len() / inputs, inputs, rows, &pool);
-            packed.map_err(|e| kvist_weights::Error::Memory { bytes: e.bytes as usize }.into())
-        };
-        let weights = Weights::load(&checkpoint, options.threads, pack, options.progress)?;
-        Ok(Model { config: checkpoint.config, weights: Arc::new(weights) })
+        let weights = Weights::load(checkpoint, |parts| Matrix::pack(parts, options.weights, &pool), options.progress)?;
+        Ok(Model { config: checkpoint.config().clone(), weights: Arc::new(weights) })
+    }
+
+    /// Bytes of the matrices in memory.
+    pub fn bytes(&self) -> u64 {
+        self.weights.matrices().map(Matrix::bytes).sum()
     }
 
     pub fn config(&self) -> &Config {

@@ -8,7 +8,9 @@ use kvist_base::{
 use crate::config::{Activation, Config};
 use crate::error::Result;
 use crate::forward::{Ops, Scratch, counters, forward};
-use crate::model::context_of;
+use crate::matrix::Matrix;
+use crate::model::{Model, context_of};
+use crate::parameter::Parameter;
 use crate::rope::Rotation;
 use crate::source::{Checkpoint, ModelSource};
 use crate::weights::Weights;
@@ -25,10 +27,32 @@ pub struct OracleExecutor {
 impl OracleExecutor {
     /// Reads the weights. `context`: tokens in a sequence at most, `None` for all that the model was made for.
     pub fn new(source: &ModelSource, chunks: u32, context: Option<usize>) -> Result<OracleExecutor> {
-        let checkpoint = Checkpoint::open(source)?;
-        let pack = |elements: &[f32], inputs| Ok(Dense { elements: elements.to_vec(), inputs });
-        let weights = Weights::load(&checkpoint, 1, pack, &|_, _| ())?;
-        let config = checkpoint.config;
+        OracleExecutor::read(&Checkpoint::open(source)?, chunks, context)
+    }
+
+    /// The same from an open checkpoint.
+    pub fn read(checkpoint: &Checkpoint, chunks: u32, context: Option<usize>) -> Result<OracleExecutor> {
+        let weights = Weights::load(checkpoint, Dense::read, &|_, _| ())?;
+        OracleExecutor::with_weights(checkpoint.config().clone(), weights, chunks, context)
+    }
+
+    /// From the weights that a model has in memory, rounded or quantised as they are there.
+    pub fn of(model: &Model, chunks: u32, context: Option<usize>) -> Result<OracleExecutor> {
+        let dense = |matrix: &Matrix| {
+            let inputs = matrix.columns();
+            let mut elements = vec![0.0; matrix.rows() * inputs];
+            elements.chunks_exact_mut(inputs).enumerate().for_each(|(i, row)| matrix.row(i, row));
+            Dense { elements, inputs }
+        };
+        OracleExecutor::with_weights(model.config.clone(), model.weights.map(dense), chunks, context)
+    }
+
+    fn with_weights(
+        config: Config,
+        weights: Weights<Dense>,
+        chunks: u32,
+        context: Option<usize>,
+    ) -> Result<OracleExecutor> {
         let context = context_of(&config, context)?;
         let info = ExecutorInfo {
             vocab: config.vocab,
@@ -77,6 +101,16 @@ struct Dense {
 }
 
 impl Dense {
+    fn read(parts: &[Parameter]) -> Result<Dense> {
+        let inputs = parts[0].columns();
+        let mut elements = vec![0.0; parts.iter().map(Parameter::rows).sum::<usize>() * inputs];
+        let rows = parts.iter().flat_map(|part| (0..part.rows()).map(move |i| (part, i)));
+        for ((part, i), out) in rows.zip(elements.chunks_exact_mut(inputs)) {
+            part.row_f32(i, out)?;
+        }
+        Ok(Dense { elements, inputs })
+    }
+
     fn row(&self, i: usize) -> &[f32] {
         &self.elements[i * self.inputs..(i + 1) * self.inputs]
     }

@@ -1,5 +1,7 @@
 //! Step plans made by hand, for tests and benchmarks that drive an executor without an engine.
 
+pub mod gguf;
+
 use std::ops::Range;
 
 use kvist_base::{

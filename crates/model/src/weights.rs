@@ -1,9 +1,9 @@
 //! The weights of the decoder block, and how they are read.
 
 use crate::error::Result;
-pub(crate) use crate::names::parameters;
 use crate::names::{LayerNames, QK_NORMS, Stack, in_layer};
-use crate::source::{Checkpoint, Element};
+use crate::parameter::Parameter;
+use crate::source::Checkpoint;
 
 /// All weights, the matrices in the form `M` that an executor multiplies by. Matrices are `[outputs][inputs]`.
 pub(crate) struct Weights<M> {
@@ -42,43 +42,59 @@ impl<M> Weights<M> {
         self.output.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Reads everything. `pack(rows, inputs)` makes a matrix of row-major elements; `progress(done, total)` hears of
-    /// every matrix, in weights.
-    pub fn load<E: Element>(
+    /// Reads everything. `pack` makes one matrix of parameters that lie one below the other; `progress(done, total)`
+    /// hears of every matrix, in bytes of the files.
+    pub fn load(
         checkpoint: &Checkpoint,
-        threads: usize,
-        pack: impl Fn(&[E], usize) -> Result<M>,
+        pack: impl Fn(&[Parameter]) -> Result<M>,
         progress: &dyn Fn(u64, u64),
     ) -> Result<Weights<M>> {
-        Loader {
-            checkpoint,
-            threads,
-            pack,
-            progress,
-            buffer: Vec::new(),
-            done: 0,
-            total: checkpoint.config.parameters(),
+        Loader { checkpoint, pack, progress, done: 0, total: checkpoint.bytes() }.load()
+    }
+
+    /// The same weights with matrices of another form.
+    pub fn map<N>(&self, form: impl Fn(&M) -> N) -> Weights<N> {
+        let linear = |linear: &Linear<M>| Linear { matrix: form(&linear.matrix), bias: linear.bias.clone() };
+        let part = |part: &Part<M>| Part {
+            norm: part.norm.clone(),
+            input: linear(&part.input),
+            output: linear(&part.output),
+            post_norm: part.post_norm.clone(),
+        };
+        let layer = |layer: &Layer<M>| Layer {
+            attention: part(&layer.attention),
+            qk_norm: layer.qk_norm.clone(),
+            mlp: part(&layer.mlp),
+        };
+        Weights {
+            embedding: form(&self.embedding),
+            layers: self.layers.iter().map(layer).collect(),
+            final_norm: self.final_norm.clone(),
+            output: self.output.as_ref().map(&form),
         }
-        .load()
+    }
+
+    pub fn matrices(&self) -> impl Iterator<Item = &M> {
+        let in_layers = self.layers.iter().flat_map(|l| [&l.attention, &l.mlp]);
+        let matrices = in_layers.flat_map(|part| [&part.input.matrix, &part.output.matrix]);
+        [&self.embedding].into_iter().chain(&self.output).chain(matrices)
     }
 }
 
-struct Loader<'a, E, P> {
+struct Loader<'a, P> {
     checkpoint: &'a Checkpoint,
-    threads: usize,
     pack: P,
     progress: &'a dyn Fn(u64, u64),
-    buffer: Vec<E>,
     done: u64,
     total: u64,
 }
 
-impl<E: Element, P> Loader<'_, E, P> {
+impl<P> Loader<'_, P> {
     fn load<M>(mut self) -> Result<Weights<M>>
     where
-        P: Fn(&[E], usize) -> Result<M>,
+        P: Fn(&[Parameter]) -> Result<M>,
     {
-        let c = self.checkpoint.config.clone();
+        let c = self.checkpoint.config().clone();
         let names = LayerNames::of(&c);
         let embedding = self.matrix(&["model.embed_tokens.weight".into()], &[c.vocab], c.hidden)?;
         let mut layers = Vec::with_capacity(c.layers);
@@ -115,7 +131,7 @@ impl<E: Element, P> Loader<'_, E, P> {
 
     fn linear<M>(&mut self, l: usize, stack: &Stack) -> Result<Linear<M>>
     where
-        P: Fn(&[E], usize) -> Result<M>,
+        P: Fn(&[Parameter]) -> Result<M>,
     {
         let named = |kind| stack.parts.iter().map(move |(part, _)| in_layer(l, part, kind)).collect::<Vec<_>>();
         let outputs: Vec<usize> = stack.parts.iter().map(|(_, outputs)| *outputs).collect();
@@ -132,14 +148,13 @@ impl<E: Element, P> Loader<'_, E, P> {
     /// The matrices one below the other.
     fn matrix<M>(&mut self, names: &[String], outputs: &[usize], inputs: usize) -> Result<M>
     where
-        P: Fn(&[E], usize) -> Result<M>,
+        P: Fn(&[Parameter]) -> Result<M>,
     {
-        self.buffer.clear();
-        for (name, &outputs) in names.iter().zip(outputs) {
-            self.checkpoint.append(name, &[outputs, inputs], self.threads, &mut self.buffer)?;
-        }
-        let matrix = (self.pack)(&self.buffer, inputs)?;
-        self.done += self.buffer.len() as u64;
+        let shapes = names.iter().zip(outputs);
+        let parts = shapes.map(|(name, &outputs)| self.checkpoint.parameter(name, &[outputs, inputs]));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        let matrix = (self.pack)(&parts)?;
+        self.done += parts.iter().map(Parameter::bytes).sum::<u64>();
         (self.progress)(self.done, self.total);
         Ok(matrix)
     }
@@ -148,16 +163,15 @@ impl<E: Element, P> Loader<'_, E, P> {
     fn norm(&mut self, name: Option<String>, n: usize) -> Result<Option<Vec<f32>>> {
         let Some(name) = name else { return Ok(None) };
         let mut weight = self.vector(&name, n)?;
-        if self.checkpoint.config.block.norm_less_one {
+        if self.checkpoint.config().block.norm_less_one {
             weight.iter_mut().for_each(|w| *w += 1.0);
         }
         Ok(Some(weight))
     }
 
     fn vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>> {
-        let mut out = Vec::new();
-        self.checkpoint.append::<f32>(name, &[n], 1, &mut out)?;
-        self.done += n as u64;
-        Ok(out)
+        let parameter = self.checkpoint.parameter(name, &[n])?;
+        self.done += parameter.bytes();
+        parameter.vector()
     }
 }

@@ -33,6 +33,21 @@ pub enum Error {
         file: PathBuf,
         what: String,
     },
+    /// The file is not what the GGUF format prescribes.
+    Gguf {
+        file: PathBuf,
+        what: String,
+    },
+    /// A GGUF file in another byte order, or of an unknown version.
+    GgufVersion {
+        file: PathBuf,
+        what: String,
+    },
+    /// The parts of a GGUF model in several files do not belong together.
+    Split {
+        file: PathBuf,
+        what: String,
+    },
     /// The shard index is not what it should be.
     Index {
         file: PathBuf,
@@ -57,8 +72,8 @@ pub enum Error {
         expected: Vec<usize>,
         found: Vec<usize>,
     },
-    /// An element type other than F32, F16 and BF16.
-    Dtype {
+    /// An element type that cannot be read.
+    Format {
         tensor: String,
         found: String,
     },
@@ -86,7 +101,12 @@ impl Error {
             Error::Missing { .. } | Error::Unexpected { .. } | Error::Shape { .. } => {
                 "check that config.json and the weights belong to the same model"
             }
-            Error::Dtype { .. } => "use weights in F32, F16 or BF16; quantised checkpoints cannot be read",
+            Error::Gguf { .. } => "the file is damaged or not GGUF: fetch it again",
+            Error::GgufVersion { .. } => "use a little-endian file of GGUF version 2 or 3",
+            Error::Split { .. } => "name the first part, with all others beside it under their own names",
+            Error::Format { .. } => {
+                "supported are F32, F16 and BF16, and in GGUF files Q8_0, Q4_0, Q5_0, Q4_K, Q5_K and Q6_K"
+            }
             Error::NotFinite { .. } => "the weights are damaged: fetch them again",
             Error::Memory { .. } => "use a smaller model or a machine with more memory",
         }
@@ -104,7 +124,11 @@ impl fmt::Display for Error {
             Error::Trailing { file, need, have } => {
                 write!(f, "{}: {} bytes after the last tensor", file.display(), have - need)
             }
-            Error::Header { file, what } | Error::Index { file, what } => write!(f, "{}: {what}", file.display()),
+            Error::Header { file, what }
+            | Error::Index { file, what }
+            | Error::Gguf { file, what }
+            | Error::Split { file, what } => write!(f, "{}: {what}", file.display()),
+            Error::GgufVersion { file, what } => write!(f, "{}: a GGUF file {what}", file.display()),
             Error::Duplicate { tensor, first, second } => {
                 write!(f, "tensor {tensor} is both in {} and in {}", first.display(), second.display())
             }
@@ -113,7 +137,7 @@ impl fmt::Display for Error {
             Error::Shape { tensor, expected, found } => {
                 write!(f, "tensor {tensor} has shape {found:?} where {expected:?} is expected")
             }
-            Error::Dtype { tensor, found } => write!(f, "tensor {tensor} has elements of type {found}"),
+            Error::Format { tensor, found } => write!(f, "tensor {tensor} has elements of type {found}"),
             Error::NotFinite { tensor, index } => write!(f, "tensor {tensor} is not finite at element {index}"),
             Error::Memory { bytes } => write!(f, "no memory for {bytes} bytes of weights"),
         }

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use kvist_base::Dtype;
 use serde::Deserialize;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+
+use crate::format::Format;
 
 /// Bytes of a header at most.
 pub const MAX_HEADER: u64 = 16 << 20;
@@ -24,16 +25,16 @@ pub(crate) struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(from = "String")]
 pub(crate) enum Element {
-    Known(Dtype),
+    Known(Format),
     Other(String),
 }
 
 impl From<String> for Element {
     fn from(name: String) -> Self {
         match name.as_str() {
-            "F32" => Element::Known(Dtype::F32),
-            "F16" => Element::Known(Dtype::F16),
-            "BF16" => Element::Known(Dtype::Bf16),
+            "F32" => Element::Known(Format::F32),
+            "F16" => Element::Known(Format::F16),
+            "BF16" => Element::Known(Format::Bf16),
             _ => Element::Other(name),
         }
     }
@@ -57,9 +58,9 @@ impl Header {
             if from != end || to < from {
                 return Err(format!("tensor {name} at bytes {from}..{to} overlaps another or leaves a gap at {end}"));
             }
-            if let Element::Known(dtype) = entry.dtype {
-                let elements = entry.shape.iter().try_fold(dtype.bytes() as u64, |n, &d| n.checked_mul(d as u64));
-                if elements != Some(to - from) {
+            if let Element::Known(format) = entry.dtype {
+                let elements = entry.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64));
+                if elements.and_then(|n| format.bytes(n)) != Some(to - from) {
                     return Err(format!("tensor {name} of shape {:?} has {} bytes", entry.shape, to - from));
                 }
             }

@@ -2,16 +2,13 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
-use kvist_base::Dtype;
 use serde::Deserialize;
 
-use crate::convert::{bf16_from_f32, bf16_to_f32, f16_to_f32};
+use crate::convert::bf16_from_f32;
 use crate::error::{Error, Result};
-use crate::header::{Element, Header, MAX_HEADER};
+use crate::format::{Format, halves};
+use crate::header::{self, Element, Header, MAX_HEADER};
 use crate::source::Source;
-
-/// Bytes read at a time.
-const BLOCK: usize = 1 << 20;
 
 /// All tensors of a model, by name.
 pub struct Tensors {
@@ -20,12 +17,14 @@ pub struct Tensors {
     bytes: u64,
 }
 
-struct Place {
-    shard: usize,
-    element: Element,
-    shape: Vec<usize>,
+pub(crate) struct Place {
+    pub shard: usize,
+    pub element: Element,
+    pub shape: Vec<usize>,
     /// Byte in the shard.
-    at: u64,
+    pub at: u64,
+    /// 0 where the size of an element is not known.
+    pub bytes: u64,
 }
 
 #[derive(Deserialize)]
@@ -80,21 +79,35 @@ impl Tensors {
         Tensors::from_sources(vec![Source::Memory(bytes.into())])
     }
 
-    fn from_sources(shards: Vec<Source>) -> Result<Tensors> {
+    fn from_sources(sources: Vec<Source>) -> Result<Tensors> {
+        let read = |source: Source| {
+            let (header, data) = read_header(&source)?;
+            let place = |(name, entry): (String, header::Entry)| {
+                let (from, to) = entry.data_offsets;
+                let place =
+                    Place { shard: 0, element: entry.dtype, shape: entry.shape, at: data + from, bytes: to - from };
+                (name, place)
+            };
+            Ok((source, header.tensors.into_iter().map(place).collect()))
+        };
+        Tensors::from_parts(sources.into_iter().map(read).collect::<Result<_>>()?)
+    }
+
+    /// Files and what is in each.
+    pub(crate) fn from_parts(parts: Vec<(Source, BTreeMap<String, Place>)>) -> Result<Tensors> {
         let mut tensors = BTreeMap::<String, Place>::new();
-        let mut bytes = 0;
-        for (shard, source) in shards.iter().enumerate() {
-            let (header, data) = read_header(source)?;
-            bytes += header.bytes;
-            for (name, entry) in header.tensors {
+        let mut shards: Vec<Source> = Vec::new();
+        for (shard, (source, places)) in parts.into_iter().enumerate() {
+            shards.push(source);
+            for (name, place) in places {
                 if let Some(first) = tensors.get(&name) {
                     let [first, second] = [first.shard, shard].map(|s| shards[s].name().to_path_buf());
                     return Err(Error::Duplicate { tensor: name, first, second });
                 }
-                let at = data + entry.data_offsets.0;
-                tensors.insert(name, Place { shard, element: entry.dtype, shape: entry.shape, at });
+                tensors.insert(name, Place { shard, ..place });
             }
         }
+        let bytes = tensors.values().map(|place| place.bytes).sum();
         Ok(Tensors { shards, tensors, bytes })
     }
 
@@ -112,7 +125,12 @@ impl Tensors {
         self.bytes
     }
 
-    /// The tensor of this name, which must have this shape and a dtype that can be read.
+    /// Row-major.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|place| place.shape.as_slice())
+    }
+
+    /// The tensor of this name, which must have this shape and a type that can be read.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>> {
         let (name, place) =
             self.tensors.get_key_value(name).ok_or_else(|| Error::Missing { tensor: name.to_string() })?;
@@ -120,11 +138,12 @@ impl Tensors {
             return Err(Error::Shape { tensor: name.clone(), expected: shape.into(), found: place.shape.clone() });
         }
         match &place.element {
-            &Element::Known(dtype) => {
-                let elements = shape.iter().product();
-                Ok(Tensor { name, dtype, elements, at: place.at, source: &self.shards[place.shard] })
+            &Element::Known(format) => {
+                let columns = shape.last().copied().unwrap_or(1);
+                let rows = shape.iter().rev().skip(1).product();
+                Ok(Tensor { name, format, rows, columns, at: place.at, source: &self.shards[place.shard] })
             }
-            Element::Other(found) => Err(Error::Dtype { tensor: name.clone(), found: found.clone() }),
+            Element::Other(found) => Err(Error::Format { tensor: name.clone(), found: found.clone() }),
         }
     }
 }
@@ -153,87 +172,119 @@ fn read_header(source: &Source) -> Result<(Header, u64)> {
     }
 }
 
-/// One tensor: a name and a place; the elements are read on demand and converted.
+/// One tensor: a name and a place; rows are read on demand, from any thread.
 #[derive(Clone, Copy)]
 pub struct Tensor<'a> {
     name: &'a str,
-    dtype: Dtype,
-    elements: usize,
+    format: Format,
+    rows: usize,
+    columns: usize,
     at: u64,
     source: &'a Source,
 }
 
 impl Tensor<'_> {
-    pub fn dtype(&self) -> Dtype {
-        self.dtype
+    /// In the file.
+    pub fn name(&self) -> &str {
+        self.name
     }
 
-    /// Number of elements.
-    pub fn elements(&self) -> usize {
-        self.elements
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// All dimensions but the last; 1 for a vector.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements of a row.
+    pub fn columns(&self) -> usize {
+        self.columns
     }
 
     /// Bytes in the file.
     pub fn bytes(&self) -> u64 {
-        (self.elements * self.dtype.bytes()) as u64
+        (self.rows * self.row_bytes()) as u64
     }
 
-    /// All elements as f32, exactly.
-    pub fn to_f32(&self) -> Result<Vec<f32>> {
-        let mut out = reserve(self.elements)?;
-        self.blocks(|dtype, bytes| match dtype {
-            Dtype::F32 => out.extend(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b))),
-            Dtype::F16 => out.extend(halves(bytes).map(f16_to_f32)),
-            Dtype::Bf16 => out.extend(halves(bytes).map(bf16_to_f32)),
-        })?;
-        match out.iter().position(|v| !v.is_finite()) {
-            Some(index) => Err(Error::NotFinite { tensor: self.name.into(), index }),
-            None => Ok(out),
-        }
+    /// Bytes of a row in the file.
+    pub fn row_bytes(&self) -> usize {
+        self.columns / self.format.block() * self.format.block_bytes()
     }
 
-    /// Appends all elements as bf16 bits, rounded to the nearest even.
-    pub fn append_bf16(&self, out: &mut Vec<u16>) -> Result<()> {
-        let start = out.len();
-        out.try_reserve_exact(self.elements).map_err(|_| Error::Memory { bytes: self.elements * 2 })?;
-        self.blocks(|dtype, bytes| match dtype {
-            Dtype::F32 => {
-                out.extend(bytes.as_chunks().0.iter().map(|&b| bf16_from_f32(f32::from_le_bytes(b))));
-            }
-            Dtype::F16 => out.extend(halves(bytes).map(|b| bf16_from_f32(f16_to_f32(b)))),
-            Dtype::Bf16 => out.extend(halves(bytes)),
-        })?;
-        match out[start..].iter().position(|v| v & 0x7f80 == 0x7f80) {
-            Some(index) => Err(Error::NotFinite { tensor: self.name.into(), index }),
+    /// Reads row `i` as it is in the file: `out.len() == row_bytes()`.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or an element is not a finite number.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn read_row(&self, i: usize, out: &mut [u8]) -> Result<()> {
+        assert!(i < self.rows && out.len() == self.row_bytes());
+        self.source.read_at(self.at + (i * out.len()) as u64, out)?;
+        match self.format.not_finite(out) {
             None => Ok(()),
+            Some(block) => {
+                let index = i * self.columns + block * self.format.block();
+                Err(Error::NotFinite { tensor: self.name.into(), index })
+            }
         }
     }
 
-    /// Hands out the tensor's bytes in order, whole elements at a time.
-    fn blocks(&self, mut each: impl FnMut(Dtype, &[u8])) -> Result<()> {
-        let total = self.bytes() as usize;
-        if let Source::Memory(data) = self.source {
-            each(self.dtype, &data[self.at as usize..self.at as usize + total]);
+    /// Row `i` as f32, exactly. `scratch` is for the bytes of the file.
+    ///
+    /// # Errors
+    /// As [`Tensor::read_row`].
+    pub fn row_f32(&self, i: usize, scratch: &mut Vec<u8>, out: &mut [f32]) -> Result<()> {
+        scratch.resize(self.row_bytes(), 0);
+        self.read_row(i, scratch)?;
+        self.format.decode(scratch, out);
+        Ok(())
+    }
+
+    /// Row `i` as bf16 bits, rounded to the nearest even. `scratch` is for the bytes of the file.
+    ///
+    /// # Errors
+    /// As [`Tensor::read_row`]; also when an element is too large for bf16.
+    pub fn row_bf16(&self, i: usize, scratch: &mut Vec<u8>, out: &mut [u16]) -> Result<()> {
+        scratch.resize(self.row_bytes(), 0);
+        self.read_row(i, scratch)?;
+        if self.format == Format::Bf16 {
+            out.iter_mut().zip(halves(scratch)).for_each(|(o, bits)| *o = bits);
             return Ok(());
         }
-        let mut block = vec![0; total.min(BLOCK)];
-        let mut done = 0;
-        while done < total {
-            let part = &mut block[..(total - done).min(BLOCK)];
-            self.source.read_at(self.at + done as u64, part)?;
-            each(self.dtype, part);
-            done += part.len();
+        // In pieces that stay in the L1 cache, whole blocks of every format.
+        const PIECE: usize = 256;
+        let bytes = self.format.block_bytes() * PIECE / self.format.block();
+        let mut values = [0f32; PIECE];
+        for (piece, (part, out)) in scratch.chunks(bytes).zip(out.chunks_mut(PIECE)).enumerate() {
+            let values = &mut values[..out.len()];
+            self.format.decode(part, values);
+            for (j, (o, &value)) in out.iter_mut().zip(&*values).enumerate() {
+                *o = bf16_from_f32(value);
+                if *o & 0x7f80 == 0x7f80 {
+                    let index = i * self.columns + piece * PIECE + j;
+                    return Err(Error::NotFinite { tensor: self.name.into(), index });
+                }
+            }
         }
         Ok(())
     }
-}
 
-fn halves(bytes: &[u8]) -> impl Iterator<Item = u16> {
-    bytes.as_chunks().0.iter().map(|&b| u16::from_le_bytes(b))
-}
-
-fn reserve<T>(n: usize) -> Result<Vec<T>> {
-    let mut out = Vec::new();
-    out.try_reserve_exact(n).map_err(|_| Error::Memory { bytes: n * size_of::<T>() })?;
-    Ok(out)
+    /// All elements as f32, exactly.
+    ///
+    /// # Errors
+    /// As [`Tensor::read_row`]; also when there is no memory for them.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        let elements = self.rows * self.columns;
+        let mut out = Vec::new();
+        out.try_reserve_exact(elements).map_err(|_| Error::Memory { bytes: elements.saturating_mul(4) })?;
+        out.resize(elements, 0.0);
+        let mut scratch = Vec::new();
+        for (i, row) in out.chunks_exact_mut(self.columns.max(1)).enumerate() {
+            self.row_f32(i, &mut scratch, row)?;
+        }
+        Ok(out)
+    }
 }

@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use kvist_model::Config;
+use kvist_model::{Checkpoint, Config, LoadOptions, Model};
 use kvist_text::{
     ChatInput, ChatTemplate, ReasoningTags, ReplyEvent, ReplyParser, Thinking, Tokenizer, ToolFormat, ToolSetting,
 };
-use kvist_weights::Tensors;
+use kvist_weights::testing::GgufBuilder;
+use kvist_weights::{Format, Gguf, MetaArray, MetaValue, Tensors};
 use serde_json::{Map, Value, json};
 
 use super::mutate::Kind;
@@ -55,6 +56,7 @@ pub fn all() -> Vec<Box<dyn Target>> {
     let plain = |name, kind, corpus, run| Box::new(Plain { name, kind, corpus, run }) as Box<dyn Target>;
     vec![
         plain("safetensors", Kind::Safetensors, safetensors_corpus(), safetensors),
+        plain("gguf", Kind::Bytes, gguf_corpus(), gguf),
         plain("config", Kind::Json, config_corpus(), config),
         plain("tokenizer", Kind::Json, tokenizer_corpus(), tokenizer),
         plain("template", Kind::Json, template_corpus(), template),
@@ -108,11 +110,79 @@ fn safetensors(input: &[u8]) -> Result<(), String> {
         for shape in [&[3, 5][..], &[7], &[], &[64], &[48, 64], &[usize::MAX, 2]] {
             if let Ok(tensor) = tensors.tensor(&name, shape) {
                 let _ = tensor.to_f32();
-                let _ = tensor.append_bf16(&mut Vec::new());
+                let mut row = vec![0; tensor.columns()];
+                let _ = (0..tensor.rows()).try_for_each(|i| tensor.row_bf16(i, &mut Vec::new(), &mut row));
             }
         }
     }
     Ok(())
+}
+
+/// Small models, so that most mutations hit what is parsed.
+fn gguf_corpus() -> Vec<Vec<u8>> {
+    let mut corpus = vec![read(&root().join("crates/weights/tests/fixtures/values.gguf"))];
+    for (architecture, format) in [("llama", Format::Q8_0), ("qwen2", Format::F16), ("gemma3", Format::Q4_0)] {
+        let key = |key: &str| format!("{architecture}.{key}");
+        let mut file = GgufBuilder::default()
+            .value("general.architecture", MetaValue::String(architecture.into()))
+            .value(&key("attention.layer_norm_rms_epsilon"), MetaValue::F32(1e-5))
+            .value(&key("rope.scaling.type"), MetaValue::String("linear".into()))
+            .value(&key("rope.scaling.factor"), MetaValue::F32(2.0))
+            .value("tokenizer.ggml.tokens", MetaValue::Array(MetaArray::String(["a", "b", "</s>"].iter().collect())))
+            .value("tokenizer.ggml.token_type", MetaValue::Array(MetaArray::I32(vec![1, 1, 3])));
+        for (name, value) in [
+            ("context_length", 128),
+            ("embedding_length", 32),
+            ("block_count", 1),
+            ("feed_forward_length", 32),
+            ("attention.head_count", 2),
+            ("attention.head_count_kv", 1),
+            ("attention.key_length", 16),
+            ("attention.sliding_window", 0),
+        ] {
+            file = file.value(&key(name), MetaValue::U32(value));
+        }
+        let matrix = |file: GgufBuilder, name: &str, rows: usize| {
+            let data = vec![1; rows * 32 / format.block() * format.block_bytes()];
+            file.tensor(&format!("{name}.weight"), &[rows, 32], format, data)
+        };
+        file = matrix(file, "token_embd", 3).f32("output_norm.weight", &[32], &[1.0; 32]);
+        for (name, rows) in [("q", 32), ("k", 16), ("v", 16), ("output", 32)] {
+            file = matrix(file, &format!("blk.0.attn_{name}"), rows);
+        }
+        for name in ["gate", "up", "down"] {
+            file = matrix(file, &format!("blk.0.ffn_{name}"), 32);
+        }
+        for (name, n) in [("attn_norm", 32), ("ffn_norm", 32), ("post_attention_norm", 32), ("post_ffw_norm", 32)] {
+            if architecture == "gemma3" || !name.starts_with("post") {
+                file = file.f32(&format!("blk.0.{name}.weight"), &[n], &[1.0; 32]);
+            }
+        }
+        for (name, n) in [("q", 32), ("k", 16), ("v", 16)] {
+            file = match architecture {
+                "qwen2" => file.f32(&format!("blk.0.attn_{name}.bias"), &[n], &vec![0.0; n]),
+                "gemma3" if name != "v" => file.f32(&format!("blk.0.attn_{name}_norm.weight"), &[16], &[1.0; 16]),
+                _ => file,
+            };
+        }
+        corpus.push(file.build());
+    }
+    corpus
+}
+
+/// Reads every tensor, then takes the file for a model.
+fn gguf(input: &[u8]) -> Result<(), String> {
+    let file = Gguf::from_bytes(input.to_vec()).map_err(text)?;
+    for name in file.tensors.names() {
+        if let Ok(tensor) = file.tensors.tensor(name, file.tensors.shape(name).unwrap_or_default()) {
+            let _ = tensor.to_f32();
+        }
+    }
+    if file.get("general.architecture").and_then(MetaValue::as_str) == Some("values") {
+        return Ok(());
+    }
+    let checkpoint = Checkpoint::of_gguf(file).map_err(text)?;
+    Model::of(&checkpoint, &LoadOptions::default()).map(drop).map_err(text)
 }
 
 fn config_corpus() -> Vec<Vec<u8>> {

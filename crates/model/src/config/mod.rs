@@ -184,7 +184,7 @@ impl Config {
 
     /// Number of weights.
     pub fn parameters(&self) -> u64 {
-        crate::weights::parameters(self).map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+        crate::names::parameters(self).map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
     }
 }
 

@@ -32,7 +32,7 @@ pub fn dir(name: &str) -> ModelSource {
 }
 
 pub fn load(source: &ModelSource) -> Model {
-    Model::load(source, &LoadOptions { threads: 2, progress: &|_, _| () }).unwrap()
+    Model::load(source, &LoadOptions { threads: 2, ..LoadOptions::default() }).unwrap()
 }
 
 /// The model that the program carries.
@@ -212,4 +212,12 @@ fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
     let sum: f64 = logits.iter().map(|l| (*l as f64 - max).exp()).sum();
     logits.iter().map(|l| *l as f64 - max - sum.ln()).collect()
+}
+
+/// Mean and largest divergence over the rows of logits.
+pub fn kl_of_logits(vocab: usize, expected: &[f32], found: &[f32]) -> (f64, f64) {
+    assert_eq!(expected.len(), found.len());
+    let rows = expected.chunks_exact(vocab).zip(found.chunks_exact(vocab));
+    let kls: Vec<f64> = rows.map(|(e, f)| kl(&log_softmax(e), &log_softmax(f))).collect();
+    (kls.iter().sum::<f64>() / kls.len() as f64, kls.iter().copied().fold(0.0, f64::max))
 }
