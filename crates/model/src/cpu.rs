@@ -44,6 +44,7 @@ impl CpuExecutor {
         isa: Isa,
         threads: usize,
     ) -> Result<CpuExecutor> {
+        let forms = model.forms();
         let Model { config, weights } = model;
         let context = context_of(&config, context)?;
         let layout = config.kv_layout();
@@ -54,7 +55,7 @@ impl CpuExecutor {
             context,
             layout,
             chunks,
-            name: format!("cpu, bf16, {isa}, {threads} threads"),
+            name: format!("cpu, {forms}, {isa}, {threads} threads"),
         };
         let ops = Cpu {
             isa,

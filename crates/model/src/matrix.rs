@@ -1,6 +1,7 @@
 //! Matrices as the CPU executor multiplies by them.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use kvist_kernels::{self as kernels, Isa, PackedBf16, PackedQuant, Pool, QuantError, QuantKind, QuantRows};
@@ -105,6 +106,15 @@ impl Matrix {
             Matrix::Bf16(matrix) => matrix.bytes() as u64,
             Matrix::Quant(matrix) => matrix.bytes() as u64,
             Matrix::Parts(parts) => parts.iter().map(Matrix::bytes).sum(),
+        }
+    }
+
+    /// Adds the names of the forms that the weights are in.
+    pub fn name_forms(&self, out: &mut BTreeSet<String>) {
+        match self {
+            Matrix::Bf16(_) => drop(out.insert("bf16".into())),
+            Matrix::Quant(matrix) => drop(out.insert(matrix.kind().to_string())),
+            Matrix::Parts(parts) => parts.iter().for_each(|part| part.name_forms(out)),
         }
     }
 

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kvist_kernels::{Isa, Pool};
@@ -62,6 +63,13 @@ impl Model {
     /// Bytes of the matrices in memory.
     pub fn bytes(&self) -> u64 {
         self.weights.matrices().map(Matrix::bytes).sum()
+    }
+
+    /// What the matrices are in memory, e.g. `bf16` or `Q4_K, Q6_K`.
+    pub fn forms(&self) -> String {
+        let mut forms = BTreeSet::new();
+        self.weights.matrices().for_each(|matrix| matrix.name_forms(&mut forms));
+        forms.into_iter().collect::<Vec<_>>().join(", ")
     }
 
     pub fn config(&self) -> &Config {

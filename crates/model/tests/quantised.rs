@@ -76,7 +76,8 @@ fn embedded_model_in_eight_and_four_bits() {
         assert!(lost <= quantising, "{form:?}: {lost}");
         for isa in Isa::available() {
             let mut cpu = model.clone().into_executor(8, None, isa, 4).unwrap();
-            assert!(cpu.info().name.contains("cpu"));
+            let forms = if form == WeightForm::Q8 { "cpu, Q8_0, " } else { "cpu, Q4_0, Q8_0, " };
+            assert!(cpu.info().name.starts_with(forms), "{}", cpu.info().name);
             let found = logits(&mut cpu, &ids, &[200], 0);
             let (mean, largest) = kl_of_logits(vocab, &stored, &found);
             let (total, _) = kl_of_logits(vocab, &exact, &found);

@@ -99,7 +99,7 @@ impl Error {
             Error::Index { .. } => "fetch model.safetensors.index.json again",
             Error::Duplicate { .. } => "remove the files that do not belong to the model",
             Error::Missing { .. } | Error::Unexpected { .. } | Error::Shape { .. } => {
-                "check that config.json and the weights belong to the same model"
+                "check that the configuration and the weights belong to the same model"
             }
             Error::Gguf { .. } => "the file is damaged or not GGUF: fetch it again",
             Error::GgufVersion { .. } => "use a little-endian file of GGUF version 2 or 3",

@@ -70,7 +70,7 @@ pub(crate) fn config(file: &Gguf) -> Result<(Config, Names)> {
 }
 
 fn bad(what: impl Into<String>) -> Error {
-    Error::Config { file: "GGUF metadata", what: what.into() }
+    Error::Config { file: "the GGUF file", what: what.into() }
 }
 
 /// What `config.json` of the same model says.
@@ -178,4 +178,131 @@ fn windows(keys: &Keys, layers: u64, out: &mut Map<String, Value>) -> Result<()>
 
 fn unsupported(what: &str, supported: &'static str) -> Error {
     Error::Unsupported { what: what.into(), supported }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvist_weights::testing::GgufBuilder;
+    use kvist_weights::{MetaArray, MetaValue};
+
+    use super::*;
+
+    /// The configuration of a file with these keys beside those that all have: 6 layers, 4 heads of 8.
+    fn json_of(architecture: &str, keys: &[(&str, MetaValue)]) -> Result<Value> {
+        let common = [
+            ("context_length", MetaValue::U32(4096)),
+            ("embedding_length", MetaValue::U64(32)),
+            ("block_count", MetaValue::U32(6)),
+            ("feed_forward_length", MetaValue::U32(48)),
+            ("attention.head_count", MetaValue::U32(4)),
+            ("attention.layer_norm_rms_epsilon", MetaValue::F32(1e-5)),
+        ];
+        let mut file = GgufBuilder::default()
+            .value("general.architecture", MetaValue::String(architecture.into()))
+            .f32("token_embd.weight", &[3, 32], &[0.0; 96]);
+        let given = |key: &str| keys.iter().any(|(k, _)| *k == key);
+        for (key, value) in common.into_iter().filter(|(k, _)| !given(k)).chain(keys.iter().cloned()) {
+            file = file.value(&format!("{architecture}.{key}"), value);
+        }
+        let file = Gguf::from_bytes(file.build()).expect("a sound file");
+        let architecture = ARCHITECTURES.iter().find(|a| a.name == architecture).expect("known");
+        config_json(&Keys { file: &file, architecture })
+    }
+
+    #[test]
+    fn what_all_families_have() {
+        let found = json_of("qwen2", &[("attention.head_count_kv", MetaValue::Array(MetaArray::I32(vec![2; 6])))]);
+        let expected = json!({
+            "model_type": "qwen2", "vocab_size": 3, "hidden_size": 32, "num_hidden_layers": 6,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48,
+            "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": true,
+            "attention_bias": false, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        });
+        assert_eq!(found.unwrap(), expected);
+    }
+
+    #[test]
+    fn what_only_the_family_says() {
+        let window = ("attention.sliding_window", MetaValue::U32(512));
+        let sliding = |json: &Value| {
+            let types = json["layer_types"].as_array().expect("a list");
+            types.iter().map(|t| t == "sliding_attention").collect::<Vec<_>>()
+        };
+        let found = json_of("gemma3", std::slice::from_ref(&window)).unwrap();
+        assert_eq!(sliding(&found), [true, true, true, true, true, false]);
+        assert_eq!(found["query_pre_attn_scalar"], 8);
+        assert_eq!(found["rope_parameters"]["sliding_attention"]["rope_theta"], 10_000.0);
+        let found = json_of("gemma3", &[]).unwrap();
+        assert_eq!(sliding(&found), [false; 6]);
+        let found = json_of("gemma2", &[]).unwrap();
+        assert_eq!(sliding(&found), [true, false, true, false, true, false]);
+        assert_eq!((&found["sliding_window"], &found["attn_logit_softcapping"]), (&json!(4096), &json!(50.0)));
+        // The largest of the family.
+        let found = json_of(
+            "gemma2",
+            &[
+                ("block_count", MetaValue::U32(46)),
+                ("attention.key_length", MetaValue::U32(16)),
+                ("attention.value_length", MetaValue::U32(16)),
+            ],
+        );
+        assert_eq!(found.unwrap()["query_pre_attn_scalar"], 8);
+        let pattern = MetaValue::Array(MetaArray::Bool(vec![false, true, true, false, false, false]));
+        let found = json_of("gemma3", &[window.clone(), ("attention.sliding_window_pattern", pattern)]).unwrap();
+        assert_eq!(sliding(&found), [false, true, true, false, false, false]);
+
+        assert_eq!(json_of("smollm3", &[]).unwrap()["no_rope_layers"], json!([1, 1, 1, 0, 1, 1]));
+        let found = json_of("llama", std::slice::from_ref(&window)).unwrap();
+        assert_eq!((&found["model_type"], &found["sliding_window"]), (&json!("mistral"), &json!(512)));
+        let found = json_of("phi3", &[window.clone(), ("rope.dimension_count", MetaValue::U32(6))]).unwrap();
+        assert_eq!((&found["sliding_window"], &found["partial_rotary_factor"]), (&json!(512), &json!(0.75)));
+        let found = json_of("granite", &[("embedding_scale", MetaValue::F32(12.0))]).unwrap();
+        assert_eq!((&found["embedding_multiplier"], found["residual_multiplier"].is_null()), (&json!(12.0), true));
+        assert!((found["attention_multiplier"].as_f64().unwrap() - 0.125f64.sqrt()).abs() < 1e-12);
+        assert!(json_of("qwen3", &[window]).is_err());
+    }
+
+    #[test]
+    fn rope_scalings() {
+        let rope = |keys: &[(&str, MetaValue)]| json_of("llama", keys).map(|json| json["rope_parameters"].clone());
+        let text = |v: &str| MetaValue::String(v.into());
+        let factor = ("rope.scaling.factor", MetaValue::F32(4.0));
+        let linear = json!({"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0});
+        assert_eq!(rope(std::slice::from_ref(&factor)).unwrap(), linear);
+        assert_eq!(rope(&[factor.clone(), ("rope.scaling.type", text("linear"))]).unwrap(), linear);
+        assert_eq!(rope(&[("rope.scale_linear", MetaValue::F32(4.0))]).unwrap(), linear);
+        let yarn = rope(&[
+            factor.clone(),
+            ("rope.scaling.type", text("yarn")),
+            ("rope.scaling.original_context_length", MetaValue::U32(1024)),
+            ("rope.scaling.yarn_beta_fast", MetaValue::F32(16.0)),
+            ("rope.freq_base", MetaValue::F32(500_000.0)),
+        ]);
+        let expected = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024,
+                              "beta_fast": 16.0, "rope_theta": 500_000.0});
+        assert_eq!(yarn.unwrap(), expected);
+        assert_eq!(rope(&[factor, ("rope.scaling.type", text("none"))]).unwrap()["rope_type"], "default");
+        assert!(rope(&[("rope.scaling.type", text("spiral"))]).is_err());
+        assert!(rope(&[("rope.scaling.type", MetaValue::U8(1))]).is_err());
+        assert!(rope(&[("rope.freq_base", MetaValue::F32(f32::NAN))]).is_err());
+    }
+
+    /// Layers that differ, and models that are something else.
+    #[test]
+    fn refusals() {
+        let differ = MetaValue::Array(MetaArray::U32(vec![4, 4, 4, 4, 4, 8]));
+        for (key, value) in [
+            ("attention.head_count", differ.clone()),
+            ("feed_forward_length", differ),
+            ("attention.value_length", MetaValue::U32(4)),
+            ("expert_count", MetaValue::U32(2)),
+            ("block_count", MetaValue::U32(4000)),
+            ("context_length", MetaValue::I32(-1)),
+            ("attention.layer_norm_rms_epsilon", MetaValue::F32(f32::INFINITY)),
+            ("attention.head_count", MetaValue::Array(MetaArray::U32(vec![]))),
+        ] {
+            let error = json_of("llama", &[(key, value.clone())]).expect_err("refused");
+            assert!(!error.hint().is_empty(), "{key} {value:?}: {error}");
+        }
+    }
 }
