@@ -46,7 +46,8 @@ impl Packing {
             (None, WeightForm::Q4) => {
                 // What tokens come in and go out through is worth more bits than it has weights.
                 let ends = ["model.embed_tokens.weight", "lm_head.weight"].contains(&parameter.name());
-                Packing::Made(if ends { QuantKind::Q8_0 } else { QuantKind::Q4_0 })
+                let four = QuantKind::best_q4(parameter.columns()).unwrap_or(QuantKind::Q4_0);
+                Packing::Made(if ends { QuantKind::Q8_0 } else { four })
             }
         }
     }
