@@ -105,7 +105,8 @@ pub fn logprobs(logits: &[f32], token: TokenId, top: usize) -> TokenLogprobs {
         token,
         logprob: logprob(own),
         rank: above + equal + 1,
-        top: softmax::likeliest(logits, top).into_iter().map(|(t, x)| (t, logprob(x))).collect(),
+        // By reference: collected from the vector itself, these few would keep the room of all that were looked at.
+        top: softmax::likeliest(logits, top).iter().map(|&(t, x)| (t, logprob(x))).collect(),
     }
 }
 
@@ -195,5 +196,7 @@ mod tests {
         let p = probabilities(1.0);
         assert!((f64::from(l.logprob) - p[1].ln()).abs() < 1e-6);
         assert_eq!(logprobs(&LOGITS, 0, 100).top.len(), 6);
+        // A prompt's worth of them is kept: no more room than is filled.
+        assert!(logprobs(&[0.0; 10_000], 0, 2).top.capacity() < 16);
     }
 }
