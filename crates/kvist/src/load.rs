@@ -13,7 +13,9 @@ use crate::failure::{Failure, Result};
 use crate::memory::{Budget, Load};
 use crate::model::Chosen;
 use crate::progress::Progress;
-use crate::settings::keys::{ISA, ITL_TARGET_MS, MAX_BATCH, MAX_N, MAX_QUEUE, MAX_STEP_TOKENS, MODEL, THREADS};
+use crate::settings::keys::{
+    ISA, ITL_TARGET_MS, MAX_BATCH, MAX_N, MAX_QUEUE, MAX_STEP_TOKENS, MODEL, THREADS, WEIGHTS,
+};
 use crate::settings::{Settings, Value};
 use crate::{complain, machine, memory, model};
 
@@ -32,13 +34,18 @@ pub fn plan(settings: &mut Settings, engine: EngineConfig, replies: u64, connect
     let threads = threads(settings);
     let isa = isa(settings.text(&ISA))?;
     settings.fill(&ISA, Value::Text(isa.to_string()));
-    let chosen = model::choose(settings.text(&MODEL))?;
+    let chosen = chosen(settings)?;
     if let Some(note) = &chosen.note {
         complain(&format!("note: {note}"));
     }
     let load = Load { engine: &engine, threads, replies, connections };
-    let budget = memory::budget(settings, &chosen.config, chosen.weights(), &load, machine::free_memory())?;
+    let budget = memory::budget(settings, &chosen.config, chosen.bytes, &load, machine::free_memory())?;
     Ok(Plan { chosen, engine, budget, isa, threads })
+}
+
+/// The model of MODEL, in the form of `--weights`.
+pub fn chosen(settings: &Settings) -> Result<Chosen> {
+    model::choose(settings.text(&MODEL), model::form(settings.text(&WEIGHTS).unwrap_or_default()))
 }
 
 /// The threads asked for, or the cores allowed.
@@ -61,9 +68,8 @@ pub fn isa(name: Option<&str>) -> Result<Isa> {
 /// Reads the weights, with progress on a terminal.
 pub fn weights(chosen: &Chosen, threads: usize) -> Result<Model> {
     let progress = Progress::new(format!("loading {}", chosen.name));
-    let options =
-        LoadOptions { threads, progress: &|done, total| progress.bytes(done, total), ..LoadOptions::default() };
-    Ok(Model::load(&chosen.source, &options)?)
+    let options = LoadOptions { threads, weights: chosen.form, progress: &|done, total| progress.bytes(done, total) };
+    Ok(Model::of(&chosen.checkpoint, &options)?)
 }
 
 /// Loads the model and sets up the engine.
@@ -122,6 +128,7 @@ pub fn sampling(config: &Config, seed: u64) -> Sampling {
 mod tests {
     use super::*;
     use crate::settings::Layers;
+    use kvist_model::WeightForm;
 
     #[test]
     fn a_path_that_the_cpu_lacks_is_refused() {
@@ -154,9 +161,9 @@ mod tests {
 
     #[test]
     fn sampling_follows_the_model() {
-        let embedded = model::choose(None).unwrap().config;
+        let embedded = model::choose(None, WeightForm::AsFile).unwrap().config;
         assert_eq!(sampling(&embedded, 3), Sampling { seed: 3, ..Sampling::GREEDY });
-        let random = model::random("qwen2.5-0.5b").unwrap().config;
+        let random = model::random("qwen2.5-0.5b", WeightForm::AsFile).unwrap().config;
         assert_eq!(sampling(&random, 0).temperature, 1.0);
     }
 }

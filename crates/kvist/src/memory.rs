@@ -33,18 +33,10 @@ pub struct Load<'a> {
     pub connections: usize,
 }
 
-/// What the weights take, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Weights {
-    pub bytes: u64,
-    /// What is held besides while they are read: the largest matrix before it is packed.
-    pub loading: u64,
-}
-
 /// Memory, all in bytes, and what fits into it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Budget {
-    pub weights: Weights,
+    pub weights: u64,
     pub kv: u64,
     /// Activations, logits, partial states of the attention, and the tree.
     pub buffers: u64,
@@ -87,25 +79,19 @@ impl Budget {
         (self.chunks as usize).saturating_sub(1) / self.context.div_ceil(CHUNK)
     }
 
-    /// What everything takes once it runs.
-    pub fn running(&self) -> u64 {
-        let parts = [self.kv, self.buffers, self.replies, self.connections];
-        parts.into_iter().fold(self.weights.bytes, u64::saturating_add)
-    }
-
-    /// The most that is held at any time. While weights are read, the cache is not there yet.
     pub fn total(&self) -> u64 {
-        self.running().max(self.weights.bytes.saturating_add(self.weights.loading))
+        let parts = [self.kv, self.buffers, self.replies, self.connections];
+        parts.into_iter().fold(self.weights, u64::saturating_add)
     }
 
     /// The sum, term by term.
     pub fn arithmetic(&self) -> String {
-        let weights = human(self.weights.bytes);
-        if self.total() > self.running() {
-            let loading = human(self.weights.loading);
-            return format!("weights {weights} + a matrix before it is packed {loading} = {}", human(self.total()));
-        }
-        let mut sum = format!("weights {weights} + KV cache {} + step buffers {}", human(self.kv), human(self.buffers));
+        let mut sum = format!(
+            "weights {} + KV cache {} + step buffers {}",
+            human(self.weights),
+            human(self.kv),
+            human(self.buffers)
+        );
         for (name, bytes) in [("replies", self.replies), ("connections", self.connections)] {
             if bytes > 0 {
                 let _ = write!(sum, " + {name} {}", human(bytes));
@@ -120,7 +106,7 @@ impl Budget {
 pub fn budget(
     settings: &mut Settings,
     config: &Config,
-    weights: Weights,
+    weights: u64,
     load: &Load,
     free: Option<Free>,
 ) -> Result<Budget> {
@@ -136,7 +122,7 @@ pub fn budget(
 }
 
 /// A quarter of free memory, or what the model leaves of it if that is less; whole MiB.
-fn default_kv(config: &Config, weights: Weights, asked: Option<usize>, load: &Load, free: Option<Free>) -> u64 {
+fn default_kv(config: &Config, weights: u64, asked: Option<usize>, load: &Load, free: Option<Free>) -> u64 {
     let Some(free) = free else { return 1 << 30 };
     let quarter = free.bytes / 4;
     match fitting(config, weights, asked, load, free.bytes) {
@@ -150,13 +136,10 @@ fn default_kv(config: &Config, weights: Weights, asked: Option<usize>, load: &Lo
 }
 
 /// The largest `--kv-ram` that leaves room for the rest, 0 if there is none.
-pub fn fitting(config: &Config, weights: Weights, asked: Option<usize>, load: &Load, free: u64) -> u64 {
+pub fn fitting(config: &Config, weights: u64, asked: Option<usize>, load: &Load, free: u64) -> u64 {
     let chunk = config.kv_layout().bytes as u64;
     let rest = buffers(config, load, asked.unwrap_or(config.context).min(config.context));
-    let taken = [rest, load.replies, connections(load)].into_iter().fold(weights.bytes, u64::saturating_add);
-    if weights.bytes.saturating_add(weights.loading) > free {
-        return 0;
-    }
+    let taken = [rest, load.replies, connections(load)].into_iter().fold(weights, u64::saturating_add);
     free.saturating_sub(taken) / (chunk + NODE_BYTES) * chunk / MIB * MIB
 }
 
@@ -176,7 +159,7 @@ fn connections(load: &Load) -> u64 {
 }
 
 /// The plan for a `--kv-ram` and perhaps a `--ctx`, whether the memory is there or not.
-pub fn plan(config: &Config, weights: Weights, kv_ram: u64, asked: Option<usize>, load: &Load) -> Result<Budget> {
+pub fn plan(config: &Config, weights: u64, kv_ram: u64, asked: Option<usize>, load: &Load) -> Result<Budget> {
     let layout = config.kv_layout();
     let (chunk_bytes, token_bytes) = (layout.bytes as u64, layout.token_bytes() as u64);
     let chunks = chunks(config, kv_ram);
@@ -283,9 +266,9 @@ mod tests {
         Load { engine, threads: 4, replies: 64 * MIB, connections: 900 }
     }
 
-    fn llama() -> (Config, Weights) {
+    fn llama() -> (Config, u64) {
         let config = shapes::by_name("llama-3.2-1b").unwrap();
-        let weights = Weights { bytes: 2 * config.parameters(), loading: 2 * (config.vocab * config.hidden) as u64 };
+        let weights = 2 * config.parameters();
         (config, weights)
     }
 
@@ -331,7 +314,7 @@ mod tests {
         assert_eq!((large.context, large.limit), (131_072, Limit::Model));
         let asked = planned(8 * GIB, Some(1000)).unwrap();
         assert_eq!((asked.context, asked.limit), (1000, Limit::Asked));
-        assert_eq!(large.weights.bytes, 2 * 1_235_814_400);
+        assert_eq!(large.weights, 2 * 1_235_814_400);
     }
 
     #[test]
@@ -371,18 +354,7 @@ mod tests {
         let long = Budget { context: 131_072, ..budget };
         let failure = super::check(&config, &long, Some(131_072), &load, free(4 * GIB)).unwrap_err();
         assert!(failure.hint.starts_with("--ctx ") && failure.hint.contains(" --kv-ram "), "{failure}");
-        assert_eq!(weights.bytes, 2_471_628_800);
-    }
-
-    #[test]
-    fn weights_that_cannot_be_read_in_are_told_as_such() {
-        let (config, weights) = llama();
-        let weights = Weights { loading: 100 * GIB, ..weights };
-        let engine = engine();
-        let budget = plan(&config, weights, GIB, None, &load(&engine)).unwrap();
-        let failure = check(&config, &budget, None, &load(&engine), free(50 * GIB)).unwrap_err();
-        assert!(failure.what.contains("weights 2.3 GiB + a matrix before it is packed 100 GiB = 102 GiB"), "{failure}");
-        assert_eq!(failure.hint, "choose a smaller model");
+        assert_eq!(weights, 2_471_628_800);
     }
 
     #[test]

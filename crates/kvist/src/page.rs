@@ -12,6 +12,8 @@ pub struct Page<'a> {
     pub model: &'a str,
     pub embedded: bool,
     pub parameters: u64,
+    /// How the weights are kept.
+    pub kind: String,
     /// The context that the model was made for.
     pub model_context: usize,
     pub budget: &'a Budget,
@@ -44,7 +46,10 @@ impl Page<'_> {
             let _ = writeln!(out, "  {name:<9} {text}");
         };
         let millions = self.parameters as f64 / 1e6;
-        line("model", format!("{}, {millions:.1} M parameters in bf16, {}", self.model, human(budget.weights.bytes)));
+        line(
+            "model",
+            format!("{}, {millions:.1} M parameters in {}, {}", self.model, self.kind, human(budget.weights)),
+        );
         if self.embedded {
             line("", "compiled into the binary, to try things out; for a real model: kvist serve MODEL".into());
         }
@@ -91,11 +96,10 @@ impl Page<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::Weights;
 
     fn page(address: &str, keys: bool, limit: Limit) -> String {
         let budget = Budget {
-            weights: Weights { bytes: 3 << 30, loading: 0 },
+            weights: 3 << 30,
             kv: 1 << 30,
             buffers: 0,
             replies: 0,
@@ -109,6 +113,7 @@ mod tests {
             model: "Some-Model",
             embedded: !keys,
             parameters: 1_235_814_400,
+            kind: "bf16".into(),
             model_context: 131_072,
             budget: &budget,
             isa: "avx2".into(),

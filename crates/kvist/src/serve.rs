@@ -76,6 +76,7 @@ async fn serve(settings: Settings, plan: Plan, config: ServerConfig, started: In
         model: &name,
         embedded: plan.chosen.is_embedded(),
         parameters: plan.chosen.config.parameters(),
+        kind: plan.chosen.kind(),
         model_context: plan.chosen.config.context,
         budget: &plan.budget,
         isa: plan.isa.to_string(),

@@ -51,7 +51,8 @@ fn bench_attention(matches: &ArgMatches) -> Result<()> {
 fn bench_engine(matches: &ArgMatches) -> Result<()> {
     let (isa, threads) = path(matches)?;
     let shape = matches.get_one::<String>("shape").map_or("embedded", String::as_str);
-    let chosen = if shape == "embedded" { model::choose(None)? } else { model::random(shape)? };
+    let form = model::form(matches.get_one::<String>("weights").map_or("file", String::as_str));
+    let chosen = if shape == "embedded" { model::choose(None, form)? } else { model::random(shape, form)? };
     let prompt = |default: usize| matches.get_one::<u32>("prompt-tokens").map_or(default, |&n| n as usize);
     let options = engine::Options {
         seconds: f64::from(*matches.get_one::<f32>("seconds").unwrap_or(&5.0)),
@@ -66,7 +67,7 @@ fn bench_engine(matches: &ArgMatches) -> Result<()> {
     let batch = engine::BATCHES.into_iter().max().unwrap_or(1);
     let chunks = workload::chunks_for(batch, options.batch_prompt).max(workload::chunks_for(1, options.prefill));
     let kv = u64::from(chunks) * chosen.config.kv_layout().bytes as u64;
-    let needed = chosen.weights().bytes + kv;
+    let needed = chosen.bytes + kv;
     if machine::free_memory().is_some_and(|free| needed > free.bytes) {
         let what = format!("not enough memory: {} are needed", crate::size::human(needed));
         return Err(Failure::new(what, "choose a smaller --shape or shorter prompts"));
@@ -83,12 +84,19 @@ fn bench_engine(matches: &ArgMatches) -> Result<()> {
     if matches.get_flag("json") {
         let figures = json!({
             "shape": chosen.name,
+            "weights": chosen.kind(),
             "parameters": chosen.config.parameters(),
             "lines": engine::json(&lines, &limits),
         });
         print_json("engine", &limits, figures)
     } else {
-        say(&format!("{}\nmodel {}\n\n{}", limits.line(), chosen.name, engine::table(&lines, &limits)))
+        say(&format!(
+            "{}\nmodel {} in {}\n\n{}",
+            limits.line(),
+            chosen.name,
+            chosen.kind(),
+            engine::table(&lines, &limits)
+        ))
     }
 }
 

@@ -205,7 +205,7 @@ mod tests {
         let engine = load::single_config(&settings);
         let plan = load::plan(&mut settings, engine, 0, 0).unwrap();
         let shown = |eos: Vec<TokenId>| {
-            let text = model::choose(None).unwrap().text().unwrap();
+            let text = model::choose(None, kvist_model::WeightForm::AsFile).unwrap().text().unwrap();
             let sampling = Sampling::GREEDY;
             let options = Options { sampling, eos, max_tokens: Some(1), system: None, too_long: "" };
             let driver = load::driver(&plan).unwrap();

@@ -240,6 +240,12 @@ fn bench() -> Command {
                         .default_value("embedded")
                         .help("Model shape; all but `embedded` have random weights")
                         .value_parser(PossibleValuesParser::new(["embedded", "llama-3.2-1b", "qwen2.5-0.5b"])),
+                    Arg::new("weights")
+                        .long("weights")
+                        .value_name("FORM")
+                        .default_value("bf16")
+                        .help("How weights are kept")
+                        .value_parser(PossibleValuesParser::new(["bf16", "q8", "q4"])),
                     Arg::new("seconds")
                         .long("seconds")
                         .value_name("S")

@@ -8,8 +8,8 @@ use crate::failure::Result;
 use crate::limits::Limits;
 use crate::machine::{self, Cores, Free};
 use crate::memory::{self, Budget, Limit, Load};
-use crate::model::{self, Chosen};
-use crate::settings::keys::{CTX, KV_RAM, MAX_CONNECTIONS, MODEL, REPLY_RAM};
+use crate::model::Chosen;
+use crate::settings::keys::{CTX, KV_RAM, MAX_CONNECTIONS, REPLY_RAM};
 use crate::settings::{Origin, Settings};
 use crate::size::{count, exact, human, thousands};
 use crate::{load, serve};
@@ -24,7 +24,7 @@ pub struct Facts {
 pub fn look(settings: &mut Settings, threads: usize, limits: Option<&Limits>) -> (Vec<Section>, Facts) {
     let mut section = Section::new("model");
     let mut facts = Facts::default();
-    let chosen = match model::choose(settings.text(&MODEL)) {
+    let chosen = match load::chosen(settings) {
         Ok(chosen) => chosen,
         Err(failure) => {
             told(&mut section, "not usable", failure);
@@ -41,7 +41,7 @@ pub fn look(settings: &mut Settings, threads: usize, limits: Option<&Limits>) ->
 }
 
 fn describe(section: &mut Section, chosen: &Chosen) -> Value {
-    let (config, weights) = (&chosen.config, chosen.weights());
+    let (config, weights) = (&chosen.config, chosen.bytes);
     if let Some(note) = &chosen.note {
         section.add(Status::Warn, "name", note.clone());
     }
@@ -59,7 +59,7 @@ fn describe(section: &mut Section, chosen: &Chosen) -> Value {
             thousands(config.context as u64)
         ),
     );
-    section.add(Status::Info, "weights", format!("{} in memory, {}", human(weights.bytes), chosen.form()));
+    section.add(Status::Info, "weights", format!("{} in memory, {}", human(weights), chosen.kind()));
     let token = config.kv_layout().token_bytes() as u64;
     section.add(Status::Info, "KV", format!("{} a token", human(token)));
     let (vocabulary, chat) = text(section, chosen);
@@ -73,8 +73,8 @@ fn describe(section: &mut Section, chosen: &Chosen) -> Value {
         "vocabulary": config.vocab,
         "tokenizer_vocabulary": vocabulary,
         "chat": chat,
-        "weights": chosen.form(),
-        "weight_bytes": weights.bytes,
+        "weights": chosen.kind(),
+        "weight_bytes": weights,
         "kv_bytes_per_token": token,
     })
 }
@@ -118,7 +118,7 @@ fn fit(
     let connections = machine::open_files().map_or(u64::MAX, serve::connections_of);
     let connections = connections.min(settings.count(&MAX_CONNECTIONS) as u64) as usize;
     let load = Load { engine: &engine, threads, replies: settings.count(&REPLY_RAM) as u64, connections };
-    let (config, weights, free) = (&chosen.config, chosen.weights(), machine::free_memory());
+    let (config, weights, free) = (&chosen.config, chosen.bytes, machine::free_memory());
     let asked = settings.number(&CTX).map(|n| n as usize);
     let default = *settings.origin(&KV_RAM) == Origin::Default;
 
@@ -148,8 +148,7 @@ fn fit(
     Ok(json!({
         "free": free.map(|free| free.bytes),
         "total": shown.as_ref().map(Budget::total),
-        "weights": weights.bytes,
-        "loading": weights.loading,
+        "weights": weights,
         "kv": shown.as_ref().map(|b| b.kv),
         "buffers": shown.as_ref().map(|b| b.buffers),
         "replies": load.replies,
@@ -202,7 +201,7 @@ fn bounds(chosen: &Chosen, limits: &Limits) -> (f64, f64) {
     let (all, table) = (c.parameters() as f64, (c.vocab * c.hidden) as f64);
     // Of the embedding a token reads one row; where it is the output matrix as well, all of it.
     let active = if c.tied { all } else { all - table };
-    let bytes = chosen.weights().bytes as f64 * active / all;
+    let bytes = chosen.bytes as f64 * active / all;
     let cached = Cores::of_machine().cache.is_some_and(|cache| bytes < cache as f64);
     let seconds = if cached { limits.floor(0.0, 2.0 * active) } else { limits.floor(bytes, 2.0 * active) };
     // Only the prompt's last token needs logits.

@@ -204,6 +204,11 @@ fn quant(base: &str) -> String {
     if rest.rsplit(['-', '.']).next() == Some("UD") { format!("UD-{upper}") } else { upper }
 }
 
+/// The type of weights that the name of a GGUF file tells, "" if it does not.
+pub fn quant_of(file: &Path) -> String {
+    gguf_stem(file).map_or(String::new(), |stem| quant(split(&stem).0))
+}
+
 fn is_weights(file: &Path) -> bool {
     file == Path::new(INDEX) || (file.components().count() == 1 && file.extension().is_some_and(|e| e == "safetensors"))
 }

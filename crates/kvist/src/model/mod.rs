@@ -2,17 +2,17 @@
 
 mod files;
 mod find;
+mod gguf;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use kvist_model::{Config, ModelSource, shapes};
+use kvist_model::{Checkpoint, Config, ModelSource, WeightForm};
 use kvist_text::{ChatTemplate, TextError, Tokenizer};
 
 use crate::failure::{Failure, Result};
 use crate::hub::Cache;
-use crate::memory::Weights;
 pub use find::state;
 use find::{Found, Place};
 
@@ -25,15 +25,18 @@ const EMBEDDED_TOKENIZER_CONFIG: &[u8] = include_bytes!("../../../../assets/mode
 /// Name of the model compiled into the binary.
 pub const EMBEDDED_NAME: &str = "kvist-small";
 
-/// A model that was asked for; its weights are not read yet.
-#[derive(Debug)]
+/// A model that was asked for: its files are known and agree with each other, its weights are not read yet.
 pub struct Chosen {
-    pub source: ModelSource,
+    pub checkpoint: Checkpoint,
+    pub config: Config,
     /// Id that clients see unless another is set.
     pub name: String,
-    pub config: Config,
     /// What the user should know about the choice.
     pub note: Option<String>,
+    pub form: WeightForm,
+    /// Bytes that the weights take in memory in this form.
+    pub bytes: u64,
+    source: ModelSource,
 }
 
 /// Tokenizer and chat template.
@@ -43,26 +46,36 @@ pub struct Text {
     pub template: std::result::Result<ChatTemplate, TextError>,
 }
 
-/// Resolves MODEL; nothing is the embedded model.
-pub fn choose(model: Option<&str>) -> Result<Chosen> {
+/// Resolves MODEL; nothing is the embedded model. Reads configuration and headers.
+pub fn choose(model: Option<&str>, form: WeightForm) -> Result<Chosen> {
     let Some(model) = model else {
-        let config = Config::parse(EMBEDDED_CONFIG, Some(EMBEDDED_GENERATION))?;
         let source = ModelSource::Embedded {
             config: EMBEDDED_CONFIG,
             generation_config: Some(EMBEDDED_GENERATION),
             weights: EMBEDDED_WEIGHTS,
         };
-        return Ok(Chosen { source, name: EMBEDDED_NAME.into(), config, note: None });
+        return Chosen::open(source, EMBEDDED_NAME.into(), form);
     };
     let Found { place, name, note } = find::find(model, Cache::of_process().as_ref())?;
-    match place {
-        Place::Directory(dir) => {
-            let config = config(&dir)?;
-            Ok(Chosen { source: ModelSource::Dir(dir), name, config, note })
-        }
-        Place::Gguf(_) => {
-            Err(Failure::usage(format!("{model}: GGUF files are not supported by this version"), find::NEEDED))
-        }
+    let source = match place {
+        Place::Directory(dir) => ModelSource::Dir(dir),
+        Place::Gguf(file) => ModelSource::Gguf(file),
+    };
+    Ok(Chosen { note, ..Chosen::open(source, name, form)? })
+}
+
+/// A model of a known shape with random weights.
+pub fn random(shape: &str, form: WeightForm) -> Result<Chosen> {
+    Chosen::open(ModelSource::Random { shape: shape.into(), seed: 1 }, shape.into(), form)
+}
+
+/// The form of this name in `--weights`.
+pub fn form(name: &str) -> WeightForm {
+    match name {
+        "bf16" => WeightForm::Bf16,
+        "q8" => WeightForm::Q8,
+        "q4" => WeightForm::Q4,
+        _ => WeightForm::AsFile,
     }
 }
 
@@ -73,13 +86,20 @@ fn config(dir: &Path) -> Result<Config> {
     Ok(Config::parse(&read(&dir.join("config.json"))?, generation.as_deref())?)
 }
 
-/// A model of a known shape with random weights.
-pub fn random(shape: &str) -> Result<Chosen> {
-    let config = shapes::by_name(shape)?;
-    Ok(Chosen { source: ModelSource::Random { shape: shape.into(), seed: 1 }, name: shape.into(), config, note: None })
-}
-
 impl Chosen {
+    fn open(source: ModelSource, name: String, form: WeightForm) -> Result<Chosen> {
+        let checkpoint = Checkpoint::open(&source)?;
+        let mut config = checkpoint.config().clone();
+        if let Some(metadata) = checkpoint.metadata() {
+            let ends = gguf::ends(metadata).into_iter().filter(|id| (*id as usize) < config.vocab);
+            config.eos.extend(ends);
+            config.eos.sort_unstable();
+            config.eos.dedup();
+        }
+        let bytes = checkpoint.memory(form)?;
+        Ok(Chosen { checkpoint, config, name, note: None, form, bytes, source })
+    }
+
     pub fn is_embedded(&self) -> bool {
         matches!(self.source, ModelSource::Embedded { .. })
     }
@@ -87,42 +107,65 @@ impl Chosen {
     /// Where it lies, unless it is in the program.
     pub fn place(&self) -> Option<String> {
         match &self.source {
-            ModelSource::Dir(dir) => Some(dir.display().to_string()),
-            _ => None,
+            ModelSource::Dir(path) | ModelSource::Gguf(path) => Some(path.display().to_string()),
+            ModelSource::Embedded { .. } | ModelSource::Random { .. } => None,
         }
     }
 
-    /// How its weights are kept in memory.
-    pub fn form(&self) -> &'static str {
-        "bf16"
-    }
-
-    /// What its weights take in memory.
-    pub fn weights(&self) -> Weights {
-        let c = &self.config;
-        let largest = c.vocab.max(2 * c.intermediate) as u64 * c.hidden as u64;
-        Weights { bytes: 2 * c.parameters(), loading: 2 * largest }
+    /// How its weights are kept in memory, for people.
+    pub fn kind(&self) -> String {
+        let file = match &self.source {
+            ModelSource::Gguf(path) => Some(files::quant_of(path)),
+            _ => None,
+        };
+        match (self.form, file) {
+            (WeightForm::AsFile, Some(quant)) if !quant.is_empty() => quant,
+            (WeightForm::AsFile, Some(_)) => "the file's types".into(),
+            (WeightForm::AsFile | WeightForm::Bf16, _) => "bf16".into(),
+            (WeightForm::Q8, None) => "q8".into(),
+            (WeightForm::Q4, None) => "q4".into(),
+            (WeightForm::Q8, Some(_)) => "the file's types, floats in q8".into(),
+            (WeightForm::Q4, Some(_)) => "the file's types, floats in q4".into(),
+        }
     }
 
     /// Reads tokenizer and template. A model without a template can still complete text.
     pub fn text(&self) -> Result<Text> {
         let (tokenizer, config, jinja) = match &self.source {
-            ModelSource::Dir(dir) => {
-                let jinja = dir.join("chat_template.jinja");
-                let jinja = if jinja.exists() { Some(read(&jinja)?) } else { None };
-                let config = dir.join("tokenizer_config.json");
-                let config = if config.exists() { read(&config)? } else { b"{}".to_vec() };
-                (read(&dir.join("tokenizer.json"))?, config, jinja)
+            ModelSource::Gguf(path) => {
+                let empty = Default::default();
+                return gguf::text(path, self.checkpoint.metadata().unwrap_or(&empty));
             }
-            _ => (EMBEDDED_TOKENIZER.to_vec(), EMBEDDED_TOKENIZER_CONFIG.to_vec(), None),
+            ModelSource::Dir(dir) => {
+                let jinja = optional(dir, "chat_template.jinja")?;
+                (read(&dir.join("tokenizer.json"))?, optional(dir, "tokenizer_config.json")?, jinja)
+            }
+            _ => (EMBEDDED_TOKENIZER.to_vec(), Some(EMBEDDED_TOKENIZER_CONFIG.to_vec()), None),
         };
-        let damaged = |what: String| Failure::new(what, "fetch the file again, from the model's own repository");
         let tokenizer = Tokenizer::from_bytes(&tokenizer).map_err(|e| damaged(e.to_string()))?;
-        let config = serde_json::from_slice(&config).map_err(|e| damaged(format!("tokenizer_config.json: {e}")))?;
-        let jinja =
-            jinja.map(String::from_utf8).transpose().map_err(|e| damaged(format!("chat_template.jinja: {e}")))?;
-        Ok(Text { tokenizer, template: ChatTemplate::from_config(&config, jinja.as_deref()) })
+        Ok(Text { tokenizer, template: template(&config, &jinja)? })
     }
+}
+
+/// The chat template of `tokenizer_config.json` and `chat_template.jinja`.
+fn template(config: &Option<Vec<u8>>, jinja: &Option<Vec<u8>>) -> Result<std::result::Result<ChatTemplate, TextError>> {
+    let config = match config {
+        Some(json) => serde_json::from_slice(json).map_err(|e| damaged(format!("tokenizer_config.json: {e}")))?,
+        None => serde_json::Value::Null,
+    };
+    let jinja = jinja.as_deref().map(str::from_utf8).transpose();
+    let jinja = jinja.map_err(|e| damaged(format!("chat_template.jinja: {e}")))?;
+    Ok(ChatTemplate::from_config(&config, jinja))
+}
+
+fn damaged(what: String) -> Failure {
+    Failure::new(what, "fetch the file again, from the model's own repository")
+}
+
+/// A file that not every model has.
+fn optional(dir: &Path, name: &str) -> Result<Option<Vec<u8>>> {
+    let path = dir.join(name);
+    if path.exists() { read(&path).map(Some) } else { Ok(None) }
 }
 
 /// Bytes of a text file beside the weights at most; the largest tokenizers have some 30 MB.
@@ -150,7 +193,7 @@ mod tests {
 
     #[test]
     fn nothing_is_the_embedded_model() {
-        let chosen = choose(None).unwrap();
+        let chosen = choose(None, WeightForm::AsFile).unwrap();
         assert!(chosen.is_embedded());
         assert_eq!((chosen.config.vocab, chosen.config.context), (4096, 4096));
         let text = chosen.text().unwrap();
@@ -162,7 +205,7 @@ mod tests {
     fn an_empty_directory_says_what_belongs_there() {
         let dir = std::env::temp_dir().join(format!("kvist-empty-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        let failure = choose(dir.to_str()).unwrap_err();
+        let failure = choose(dir.to_str(), WeightForm::AsFile).err().unwrap();
         std::fs::remove_dir(&dir).unwrap();
         assert!(failure.what.contains("no files") && failure.hint.contains("tokenizer.json"), "{failure}");
     }

@@ -113,6 +113,15 @@ pub static ISA: Key = key(
 )
 .under(MEMORY)
 .also_in_run();
+pub static WEIGHTS: Key = key(
+    "weights",
+    "FORM",
+    Kind::Choice(&["file", "bf16", "q8", "q4"]),
+    Is("file"),
+    "How weights are kept: as the file says, or floats as bf16, in 8 bits or in 4",
+)
+.under(MEMORY)
+.also_in_run();
 pub static KV_TYPE: Key =
     key("kv-type", "TYPE", Kind::Choice(&["bf16"]), Is("bf16"), "How the cache stores keys and values")
         .under(MEMORY)
@@ -251,7 +260,7 @@ pub static LOG_LEVEL: Key = key(
 .under(ACCESS);
 
 /// All of them, in the order of the help.
-pub static ALL: [&Key; 32] = [
+pub static ALL: [&Key; 33] = [
     &MODEL,
     &HOST,
     &PORT,
@@ -260,6 +269,7 @@ pub static ALL: [&Key; 32] = [
     &THREADS,
     &API_KEY_FILE,
     &ISA,
+    &WEIGHTS,
     &KV_TYPE,
     &MAX_BATCH,
     &MAX_STEP_TOKENS,

@@ -53,7 +53,6 @@ fn the_schema_stays() {
             "free",
             "total",
             "weights",
-            "loading",
             "kv",
             "buffers",
             "replies",

@@ -4,6 +4,7 @@
 mod child;
 mod cli;
 mod doctor;
+mod gguf;
 mod hub;
 mod memory;
 mod readme;
