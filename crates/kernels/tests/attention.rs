@@ -246,7 +246,8 @@ fn folding_by_completion_is_noticed() {
     let mut kv = pool_of(shape, CHUNKS);
     fill(&mut kv, shape, &mut rng);
     let mut runs = RunList { chunks: (0..32).map(ChunkId).collect(), ..RunList::default() };
-    let segment = |(s, n): (u32, u32)| Run { rows: 0..1, place: s * 8, chunks: s * 8..s * 8 + n, shift: 0, masks: None };
+    let segment =
+        |(s, n): (u32, u32)| Run { rows: 0..1, place: s * 8, chunks: s * 8..s * 8 + n, shift: 0, masks: None };
     runs.runs.extend([(0, 1), (1, 8), (2, 8), (3, 8)].map(segment));
     let q = rng.bf16s(3 * 2 * 64, 0.3);
     let case = Case { shape, kv, runs, rows: 1, q, cap: None };

@@ -208,12 +208,11 @@ pub fn plan(config: &Config, weights: u64, kv_ram: u64, asked: Option<usize>, lo
 fn buffers(config: &Config, load: &Load, context: usize) -> u64 {
     let (c, engine) = (config, load.engine);
     // Elements of 4 bytes: the residual stream, and what is to be added to it; q, k and v side by side and apart; rotated
-    // queries, attention output and angles; gate and up side by side, their product, and the widest input of a matrix in
-    // its own type.
+    // queries, attention output and angles; gate and up side by side, one of them apart, and their product in bf16 and
+    // in 8 bits.
     let (heads, angles) = (c.heads * c.head_dim, c.ropes.len() * c.head_dim);
     let added = if c.block.adds_directly() { 0 } else { c.hidden };
-    let row =
-        c.hidden + added + 2 * (c.heads + 2 * c.kv_heads) * c.head_dim + 2 * heads + angles + 7 * c.intermediate / 2;
+    let row = c.hidden + added + 2 * (c.heads + 2 * c.kv_heads) * c.head_dim + 2 * heads + angles + 4 * c.intermediate;
     let floats = |rows: usize, width: usize| (rows as u64).saturating_mul(width as u64).saturating_mul(4);
     let logit_rows = engine.max_batch.saturating_add(engine.max_logit_rows);
     let steps = floats(engine.max_step_rows, row).saturating_add(floats(logit_rows, c.vocab + c.hidden));

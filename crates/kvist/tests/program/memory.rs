@@ -2,21 +2,24 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use crate::child::output;
+use crate::child::{PATIENCE, kvist, output, texts};
 use crate::temp::{SMALL, TempDir};
 
-/// A model of 690 billion weights in a file without content: 1.3 TB, none of it on the disk. `None` where the file
-/// system has no such files.
-fn enormous() -> Option<TempDir> {
+/// A model whose weights are a file without content: all zero, and none of it on the disk. `None` where the file system
+/// has no such files.
+fn sparse(hidden: u64, intermediate: u64, layers: u64) -> Option<TempDir> {
     let dir = TempDir::new();
-    let (hidden, intermediate, layers, heads, vocab) = (32_768, 131_072, 40, 256, 4096);
+    let (head_dim, vocab) = (128, 4096);
     let config = json!({
         "model_type": "llama", "vocab_size": vocab, "hidden_size": hidden, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "intermediate_size": intermediate, "max_position_embeddings": 131_072,
-        "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": true, "head_dim": 128,
+        "num_attention_heads": hidden / head_dim, "intermediate_size": intermediate, "head_dim": head_dim,
+        "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": true,
     });
     fs::write(dir.0.join("config.json"), config.to_string()).unwrap();
     fs::copy(format!("{SMALL}/tokenizer.json"), dir.0.join("tokenizer.json")).unwrap();
@@ -27,8 +30,8 @@ fn enormous() -> Option<TempDir> {
         header.insert(name, json!({"dtype": "BF16", "shape": shape, "data_offsets": [at, end]}));
         at = end;
     };
-    let (h, i) = (hidden as u64, intermediate as u64);
-    tensor("model.embed_tokens.weight".into(), &[vocab as u64, h]);
+    let (h, i) = (hidden, intermediate);
+    tensor("model.embed_tokens.weight".into(), &[vocab, h]);
     tensor("model.norm.weight".into(), &[h]);
     for layer in 0..layers {
         for part in ["q", "k", "v", "o"] {
@@ -51,7 +54,8 @@ fn enormous() -> Option<TempDir> {
 
 #[test]
 fn a_model_that_is_too_large_is_refused_before_it_is_read() {
-    let Some(dir) = enormous() else {
+    // 690 billion weights.
+    let Some(dir) = sparse(32_768, 131_072, 40) else {
         eprintln!("SKIPPED: the file system has no sparse files of 1.3 TB");
         return;
     };
@@ -67,4 +71,25 @@ fn a_model_that_is_too_large_is_refused_before_it_is_read() {
     let report: Value = serde_json::from_str(&out).unwrap();
     assert!(report["fits"]["weights"].as_u64() > Some(1 << 40), "{}", report["fits"]);
     assert_eq!((report["fits"]["largest_kv_ram"].as_u64(), report["verdict"].as_str()), (Some(0), Some("fail")));
+}
+
+#[test]
+fn a_signal_while_the_model_loads_ends_at_once() {
+    let Some(dir) = sparse(4096, 16_384, 2) else { return };
+    // A port that was free a moment ago.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let port = address.port().to_string();
+    let args = ["serve", dir.path(), "--port", &port, "--kv-ram", "64MiB", "--ctx", "64", "--threads", "1"];
+    let mut child = kvist(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It listens before it loads.
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect(address).is_err() {
+        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "it does not listen");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let (page, errors, code) = texts(child.wait_with_output().unwrap());
+    assert_eq!((code, page.as_str()), (Some(0), ""), "{errors}");
+    assert!(errors.starts_with("stopping: 0 requests running") && !errors.contains("error"), "{errors}");
 }
