@@ -143,7 +143,8 @@ fn fit(
     let speed = limits.map(|limits| bounds(chosen, limits));
     if let Some((decode, prefill)) = speed {
         let text = format!("{} tokens/s of one reply, {} tokens/s of a prompt", rounded(decode), rounded(prefill));
-        section.add(Status::Info, "speed", format!("{text}, at most: attention comes on top"));
+        let busy = if limits.is_some_and(Limits::is_valid) { "" } else { " (by a measurement that was disturbed)" };
+        section.add(Status::Info, "speed", format!("{text}, at most: attention comes on top{busy}"));
     }
     Ok(json!({
         "free": free.map(|free| free.bytes),
