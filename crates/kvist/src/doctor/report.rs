@@ -23,14 +23,15 @@ impl Status {
         }
     }
 
-    /// SGR parameter of the colour on a terminal.
-    fn colour(self) -> &'static str {
-        match self {
-            Status::Info => "0",
-            Status::Ok => "32",
-            Status::Warn => "33",
-            Status::Fail => "31",
-        }
+    /// The word at the beginning of a line, coloured by SGR codes.
+    fn tag(self, colours: bool) -> String {
+        let (word, colour) = match self {
+            Status::Info => return " ".repeat(4),
+            Status::Ok => ("ok  ", 32),
+            Status::Warn => ("warn", 33),
+            Status::Fail => ("fail", 31),
+        };
+        if colours { format!("\x1b[{colour}m{word}\x1b[0m") } else { word.into() }
     }
 }
 
@@ -76,10 +77,6 @@ pub fn verdict(sections: &[Section]) -> Status {
 
 /// For people; with colours on a terminal that wants them.
 pub fn render(sections: &[Section], colours: bool) -> String {
-    let tag = |status: Status| {
-        let word = if status == Status::Info { "" } else { status.name() };
-        if colours { format!("\x1b[{}m{word:<4}\x1b[0m", status.colour()) } else { format!("{word:<4}") }
-    };
     let names = sections.iter().flat_map(|section| &section.checks).map(|check| check.name.chars().count());
     // Names of models may be long; they push their own line only.
     let width = names.filter(|n| *n <= 16).max().unwrap_or(0);
@@ -87,7 +84,7 @@ pub fn render(sections: &[Section], colours: bool) -> String {
     for section in sections {
         let _ = writeln!(out, "{}", section.title);
         for Check { status, name, text, hint } in &section.checks {
-            let _ = writeln!(out, "  {}  {name:<width$}  {}", tag(*status), text.replace('\n', "\n        "));
+            let _ = writeln!(out, "  {}  {name:<width$}  {}", status.tag(colours), text.replace('\n', "\n        "));
             if !hint.is_empty() {
                 let _ = writeln!(out, "        hint: {}", hint.replace('\n', "\n        "));
             }
@@ -101,7 +98,7 @@ pub fn render(sections: &[Section], colours: bool) -> String {
         Status::Warn => format!("it will run; {warnings} warning{}", plural(warnings)),
         _ => "nothing is in the way".into(),
     };
-    let _ = writeln!(out, "{}  {words}", tag(verdict(sections)));
+    let _ = writeln!(out, "{}  {words}", verdict(sections).tag(colours));
     out
 }
 

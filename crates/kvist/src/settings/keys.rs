@@ -90,9 +90,14 @@ pub static CTX: Key = key(
     "Context: tokens of a prompt and its reply at most",
 )
 .also_in_run();
-pub static KV_RAM: Key =
-    key("kv-ram", "SIZE", Kind::Size, Found("a quarter of free memory, or what the model leaves of it"), "Memory for the KV cache, e.g. 4GiB")
-        .also_in_run();
+pub static KV_RAM: Key = key(
+    "kv-ram",
+    "SIZE",
+    Kind::Size,
+    Found("a quarter of free memory, or what the model leaves of it"),
+    "Memory for the KV cache, e.g. 4GiB",
+)
+.also_in_run();
 pub static THREADS: Key =
     key("threads", "N", Kind::Number { least: 1, most: 1024 }, Found("the cores allowed"), "Threads that compute")
         .also_in_run();
