@@ -40,7 +40,7 @@ impl Default for GrammarLimits {
             bytes: 128 << 10,
             depth: 64,
             choices: 4096,
-            lexer_work: 1_000_000,
+            lexer_work: 250_000,
             step_lexer_work: 200_000,
             step_items: 50_000,
             row_items: 2000,
@@ -113,7 +113,7 @@ impl GrammarFactory {
                 fits(text.len())?;
                 match gbnf::is_gbnf(text) {
                     true => TopLevelGrammar::from_lark(gbnf::to_lark(text)?),
-                    false => TopLevelGrammar::from_lark(text.clone()),
+                    false => TopLevelGrammar::from_lark(lark::checked(text)?),
                 }
             }
             GrammarSource::Tagged { tags, required } => {

@@ -6,6 +6,7 @@
 //! [`GrammarFactory::compile`]): never on a thread that others wait for.
 
 mod calls;
+mod costs;
 mod factory;
 mod formats;
 mod gbnf;

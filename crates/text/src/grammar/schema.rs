@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
+use super::costs::Costs;
 use super::formats;
 use super::reference::Reference;
 use super::{GrammarLimits, walk};
@@ -46,17 +47,15 @@ pub fn prepared(schema: &Value, strict: bool, limits: &GrammarLimits) -> Result<
         Document { id: root.get("$id").and_then(Value::as_str).map(str::to_owned), ..Document::default() };
     document.learn(&mut root, "#".into());
     let mut used = BTreeSet::new();
-    document.rewrite(&mut root, strict, &mut used)?;
+    document.rewrite(&mut root, strict, &mut used, &mut Costs::default())?;
     let levels: usize = document.heights["#"] + used.iter().map(|path| document.heights[path]).sum::<usize>();
     if levels > LEVELS {
         return Err(format!("the schema and what it refers to have {levels} levels together; {LEVELS} are allowed"));
     }
     let whole = Value::Object(root.clone());
-    open_branches(&mut root, &whole);
+    let mut room = limits.bytes;
+    open_branches(&mut root, &whole, &mut room)?;
     let mut root = Value::Object(root);
-    if bytes(&root) > 2 * limits.bytes {
-        return Err("the branches of `oneOf` refer to too much".into());
-    }
     root["x-guidance"] = json!({"whitespace_pattern": WHITESPACE, "json_allowed_escapes": ESCAPES, "lenient": !strict});
     Ok(root)
 }
@@ -104,6 +103,7 @@ impl Document {
         schema: &mut Map<String, Value>,
         strict: bool,
         used: &mut BTreeSet<String>,
+        costs: &mut Costs,
     ) -> Result<(), String> {
         if let Some(Value::String(text)) = schema.get("$ref") {
             let path = self.resolve(text)?;
@@ -117,12 +117,13 @@ impl Document {
         evaluate(schema);
         formats::enforce(schema);
         check_strings(schema)?;
+        costs.add(schema)?;
         if strict {
             check_free_names(schema)?;
         }
         for (_, schema) in walk::subschemas(schema) {
             if let Value::Object(map) = schema {
-                self.rewrite(map, strict, used)?;
+                self.rewrite(map, strict, used, costs)?;
             }
         }
         Ok(())
@@ -247,7 +248,7 @@ fn check_free_names(schema: &Map<String, Value>) -> Result<(), String> {
 
 /// Puts what a branch of a `oneOf` refers to in its place: only there can the compiler see that branches exclude each
 /// other, by a property whose value differs.
-fn open_branches(schema: &mut Map<String, Value>, whole: &Value) {
+fn open_branches(schema: &mut Map<String, Value>, whole: &Value, room: &mut usize) -> Result<(), String> {
     if let Some(Value::Array(branches)) = schema.get_mut("oneOf") {
         for branch in branches {
             if let Some(reference) = branch.get("$ref").and_then(Value::as_str)
@@ -255,13 +256,16 @@ fn open_branches(schema: &mut Map<String, Value>, whole: &Value) {
                 && let Some(target) = walk::at(whole, reference)
                 && target.get("$ref").is_none()
             {
+                let size = bytes(target);
+                *room = room.checked_sub(size).ok_or("the branches of `oneOf` refer to too much")?;
                 *branch = target.clone();
             }
         }
     }
     for (_, schema) in walk::subschemas(schema) {
         if let Value::Object(map) = schema {
-            open_branches(map, whole);
+            open_branches(map, whole, room)?;
         }
     }
+    Ok(())
 }
