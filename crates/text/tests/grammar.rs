@@ -91,7 +91,7 @@ fn json_schema_test_suite() {
     counts.iter().for_each(|(keyword, count)| println!("{keyword:24} {count:?}"));
     let sum = |i: usize| counts.values().map(|count| count[i]).sum::<usize>();
     println!("{:?}, {walked} walks", [sum(0), sum(1), sum(2), sum(3), sum(4), sum(5)]);
-    assert!(sum(0) >= 195 && sum(2) >= 400 && sum(3) <= 30 && sum(4) == 0 && sum(5) >= 240 && walked >= 180);
+    assert!(sum(0) >= 171 && sum(2) >= 411 && sum(3) <= 22 && sum(4) == 0 && sum(5) >= 227 && walked >= 160);
     for keyword in ["not", "if-then-else", "uniqueItems", "propertyNames"] {
         assert!(counts[keyword][1] > 0, "{keyword} cannot be enforced");
     }
