@@ -13,5 +13,6 @@ mod logprobs;
 mod sampling;
 mod stops;
 mod streams;
+mod structured;
 mod tokens;
 mod tools;
