@@ -1,6 +1,6 @@
 """The openai Python SDK against a running kvist server.
 
-usage: client_test.py KVIST_BINARY [MODEL_DIR]     needs: openai
+usage: client_test.py KVIST_BINARY [MODEL_DIR]     needs: openai, jsonschema
 Starts `KVIST_BINARY serve` on a free port, checks what clients rely on, stops it with SIGTERM. One line per check, then
 "N passed, N failed"; the exit code is 1 if any failed. No check depends on time, except that things end at all.
 """
@@ -19,6 +19,7 @@ import time
 import typing
 import urllib.request
 
+import jsonschema
 import openai
 import pydantic
 
@@ -387,6 +388,44 @@ def logit_bias_and_penalties(b):
     equal(hot.token_ids, free.token_ids)
     for wrong in ({"logit_bias": {"1": 101}}, {"presence_penalty": 3}, {"frequency_penalty": -3}):
         equal(b.refused(400, b.chat, **wrong)["param"], next(iter(wrong)))
+
+
+@check
+def structured_output_validates(b):
+    person = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 20},
+            "age": {"type": "integer", "minimum": 0, "maximum": 150},
+            "pets": {"type": "array", "items": {"$ref": "#/$defs/pet"}, "maxItems": 2},
+        },
+        "required": ["name", "age", "pets"],
+        "additionalProperties": False,
+        "$defs": {
+            "pet": {
+                "oneOf": [
+                    {"type": "object", "properties": {"kind": {"const": kind}, "tame": {"type": "boolean"}},
+                     "required": ["kind", "tame"], "additionalProperties": False}
+                    for kind in ("cat", "dog")
+                ]
+            }
+        },
+    }
+    for seed in range(5):
+        schema = {"name": "person", "strict": True, "schema": person}
+        options = {"temperature": 1, "seed": seed, "max_tokens": 400}
+        format = {"type": "json_schema", "json_schema": schema}
+        choice = b.chat(response_format=format, **options).choices[0]
+        jsonschema.validate(json.loads(choice.message.content), person)
+        equal(choice.finish_reason, "stop")
+        stream = b.chat(response_format=format, stream=True, **options)
+        told = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+        equal(told, choice.message.content)
+    pattern = r"[A-Z]{2}-\d{4}"
+    assert re.fullmatch(pattern, b.chat(extra_body={"guided_regex": pattern}).choices[0].message.content)
+    assert b.chat(extra_body={"structured_outputs": {"choice": ["ja", "nein"]}}).choices[0].message.content in ("ja", "nein")
+    unique = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {"uniqueItems": True}}}
+    equal(b.refused(400, b.chat, response_format=unique)["param"], "response_format.json_schema.schema")
 
 
 @check

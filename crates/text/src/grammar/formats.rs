@@ -12,23 +12,25 @@ const LEAP: &str = concat!(
 /// Drops an unknown format; adds what the compiler's expression for a known one leaves open.
 pub fn enforce(schema: &mut Map<String, Value>) {
     let Some(name) = schema.get("format").and_then(Value::as_str) else { return };
+    let pattern = |pattern: String| ("pattern", Value::from(pattern));
     let more = match name {
-        "date" => format!("^(?:{LEAP})"),
+        "date" => pattern(format!("^(?:{LEAP})")),
         // No leap seconds: whether there was one on that day cannot be told here.
-        "date-time" => format!("^(?:{LEAP}).*:[0-5][0-9](?:\\.|[zZ]|[+-])"),
-        "time" => "^[0-9:]*:[0-5][0-9](?:\\.|[zZ]|[+-])".into(),
+        "date-time" => pattern(format!("^(?:{LEAP}).*:[0-5][0-9](?:\\.|[zZ]|[+-])")),
+        "time" => pattern("^[0-9:]*:[0-5][0-9](?:\\.|[zZ]|[+-])".into()),
+        "hostname" => ("maxLength", 253.into()),
         name if KNOWN.contains(&name) => return,
         _ => {
             schema.remove("format");
             return;
         }
     };
-    let more = match schema.get("type") {
-        Some(of) => json!({"type": of, "pattern": more}),
-        None => json!({"pattern": more}),
-    };
+    let mut more = Map::from_iter([(more.0.to_owned(), more.1)]);
+    if let Some(of) = schema.get("type") {
+        more.insert("type".into(), of.clone());
+    }
     if let Value::Array(list) = schema.entry("allOf").or_insert_with(|| json!([])) {
-        list.push(more);
+        list.push(Value::Object(more));
     }
 }
 
