@@ -14,7 +14,7 @@ use std::io::{BufRead, Write};
 use std::time::Instant;
 
 use kvist_text::Tokenizer;
-use kvist_text::grammar::{GrammarFactory, GrammarLimits, GrammarSource, Tag};
+use kvist_text::grammar::{GrammarFactory, GrammarLimits, GrammarSource};
 use serde_json::{Value, json};
 use walk::{Random, accepts, random_walk};
 
@@ -60,10 +60,6 @@ fn source(group: &Value) -> GrammarSource {
         GrammarSource::Grammar(grammar)
     } else if let Some(list) = group["choice"].as_array() {
         GrammarSource::Choice(list.iter().filter_map(Value::as_str).map(str::to_owned).collect())
-    } else if let Some(list) = group["tags"].as_array() {
-        let word = |tag: &Value, name: &str| tag[name].as_str().unwrap_or_default().to_owned();
-        let tag = |t: &Value| Tag { begin: word(t, "begin"), schema: t["schema"].clone(), end: word(t, "end") };
-        GrammarSource::Tagged { tags: list.iter().map(tag).collect(), required: group["required"] == true }
     } else {
         GrammarSource::JsonSchema { schema: group["schema"].clone(), strict: group["strict"] != false }
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kvist_base::{Constraint, TokenId};
-use kvist_text::grammar::{Grammar, GrammarFactory, GrammarLimits, GrammarSource, Tag};
+use kvist_text::grammar::{Grammar, GrammarFactory, GrammarLimits, GrammarSource};
 use kvist_text::{TextError, Tokenizer};
 use serde_json::{Value, json};
 use walk::{Random, accepts, allowed_tokens, random_walk};
@@ -230,23 +230,6 @@ fn gbnf_and_lark() {
     ] {
         let error = model.compile(&grammar(broken)).err().unwrap_or_else(|| panic!("{broken} compiles"));
         assert!(error.contains(told), "{broken}: {error}");
-    }
-}
-
-#[test]
-fn free_text_up_to_a_tag() {
-    let model = Model::new();
-    let schema = json!({"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"],
-        "additionalProperties": false});
-    let tag = Tag { begin: "<call>".into(), schema, end: "</call>".into() };
-    let tags = |required| GrammarSource::Tagged { tags: vec![tag.clone()], required };
-    let call = "I call <call>{\"x\":1}</call>";
-    for text in ["", "hello <cal", call, &format!("{call}, {call} and end")] {
-        assert!(model.accepts(&tags(false), text), "{text}");
-        assert_eq!(model.accepts(&tags(true), text), text.contains("</call>"), "{text}");
-    }
-    for text in ["<call>", "<call>{}</call>", "a <call>{\"x\":1}", "<call>hello</call>"] {
-        assert!(!model.accepts(&tags(false), text), "{text}");
     }
 }
 

@@ -116,12 +116,6 @@ impl GrammarFactory {
                     false => TopLevelGrammar::from_lark(lark::checked(text)?),
                 }
             }
-            GrammarSource::Tagged { tags, required } => {
-                let schemas = tags.iter().map(|tag| schema::prepared(&tag.schema, true, limits));
-                let schemas = schemas.collect::<Result<Vec<_>, _>>()?;
-                fits(schemas.iter().map(schema::bytes).sum())?;
-                lark::tagged(tags, schemas, *required)?
-            }
             GrammarSource::Calls(calls) => return calls.grammar(limits),
         };
         Ok((grammar, lenient))

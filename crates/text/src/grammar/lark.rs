@@ -1,10 +1,7 @@
 //! Sources that are written down in llguidance's Lark dialect.
 
-use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::regex_to_lark;
 use serde_json::Value;
-
-use super::Tag;
 
 /// A client's grammar. Intersections and complements of terminals are refused: whether one of them matches anything is
 /// found out by going through its states, and of those there may be more than any limit of the library holds back.
@@ -55,31 +52,6 @@ pub fn choice(choices: &[String]) -> String {
         true => "start: \"\"".into(),
         false => format!("start: CHOICE{empty}\nCHOICE: {}", options.join(" | ")),
     }
-}
-
-/// Free text with tagged parts. Text runs up to the first place where a tag's `begin` is complete.
-pub fn tagged(tags: &[Tag], schemas: Vec<Value>, required: bool) -> Result<TopLevelGrammar, String> {
-    if tags.is_empty() || tags.iter().any(|tag| tag.begin.is_empty()) {
-        return Err("a tag needs a beginning".into());
-    }
-    let begins: Vec<String> = tags.iter().map(|tag| literal(&tag.begin)).collect();
-    let parts: Vec<String> = (0..tags.len()).map(|i| format!("part_{i}")).collect();
-    let repeat = if required { "+" } else { "*" };
-    let mut text = format!(
-        "start: ({}){repeat} TAIL?\nTEXT: /(?s:.*)/\nBEGIN: {}\nTAIL: TEXT & ~(TEXT BEGIN TEXT) & /(?s:.+)/\n",
-        parts.join(" | "),
-        begins.join(" | ")
-    );
-    for (i, tag) in tags.iter().enumerate() {
-        let end = if tag.end.is_empty() { String::new() } else { literal(&tag.end) };
-        text += &format!("lead_{i}[suffix={}]: TEXT\npart_{i}: lead_{i} @schema_{i} {end}\n", literal(&tag.begin));
-    }
-    let named = |(i, schema)| GrammarWithLexer {
-        name: Some(format!("schema_{i}")),
-        ..GrammarWithLexer::from_json_schema(schema)
-    };
-    let grammars = std::iter::once(GrammarWithLexer::from_lark(text)).chain(schemas.into_iter().enumerate().map(named));
-    Ok(TopLevelGrammar { grammars: grammars.collect(), max_tokens: None })
 }
 
 /// A string in quotes, escaped as in JSON.

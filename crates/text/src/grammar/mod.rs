@@ -40,21 +40,6 @@ pub enum GrammarSource {
     Choice(Vec<String>),
     /// A grammar: GBNF if it defines a rule with `::=`, otherwise llguidance's Lark dialect.
     Grammar(String),
-    /// Free text in which some words open a part that must be JSON: tool calls.
-    Tagged {
-        tags: Vec<Tag>,
-        /// Text without any of the tags is not enough.
-        required: bool,
-    },
     /// A reply that calls tools.
     Calls(Calls),
-}
-
-/// A part of a [`GrammarSource::Tagged`] text: `begin`, JSON, `end`. From the moment that `begin` is complete, only
-/// that may follow.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Tag {
-    pub begin: String,
-    pub schema: Value,
-    pub end: String,
 }
