@@ -56,12 +56,14 @@ pub fn run(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
 
 /// Binds first, so that a taken port is told at once and `/health` answers while the model loads.
 async fn serve(settings: Settings, plan: Plan, config: ServerConfig, started: Instant) -> Result<()> {
+    // Before the port is open: who sees it open may send a signal.
+    let signal = shutdown_signal();
     let host = settings.text(&HOST).unwrap_or_default();
     let listener = kvist_server::bind(host, settings.count(&PORT) as u16).await.map_err(told)?;
     let address = listener.local_addr().map_err(|e| Failure::new(e.to_string(), "check --host and --port"))?;
     let keys = config.keys.is_some();
     let server = Server::loading(config);
-    let mut running = tokio::spawn(answer(server.clone(), listener, shutdown_signal()));
+    let mut running = tokio::spawn(answer(server.clone(), listener, signal));
     let loading = tokio::task::spawn_blocking(move || load(&settings, plan));
     let loaded = tokio::select! {
         _ = &mut running => return Ok(()),
