@@ -25,6 +25,8 @@ pub(crate) struct File {
 
 #[derive(Default, Deserialize)]
 struct Model {
+    #[serde(default, rename = "type")]
+    kind: Option<String>,
     #[serde(default)]
     vocab: Longest,
     #[serde(default)]
@@ -50,6 +52,11 @@ impl File {
             return refuse("BPE with a `continuing_subword_prefix` is not supported".to_owned());
         }
         Ok(file)
+    }
+
+    /// Says of itself that it is byte-pair encoding.
+    pub fn is_bpe(&self) -> bool {
+        self.model.kind.as_deref() == Some("BPE")
     }
 }
 

@@ -24,6 +24,14 @@ struct Inner {
     adds_prefix: bool,
 }
 
+type BpeTokenizer = tokenizers::TokenizerImpl<
+    tokenizers::models::bpe::BPE,
+    tokenizers::NormalizerWrapper,
+    tokenizers::PreTokenizerWrapper,
+    tokenizers::PostProcessorWrapper,
+    tokenizers::DecoderWrapper,
+>;
+
 /// A BPE model and what surrounds it: the sections of a `tokenizer.json` by their names there, null where there is none.
 pub(crate) struct Parts {
     pub model: tokenizers::models::bpe::BPE,
@@ -45,7 +53,13 @@ impl Tokenizer {
     /// Parses the contents of a `tokenizer.json`. Its truncation and padding are switched off.
     pub fn from_bytes(json: &[u8]) -> Result<Self, TextError> {
         let file = File::parse(json)?;
-        let mut hf = tokenizers::Tokenizer::from_bytes(json).map_err(refuse)?;
+        let mut hf = if file.is_bpe() {
+            // The model's type is known, so its vocabulary and merges are read straight into their tables. Left to find
+            // the type out, the library first makes a tree of JSON values of them, many times as large as the file.
+            serde_json::from_slice::<BpeTokenizer>(json).map_err(refuse)?.into()
+        } else {
+            tokenizers::Tokenizer::from_bytes(json).map_err(refuse)?
+        };
         hf.with_truncation(None).map_err(refuse)?;
         hf.with_padding(None);
         Self::new(hf, &file.normalizer, &file.pre_tokenizer, &file.decoder)
