@@ -50,6 +50,10 @@ fn allocations_are_bounded_by_the_file() {
         ("too many empty arrays", entry([array(9, n), array(0, 0).repeat(n as usize)].concat())),
         ("a long text", GgufBuilder::default().value("k", MetaValue::String("x".repeat(30_000_000))).build()),
         ("numbers", GgufBuilder::default().value("k", MetaValue::Array(MetaArray::F64(vec![0.5; 4_000_000]))).build()),
+        ("an alignment of many numbers", {
+            let many = MetaValue::Array(MetaArray::U8(vec![200; 40_000_000]));
+            GgufBuilder::default().value("general.alignment", many).build()
+        }),
         ("long strings", {
             let strings = Strings::from_iter((0..30).map(|_| "y".repeat(1_000_000)));
             GgufBuilder::default().value("k", MetaValue::Array(MetaArray::String(strings))).build()

@@ -59,8 +59,8 @@ impl<'a> Keys<'a> {
     pub fn layers(&self, key: &str, default: u64, layers: u64) -> Result<Vec<bool>> {
         let every = match self.get(key) {
             Some(MetaValue::Array(array)) => {
-                let values: Option<Vec<bool>> = array.iter().map(|v| v.as_bool()).collect();
-                return values.filter(|v| v.len() as u64 == layers).ok_or_else(|| self.wrong(key));
+                let values = (array.len() as u64 == layers).then(|| array.iter().map(|v| v.as_bool()).collect());
+                return values.flatten().ok_or_else(|| self.wrong(key));
             }
             _ => self.count(key)?.unwrap_or(default),
         };

@@ -56,7 +56,7 @@ const SUPPORTED: &str = "GGUF files of llama (also Mistral), qwen2, qwen3, gemma
 pub(crate) fn config(file: &Gguf) -> Result<(Config, Names)> {
     let name = file.get("general.architecture").and_then(|v| v.as_str()).unwrap_or_default();
     let Some(architecture) = ARCHITECTURES.iter().find(|a| a.name == name) else {
-        return Err(Error::Unsupported { what: format!("its architecture is {name:?}"), supported: SUPPORTED });
+        return Err(Error::Unsupported { what: format!("its architecture is {}", shown(name)), supported: SUPPORTED });
     };
     let keys = Keys { file, architecture };
     let config =
@@ -174,6 +174,11 @@ fn windows(keys: &Keys, layers: u64, out: &mut Map<String, Value>) -> Result<()>
     let name = |sliding: bool| if sliding { "sliding_attention" } else { "full_attention" };
     out.insert("layer_types".into(), sliding.into_iter().map(name).collect());
     Ok(())
+}
+
+/// A text of the file for a message. It may be as long as the file; its beginning is enough.
+fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(60).collect::<String>())
 }
 
 fn unsupported(what: &str, supported: &'static str) -> Error {
@@ -303,6 +308,14 @@ mod tests {
         ] {
             let error = json_of("llama", &[(key, value.clone())]).expect_err("refused");
             assert!(!error.hint().is_empty(), "{key} {value:?}: {error}");
+        }
+        // What is refused by its name is not repeated at any length.
+        let long = || MetaValue::String("\u{1}".repeat(1_000_000));
+        let file = GgufBuilder::default().value("general.architecture", long()).build();
+        let architecture = config(&Gguf::from_bytes(file).expect("a sound file")).err().expect("refused");
+        let rope = json_of("llama", &[("rope.scaling.type", long())]).expect_err("refused");
+        for error in [architecture, rope] {
+            assert!(error.to_string().len() < 500, "{} bytes", error.to_string().len());
         }
     }
 }

@@ -4,7 +4,7 @@ use kvist_weights::MetaValue;
 use serde_json::{Map, Value, json};
 
 use super::keys::Keys;
-use super::{bad, unsupported};
+use super::{bad, shown, unsupported};
 use crate::error::Result;
 
 pub(super) const FREQS: &str = "rope_freqs.weight";
@@ -101,7 +101,10 @@ fn scaling(keys: &Keys, rotated: u64) -> Result<Map<String, Value>> {
         },
         Some("none" | "longrope") => set("rope_type", "default".into()),
         Some(other) => {
-            return Err(unsupported(&format!("it uses RoPE of type {other:?}"), "types none, linear, yarn, longrope"));
+            return Err(unsupported(
+                &format!("it uses RoPE of type {}", shown(other)),
+                "types none, linear, yarn, longrope",
+            ));
         }
     }
     if keys.get("rope.scaling.finetuned") == Some(&MetaValue::Bool(false)) && keys.architecture.name == "granite" {

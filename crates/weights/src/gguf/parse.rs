@@ -57,7 +57,7 @@ pub(super) fn header(source: &Source) -> Result<Header> {
     let alignment = match metadata.get("general.alignment") {
         None => ALIGNMENT,
         Some(MetaValue::U32(n)) if n.is_power_of_two() => *n as u64,
-        Some(other) => return Err(file.bad(format!("general.alignment is {other:?}, not a power of two (U32)"))),
+        Some(_) => return Err(file.bad("general.alignment is no power of two of type U32")),
     };
     let tensors = tensor_table(&mut file, tensors, alignment)?;
     Ok(Header { metadata, tensors })
