@@ -69,8 +69,14 @@ impl Checkpoint {
         Checkpoint { config, store: Store::Gguf(Box::new(file), names) }.checked()
     }
 
-    fn of_tensors(config: Config, tensors: Tensors) -> Result<Checkpoint> {
+    fn of_tensors(mut config: Config, tensors: Tensors) -> Result<Checkpoint> {
         let roots = Roots::find(|name| tensors.contains(name));
+        let [embedding, head] = ["model.embed_tokens.weight", "lm_head.weight"].map(|name| roots.stored(name));
+        if config.tied && tensors.contains(&head) {
+            // Often a copy. Where it is not, it was trained by itself, whatever the configuration says.
+            let shape = [config.vocab, config.hidden];
+            config.tied = tensors.tensor(&embedding, &shape)?.same_as(&tensors.tensor(&head, &shape)?)?;
+        }
         Checkpoint { config, store: Store::Tensors(tensors, roots) }.checked()
     }
 

@@ -9,6 +9,7 @@ use std::fs;
 use common::{Copy, distance, fixtures, prompts};
 use kvist_model::{ModelSource, OracleExecutor, testing};
 use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
 fn config(name: &str) -> Value {
@@ -105,6 +106,33 @@ fn other_ways_to_write_a_configuration() {
     let windowed =
         json!({"use_sliding_window": true, "sliding_window": 100, "max_window_layers": 1, "layer_types": null});
     assert!(error("qwen3", &windowed, None) > 5e-3);
+}
+
+/// Some exporters store the output matrix of a tied model; it counts where it is not the embedding.
+#[test]
+fn an_output_matrix_beside_the_embedding_that_it_should_be() {
+    let bytes = fs::read(fixtures().join("qwen3/model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let embedding = tensors.tensor("model.embed_tokens.weight").unwrap();
+    assert!(config("qwen3")["tie_word_embeddings"] == true && !tensors.names().contains(&"lm_head.weight"));
+    let logits = |head: &[u8], tied: bool| {
+        let copy = Copy::of("qwen3");
+        let mut fields = config("qwen3");
+        fields["tie_word_embeddings"] = tied.into();
+        fs::write(copy.path().join("config.json"), fields.to_string()).unwrap();
+        let head = TensorView::new(embedding.dtype(), embedding.shape().to_vec(), head).unwrap();
+        let mut all: HashMap<_, _> = tensors.tensors().into_iter().collect();
+        all.insert("lm_head.weight".into(), head);
+        safetensors::serialize_to_file(&all, None, &copy.path().join("model.safetensors")).unwrap();
+        let mut oracle = OracleExecutor::new(&ModelSource::Dir(copy.path().into()), 4, None).unwrap();
+        (oracle.config().tied, testing::logits(&mut oracle, &(0..70).collect::<Vec<_>>(), &[], 0))
+    };
+    let (same, (_, untied)) = (logits(embedding.data(), true), logits(embedding.data(), false));
+    assert!(same.0 && same.1 == untied);
+    let mut other = embedding.data().to_vec();
+    other.rotate_left(128);
+    let (kept, (_, expected)) = (logits(&other, true), logits(&other, false));
+    assert!(!kept.0 && kept.1 == expected && kept.1 != untied);
 }
 
 /// The text model inside a model that also sees, with the names of older and newer exporters.

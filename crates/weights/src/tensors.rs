@@ -272,6 +272,23 @@ impl Tensor<'_> {
         Ok(())
     }
 
+    /// Whether `other`, of the same shape, has the same elements.
+    ///
+    /// # Errors
+    /// As [`Tensor::read_row`].
+    pub fn same_as(&self, other: &Tensor) -> Result<bool> {
+        assert!((self.rows, self.columns) == (other.rows, other.columns));
+        let (mut mine, mut theirs, mut scratch) = (vec![0.0; self.columns], vec![0.0; self.columns], Vec::new());
+        for i in 0..self.rows {
+            self.row_f32(i, &mut scratch, &mut mine)?;
+            other.row_f32(i, &mut scratch, &mut theirs)?;
+            if mine != theirs {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// All elements as f32, exactly.
     ///
     /// # Errors
