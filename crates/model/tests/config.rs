@@ -53,6 +53,49 @@ fn families() {
     assert_eq!(mha.kv_layout().token_bytes(), 2 * 4 * 32 * 2 * 2);
 }
 
+/// The defaults of the classes in transformers 5.23: what a file may leave out.
+#[test]
+fn what_files_leave_out() {
+    // (model_type, kv-heads of 32, head_dim, windows of 2 layers, eps, theta, tied)
+    let (none, all) = ([None; 2], [Some(4096); 2]);
+    let cases = [
+        ("llama", 32, 16, none, 1e-6, 1e4, false),
+        ("mistral", 8, 16, all, 1e-6, 1e4, false),
+        ("qwen2", 32, 16, all, 1e-6, 1e4, false),
+        ("qwen3", 32, 128, all, 1e-6, 1e4, false),
+        ("gemma2", 4, 256, [Some(4096), None], 1e-6, 1e4, true),
+        ("gemma3_text", 4, 256, all, 1e-6, 1e6, true),
+        ("phi3", 32, 16, none, 1e-5, 1e4, false),
+        ("smollm3", 4, 16, none, 1e-6, 2e6, true),
+        ("olmo2", 32, 16, none, 1e-5, 1e4, false),
+        ("granite", 32, 16, none, 1e-6, 1e4, false),
+    ];
+    for (name, kv_heads, head_dim, windows, eps, theta, tied) in cases {
+        let used = name.starts_with("qwen").then_some(true);
+        let config = parse(json!({"model_type": name, "num_attention_heads": 32, "hidden_size": 512,
+            "num_key_value_heads": null, "max_position_embeddings": 8192, "rms_norm_eps": null,
+            "use_sliding_window": used, "max_window_layers": used.map(|_| 0)}));
+        let config = config.unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!((config.kv_heads, config.head_dim, config.tied), (kv_heads, head_dim, tied), "{name}");
+        assert_eq!(config.attention.iter().map(|a| a.window).collect::<Vec<_>>(), windows, "{name}");
+        assert_eq!((config.norm_eps, config.ropes[0].theta), (eps, theta), "{name}");
+    }
+    let factors = json!({"type": "longrope", "short_factor": vec![1; 8], "long_factor": vec![2; 8]});
+    match rope(json!({"model_type": "phi3", "max_position_embeddings": 131_072, "rope_scaling": factors})).unwrap() {
+        Rope { scaling: RopeScaling::LongRope { original_context, .. }, .. } => assert_eq!(original_context, 4096.0),
+        other => panic!("{other:?}"),
+    }
+    // A null is not left out.
+    let mut mistral = with(json!({"model_type": "mistral", "max_position_embeddings": 8192}));
+    mistral["sliding_window"] = Value::Null;
+    let mistral = Config::parse(mistral.to_string().as_bytes(), None).unwrap();
+    assert!(mistral.attention.iter().all(|a| a.window.is_none()));
+    // Gemma 3 has a field that nothing computes, and one that is.
+    let caps = json!({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0});
+    let block = parse(caps).unwrap().block;
+    assert_eq!((block.score_cap, block.logit_cap), (None, Some(30.0)));
+}
+
 #[test]
 fn rope_in_both_dialects() {
     let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -172,7 +215,7 @@ fn windows() {
         mistral(json!(0)),
         mistral(json!(-1)),
         mistral(json!("big")),
-        json!({"model_type": "mistral", "layer_types": ["sliding_attention", "full_attention"]}),
+        json!({"model_type": "smollm3", "layer_types": ["sliding_attention", "full_attention"]}),
         json!({"model_type": "mistral", "layer_types": ["full_attention"]}),
         json!({"model_type": "mistral", "layer_types": [1, 2]}),
         json!({"model_type": "smollm3", "no_rope_layers": [1]}),

@@ -32,7 +32,7 @@ impl Fields {
 
     /// These fields, and those of `other` that are missing here.
     pub fn or(mut self, other: Fields) -> Fields {
-        for (name, value) in other.0 {
+        for (name, value) in other.0.into_iter().filter(|(_, value)| !value.is_null()) {
             let mine = self.0.entry(name).or_insert(Value::Null);
             if mine.is_null() {
                 *mine = value;
@@ -41,9 +41,12 @@ impl Fields {
         self
     }
 
-    /// Adds sizes that a family leaves out where they are its default.
-    pub fn with_defaults(self, sizes: &[(&str, u64)]) -> Fields {
-        self.or(Fields(sizes.iter().map(|&(name, size)| (name.into(), size.into())).collect()))
+    /// Adds sizes that a family leaves out where they are its default. A null stays: it may say that there is none.
+    pub fn with_defaults(mut self, sizes: &[(&str, u64)]) -> Fields {
+        for &(name, size) in sizes {
+            self.0.entry(name).or_insert_with(|| size.into());
+        }
+        self
     }
 
     pub fn object(&self, name: &str) -> Result<Option<Fields>> {

@@ -9,10 +9,8 @@ use super::{set_windows, sliding_layers, window};
 use crate::config::{Config, Fields, NormPlace, QkNorm, activation, bad, rope};
 use crate::error::Result;
 
-pub(super) const GEMMA2_SIZES: [(&str, u64); 2] = [("head_dim", 256), ("sliding_window", 4096)];
-
 /// Sizes that the files of Gemma 3 leave out where they are these.
-const GEMMA3_SIZES: [(&str, u64); 6] = [
+const SIZES: [(&str, u64); 6] = [
     ("vocab_size", 262_208),
     ("num_attention_heads", 8),
     ("num_key_value_heads", 4),
@@ -28,7 +26,7 @@ pub(super) fn gemma3_fields(fields: Fields) -> Result<Fields> {
         None if fields.text("model_type")? == Some("gemma3") => return Err(bad("no text_config")),
         None => fields,
     };
-    Ok(text.with_defaults(&GEMMA3_SIZES))
+    Ok(text.with_defaults(&SIZES))
 }
 
 pub(super) fn gemma2(fields: &Fields, config: &mut Config) -> Result<()> {
@@ -54,7 +52,7 @@ pub(super) fn gemma3(fields: &Fields, config: &mut Config) -> Result<()> {
         attention.rope = slides as usize;
     }
     config.block.qk_norm = QkNorm::Head;
-    config.block.score_cap = fields.positive("attn_logit_softcapping")?.map(|cap| cap as f32);
+    // The files have `attn_logit_softcapping`, too, but nothing computes it.
     config.block.logit_cap = fields.positive("final_logit_softcapping")?.map(|cap| cap as f32);
     Ok(())
 }
@@ -72,10 +70,11 @@ fn common(fields: &Fields, config: &mut Config, pattern: usize) -> Result<Vec<bo
     block.norm_less_one = true;
     block.activation = activation(fields.text("hidden_activation")?.unwrap_or("gelu_pytorch_tanh"))?;
     block.scales.score_divisor = fields.positive("query_pre_attn_scalar")?.unwrap_or(256.0).sqrt();
-    // The models were trained in bf16, with the factor rounded to it, and run so unless they are stored in f32.
+    // The models were trained in bf16, with the factor rounded to it, and run so unless they are stored in another type
+    // (f16 has eight times the precision: nothing to be seen).
     let root = (config.hidden as f32).sqrt();
-    let exact = fields.text("dtype")?.or(fields.text("torch_dtype")?) == Some("float32");
-    block.scales.embedding = if exact { root } else { bf16_to_f32(bf16_from_f32(root)) };
+    let stored = fields.text("dtype")?.or(fields.text("torch_dtype")?).unwrap_or("bfloat16");
+    block.scales.embedding = if stored == "bfloat16" { bf16_to_f32(bf16_from_f32(root)) } else { root };
     config.tied = fields.flag("tie_word_embeddings")?.unwrap_or(true);
     let pattern = fields.size("sliding_window_pattern")?.unwrap_or(pattern).max(1);
     let sliding = sliding_layers(fields, config.layers, |layer| !(layer + 1).is_multiple_of(pattern))?;

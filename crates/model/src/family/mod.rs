@@ -50,14 +50,19 @@ impl Family {
         })
     }
 
-    /// The fields with what the family's files leave out.
+    /// The fields with what the family's files leave out where it is the default of its class in transformers.
     pub(crate) fn fields(self, fields: Fields) -> Result<Fields> {
-        match self {
-            Family::Gemma3 => gemma::gemma3_fields(fields),
-            Family::Gemma2 => Ok(fields.with_defaults(&gemma::GEMMA2_SIZES)),
-            Family::Qwen3 => Ok(fields.with_defaults(&[("head_dim", 128)])),
-            _ => Ok(fields),
-        }
+        let defaults: &[(&str, u64)] = match self {
+            Family::Gemma3 => return gemma::gemma3_fields(fields),
+            Family::Gemma2 => &[("num_key_value_heads", 4), ("head_dim", 256), ("sliding_window", 4096)],
+            Family::Mistral => &[("num_key_value_heads", 8), ("sliding_window", 4096)],
+            Family::Qwen2 => &[("num_key_value_heads", 32), ("sliding_window", 4096)],
+            Family::Qwen3 => &[("num_key_value_heads", 32), ("head_dim", 128), ("sliding_window", 4096)],
+            Family::Phi3 => &[("original_max_position_embeddings", 4096)],
+            Family::SmolLm3 => &[("num_key_value_heads", 4)],
+            Family::Llama | Family::Olmo2 | Family::Granite => &[],
+        };
+        Ok(fields.with_defaults(defaults))
     }
 
     /// Sets in `config`, which has its sizes and is Llama's otherwise, what this family does in another way.
