@@ -204,7 +204,21 @@ impl ChatTemplate {
         Ok(text)
     }
 
+    /// Runs the template. Where it fails on a conversation in which a message has no content (one that calls tools need
+    /// not have any), it is run as if those were empty: many templates put them into sums unseen.
     fn run(&self, messages: &[Value], input: &ChatInput) -> Result<String, TextError> {
+        let lacking = |message: &Value| message.get("content").is_none();
+        match self.run_once(messages, input) {
+            Err(TextError::Render(_)) if messages.iter().any(lacking) => {
+                let mut messages = messages.to_vec();
+                messages.iter_mut().filter(|m| lacking(m)).for_each(|m| m["content"] = "".into());
+                self.run_once(&messages, input)
+            }
+            result => result,
+        }
+    }
+
+    fn run_once(&self, messages: &[Value], input: &ChatInput) -> Result<String, TextError> {
         let mut variables = self.special.clone();
         for (name, value) in input.kwargs.into_iter().flatten() {
             if RESERVED.contains(&name.as_str()) {

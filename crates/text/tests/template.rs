@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 
 use common::{fixture, fnv};
-use kvist_text::{ChatInput, ChatTemplate, TextError};
+use kvist_text::{ChatInput, ChatTemplate, TextError, ToolSetting};
 use serde_json::{Map, Value, json};
 
 fn template(source: &str) -> ChatTemplate {
@@ -15,6 +15,12 @@ fn template(source: &str) -> ChatTemplate {
 fn render(source: &str, messages: Value) -> Result<String, TextError> {
     let messages = messages.as_array().unwrap();
     template(source).render(&ChatInput { messages, ..ChatInput::default() })
+}
+
+fn render_with_empty_contents(template: &ChatTemplate, input: &ChatInput) -> Result<String, TextError> {
+    let mut messages = input.messages.to_vec();
+    messages.iter_mut().filter(|m| m["content"].is_null()).for_each(|m| m["content"] = "".into());
+    template.render(&ChatInput { messages: &messages, ..*input })
 }
 
 #[test]
@@ -43,7 +49,9 @@ fn renders_as_hugging_face() {
                 assert_eq!(got, Err(TextError::Raised(message.to_owned())), "{place}");
                 refusals += 1;
             } else {
-                assert!(matches!(got, Err(TextError::Render(_) | TextError::Invalid { .. })), "{place}: {got:?}");
+                // Of a message without content transformers makes nothing; here it is as good as an empty one.
+                let filled = render_with_empty_contents(&template, &input);
+                assert!(!matches!(got, Err(TextError::Render(_))) && got == filled, "{place}: {got:?}");
                 refusals += 1;
             }
         }
@@ -95,6 +103,31 @@ fn templates_of_models() {
         }
     }
     assert!(texts > 800 && refusals > 30, "{texts} {refusals}");
+}
+
+/// As clients send the calls that they got: without content. Some templates put the content into sums unseen.
+#[test]
+fn calls_need_no_content_in_any_template() {
+    let file = fixture("templates.json");
+    let function = json!({"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}});
+    let tools = [json!({"type": "function", "function": function})];
+    for entry in file["templates"].as_array().unwrap() {
+        let name = entry["name"].as_str().unwrap();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/templates/{name}.jinja"));
+        let source = std::fs::read_to_string(path).unwrap();
+        let special = file["special"].as_object().unwrap().clone();
+        let mut template = ChatTemplate::new(vec![("default".to_owned(), source)], special).unwrap();
+        template.learn_dialect(ToolSetting::Auto, true);
+        let call = json!({"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": "{}"}});
+        let messages = [
+            json!({"role": "user", "content": "q"}),
+            json!({"role": "assistant", "content": null, "tool_calls": [call]}),
+            json!({"role": "tool", "tool_call_id": "abcdefghi", "content": "3"}),
+        ];
+        let input = ChatInput { messages: &messages, tools: Some(&tools), ..ChatInput::default() };
+        let got = template.render(&input).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(Ok(got), render_with_empty_contents(&template, &input), "{name}");
+    }
 }
 
 #[test]
