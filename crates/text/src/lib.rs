@@ -11,6 +11,7 @@ mod error;
 mod file;
 mod gguf;
 pub mod grammar;
+mod growth;
 mod json;
 mod messages;
 mod python;

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::decoder::{Decoder, Lead};
 use crate::file::File;
-use crate::{Detokenizer, TextError};
+use crate::{Detokenizer, TextError, growth};
 
 /// A `tokenizer.json` (Hugging Face `tokenizers` format). Cheap to clone; all clones share one vocabulary.
 #[derive(Clone)]
@@ -85,6 +85,7 @@ impl Tokenizer {
         pre_tokenizer: &Value,
         decoder: &Value,
     ) -> Result<Self, TextError> {
+        growth::check(&hf)?;
         let (decoder, lead) = Decoder::parse(Some(decoder)).map_err(refuse)?;
         let adds_prefix = adds_prefix(normalizer) || adds_prefix(pre_tokenizer);
         let size = hf.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);

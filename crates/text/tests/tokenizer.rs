@@ -88,6 +88,38 @@ fn broken_files_are_errors() {
     assert!(missing.contains("no/such/tokenizer.json"), "{missing}");
 }
 
+/// Steps of a tokenizer multiply: a file of a few hundred bytes with thirty byte-level steps made gigabytes of a short text.
+#[test]
+fn steps_that_multiply_a_text_are_refused() {
+    use serde_json::{Value, json};
+    let refused = |section: &str, value: Value| {
+        let mut file = fixture("bytes.json");
+        file[section] = value;
+        let message = Tokenizer::from_bytes(file.to_string().as_bytes()).err().unwrap().to_string();
+        assert!(message.contains("the limit"), "{message}");
+    };
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    refused("pre_tokenizer", json!({"type": "Sequence", "pretokenizers": vec![bytes; 30]}));
+    let metaspace = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    refused("pre_tokenizer", json!({"type": "Sequence", "pretokenizers": vec![metaspace; 5]}));
+    let steps = [
+        json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}),
+        json!({"type": "Replace", "pattern": {"Regex": "a*"}, "content": "aa"}),
+        json!({"type": "Prepend", "prepend": "▁"}),
+        json!({"type": "NFKD"}),
+        json!({"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null,
+            "lowercase": true}),
+        json!({"type": "Lowercase"}),
+        json!({"type": "ByteLevel"}),
+    ];
+    for step in steps {
+        refused("normalizer", json!({"type": "Sequence", "normalizers": vec![step; 10]}));
+    }
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let template = json!({"type": "TemplateProcessing", "single": [text, text], "pair": [], "special_tokens": {}});
+    refused("post_processor", json!({"type": "Sequence", "processors": vec![template; 30]}));
+}
+
 /// Broken UTF-8 in byte tokens: one U+FFFD for each maximal broken part, as everywhere else.
 #[test]
 fn broken_byte_fallback() {
