@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kvist_base::{AllResident, CHUNK, DomainId, Executor, StepOutput, TokenId};
 use kvist_campaign::subjects;
-use kvist_engine::{Effect, Engine, EngineConfig, Request, RequestId, Sampling, Usage};
+use kvist_engine::{Effect, Engine, EngineConfig, Request, RequestId, Usage};
 use kvist_kernels::Isa;
 
 struct Rig {
@@ -24,21 +24,7 @@ fn rig(chunks: u32) -> Rig {
 }
 
 fn request(id: u64, prompt: Vec<TokenId>, max_tokens: u32) -> Request {
-    Request {
-        id: RequestId(id),
-        domain: DomainId(2),
-        prompt,
-        n: 1,
-        max_tokens,
-        sampling: Sampling::GREEDY,
-        edits: Default::default(),
-        stop_tokens: vec![],
-        constraint: None,
-        logprobs: None,
-        prompt_logprobs: None,
-        priority: 0,
-        ttft_slo: None,
-    }
+    Request::greedy(RequestId(id), DomainId(2), prompt, max_tokens)
 }
 
 /// Token ids that are no special tokens, different for each seed.

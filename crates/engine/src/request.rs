@@ -69,6 +69,27 @@ pub struct Request {
     pub ttft_slo: Option<Micros>,
 }
 
+impl Request {
+    /// One choice of the most likely tokens, with nothing asked beyond them.
+    pub fn greedy(id: RequestId, domain: DomainId, prompt: Vec<TokenId>, max_tokens: u32) -> Self {
+        Request {
+            id,
+            domain,
+            prompt,
+            n: 1,
+            max_tokens,
+            sampling: Sampling::GREEDY,
+            edits: Arc::default(),
+            stop_tokens: Vec::new(),
+            constraint: None,
+            logprobs: None,
+            prompt_logprobs: None,
+            priority: 0,
+            ttft_slo: None,
+        }
+    }
+}
+
 /// Logprobs of one token: the model's own, before temperature, natural logarithm.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {

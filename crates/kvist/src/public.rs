@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvist_base::{CHUNK, DomainId, TokenId};
-use kvist_engine::{Effect, Finish, Request, RequestId, Sampling};
+use kvist_engine::{Effect, Finish, Request, RequestId};
 use kvist_text::ChatInput;
 use serde_json::json;
 
@@ -79,21 +79,7 @@ pub fn publish(driver: &mut Driver, text: &Text, prompts: &[Prompt]) -> Result<u
 
 fn compute(driver: &mut Driver, name: &str, prompt: Vec<TokenId>, progress: &Progress) -> Result<()> {
     let fails = |what: String| Failure::new(format!("--public-prompt {name}: {what}"), "shorten it, or set --kv-ram");
-    let request = Request {
-        id: RequestId(0),
-        domain: DOMAIN,
-        prompt,
-        n: 1,
-        max_tokens: 0,
-        sampling: Sampling::GREEDY,
-        edits: Default::default(),
-        stop_tokens: vec![],
-        constraint: None,
-        logprobs: None,
-        prompt_logprobs: None,
-        priority: 0,
-        ttft_slo: None,
-    };
+    let request = Request::greedy(RequestId(0), DOMAIN, prompt, 0);
     driver.submit(request).map_err(|refusal| fails(refusal.to_string()))?;
     loop {
         progress.note(name);

@@ -1,7 +1,7 @@
 //! The scheduler campaign, small. The large one: `cargo run --release -p kvist-campaign -- scheduler`.
 
 use kvist_base::{AllResident, DomainId, Executor, StepOutput};
-use kvist_engine::{Effect, Engine, EngineConfig, Finish, Request, RequestId, Sampling};
+use kvist_engine::{Effect, Engine, EngineConfig, Finish, Request, RequestId};
 use kvist_sim::campaign::{Canary, Report, run};
 use kvist_sim::{CostModel, SimExecutor, SimModel};
 
@@ -41,21 +41,7 @@ fn a_poisoned_request_ends_alone() {
         if id == 3 {
             prompt.push(POISON);
         }
-        let request = Request {
-            id: RequestId(id),
-            domain: DomainId(2),
-            prompt,
-            n: 1,
-            max_tokens: 20,
-            sampling: Sampling::GREEDY,
-            edits: Default::default(),
-            stop_tokens: vec![],
-            constraint: None,
-            logprobs: None,
-            prompt_logprobs: None,
-            priority: 0,
-            ttft_slo: None,
-        };
+        let request = Request::greedy(RequestId(id), DomainId(2), prompt, 20);
         engine.submit(0, request).unwrap();
     }
     let mut output = StepOutput::default();
@@ -90,20 +76,8 @@ fn a_short_prompt_is_not_stuck_behind_long_ones() {
     let mut executor = SimExecutor::new(model, CostModel { step: 500, row: 100, kilotoken: 0 }, 400, 16_384);
     let mut engine =
         Engine::new(EngineConfig { max_step_rows: 128, ..EngineConfig::default() }, executor.info().clone());
-    let request = |id: u64, n: usize| Request {
-        id: RequestId(id),
-        domain: DomainId(2),
-        prompt: (0..n as u32).map(|i| (i * 7 + id as u32) % 24).collect(),
-        n: 1,
-        max_tokens: 2,
-        sampling: Sampling::GREEDY,
-        edits: Default::default(),
-        stop_tokens: vec![],
-        constraint: None,
-        logprobs: None,
-        prompt_logprobs: None,
-        priority: 0,
-        ttft_slo: None,
+    let request = |id: u64, n: usize| {
+        Request::greedy(RequestId(id), DomainId(2), (0..n as u32).map(|i| (i * 7 + id as u32) % 24).collect(), 2)
     };
     (0..3).for_each(|id| engine.submit(0, request(id, 6000)).unwrap());
     let mut output = StepOutput::default();

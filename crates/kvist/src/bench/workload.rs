@@ -1,7 +1,7 @@
 //! What `bench engine` lets engine and executor do.
 
 use kvist_base::{CHUNK, DomainId, Micros, TokenId};
-use kvist_engine::{Effect, Request, RequestId, Sampling};
+use kvist_engine::{Effect, Request, RequestId};
 
 use super::figures::Random;
 use crate::driver::Driver;
@@ -128,21 +128,7 @@ impl Workload {
     }
 
     fn submit(&mut self, prompt: Vec<TokenId>, max_tokens: u32) -> Result<RequestId> {
-        let request = Request {
-            id: RequestId(0),
-            domain: DOMAIN,
-            prompt,
-            n: 1,
-            max_tokens,
-            sampling: Sampling::GREEDY,
-            edits: Default::default(),
-            stop_tokens: vec![],
-            constraint: None,
-            logprobs: None,
-            prompt_logprobs: None,
-            priority: 0,
-            ttft_slo: None,
-        };
+        let request = Request::greedy(RequestId(0), DOMAIN, prompt, max_tokens);
         self.driver.submit(request).map_err(|refusal| Failure::new(refusal.to_string(), "choose shorter prompts"))
     }
 }

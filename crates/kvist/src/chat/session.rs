@@ -166,20 +166,11 @@ impl Session {
                 self.options.too_long,
             ));
         }
+        let max_tokens = self.options.max_tokens.map_or(room, |most| most.min(room));
         let request = Request {
-            id: RequestId(0),
-            domain: DOMAIN,
-            prompt,
-            n: 1,
-            max_tokens: self.options.max_tokens.map_or(room, |most| most.min(room)),
             sampling: self.options.sampling,
-            edits: Default::default(),
             stop_tokens: self.options.eos.clone(),
-            constraint: None,
-            logprobs: None,
-            prompt_logprobs: None,
-            priority: 0,
-            ttft_slo: None,
+            ..Request::greedy(RequestId(0), DOMAIN, prompt, max_tokens)
         };
         self.driver.submit(request).map_err(|refusal| {
             let hint = match refusal {
