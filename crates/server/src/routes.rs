@@ -6,12 +6,12 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, on};
-use axum::{Json, Router};
+use axum::{Json, RequestExt, Router};
 use serde_json::{Value, json};
 
 use crate::api::error::ErrorCode;
@@ -61,7 +61,7 @@ pub const ROUTES: &[Route] = &[
     route(GET, "/props", |app, _| Box::pin(async move { told(about::props(&*app.serving()?)) })),
     route(GET, "/version", |_, _| Box::pin(async move { told(about::version()) })),
     route(GET, "/v1/models", |app, _| Box::pin(async move { models(&app) })),
-    route(GET, "/v1/models/{*id}", |app, request| Box::pin(async move { one_model(&app, &request) })),
+    route(GET, "/v1/models/{*id}", |app, request| Box::pin(one_model(app, request))),
     Route {
         quiet: true,
         access: Access::Monitor,
@@ -255,10 +255,11 @@ fn models(app: &App) -> Result<Response, ApiError> {
     Ok(Json(json!({"object": "list", "data": [model_object(&serving)]})).into_response())
 }
 
-fn one_model(app: &App, request: &Request) -> Result<Response, ApiError> {
+async fn one_model(app: Arc<App>, mut request: Request) -> Result<Response, ApiError> {
     let serving = app.serving()?;
-    match request.uri().path().strip_prefix("/v1/models/") {
-        Some(id) if id == serving.model.id => Ok(Json(model_object(&serving)).into_response()),
+    // Decoded: clients write the slash of `org/name` as `%2F`.
+    match request.extract_parts::<Path<String>>().await {
+        Ok(Path(id)) if id == serving.model.id => Ok(Json(model_object(&serving)).into_response()),
         _ => Err(ApiError::not_found(format!("the model served here is `{}`", serving.model.id))),
     }
 }

@@ -157,6 +157,7 @@ fn requests(
     constraint: Option<Grammar>,
 ) -> Result<Vec<Request>, ApiError> {
     let p = &job.params;
+    let default_tokens = job.kind.default_tokens().filter(|_| !p.to_the_end);
     let mut requests = Vec::with_capacity(job.prompts.len());
     for prompt in &mut job.prompts {
         let room = serving.room;
@@ -164,7 +165,7 @@ fn requests(
             None => {}
             Some(KeepLast::Tokens(n)) => prompt.keep_last(n),
             Some(KeepLast::Room) => {
-                let reply = p.max_tokens.map(|n| n as usize).or(job.kind.default_tokens()).unwrap_or(1);
+                let reply = p.max_tokens.map(|n| n as usize).or(default_tokens).unwrap_or(1);
                 prompt.keep_last(room.saturating_sub(reply).max(1));
             }
         }
@@ -175,7 +176,7 @@ fn requests(
                 "the context is {room} tokens, but the prompt alone has {length}"
             )));
         }
-        let unasked = job.kind.default_tokens().map_or(left, |n| n.min(left)) as u32;
+        let unasked = default_tokens.map_or(left, |n| n.min(left)) as u32;
         let max_tokens = p.max_tokens.unwrap_or(unasked);
         if p.edits.min_tokens > max_tokens {
             let message = format!("{} is above the {max_tokens} tokens to generate at most", p.edits.min_tokens);

@@ -28,6 +28,8 @@ pub struct Params {
     pub model: Option<String>,
     pub n: u32,
     pub max_tokens: Option<u32>,
+    /// Without `max_tokens`, replies go to the end of the context on any endpoint.
+    pub to_the_end: bool,
     pub sampling: Sampling,
     pub edits: Arc<Edits>,
     pub stops: Vec<String>,
@@ -129,15 +131,18 @@ impl Params {
         refuse_unsupported(fields)?;
         let n = fields.int("n", 1, i64::from(bounds.max_n))?.unwrap_or(1) as u32;
         let mut max_tokens = None;
-        for name in ["max_completion_tokens", "max_tokens", "n_predict"] {
+        for name in ["max_completion_tokens", "max_tokens"] {
             let value = fields.int(name, 0, i64::from(i32::MAX))?;
             max_tokens = max_tokens.or(value.map(|v| v as u32));
         }
+        // llama-server's name, and its word for no limit.
+        let n_predict = fields.int("n_predict", -1, i64::from(i32::MAX))?;
         let least = if bounds.may_hurry { i32::MIN } else { 0 };
         Ok(Params {
             model: fields.string("model")?.map(str::to_owned),
             n,
-            max_tokens,
+            max_tokens: max_tokens.or(n_predict.and_then(|n| u32::try_from(n).ok())),
+            to_the_end: n_predict == Some(-1),
             sampling: sampling(fields, bounds)?,
             edits: Arc::new(edits(fields)?),
             stops: stops(fields)?,
@@ -292,6 +297,7 @@ mod tests {
             ("max_tokens", "-1"),
             ("max_tokens", "9223372036854775808"),
             ("max_completion_tokens", "true"),
+            ("n_predict", "-2"),
             ("temperature", "-0.1"),
             ("temperature", "\"hot\""),
             ("temperature", "1e300"),

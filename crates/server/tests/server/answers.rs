@@ -150,6 +150,13 @@ fn what_cannot_fit_is_refused_with_both_numbers() {
     check(json!({"prompt": ids(200), "max_tokens": 57}), ["256", "257"]);
     assert_eq!(h.complete(&json!({"prompt": ids(200), "max_tokens": 56})).ok()["usage"]["completion_tokens"], 56);
     assert_eq!(h.complete(&json!({"prompt": ids(250)})).ok()["usage"]["completion_tokens"], 6, "to the end");
+    let unlimited = |mut body: Value| {
+        body["prompt"] = json!(ids(200));
+        body["n_predict"] = json!(-1);
+        h.complete(&body).ok()["usage"]["completion_tokens"].clone()
+    };
+    assert_eq!(unlimited(json!({})), 56, "no limit in llama-server's words");
+    assert_eq!(unlimited(json!({"max_tokens": 3})), 3);
     let chat = h.chat(json!({})).ok();
     assert_eq!(chat["usage"]["total_tokens"], 256, "to the end of the context");
     assert_eq!(h.complete(&json!({"prompt": ids(256), "max_tokens": 0})).ok()["choices"][0]["text"], "");
@@ -175,4 +182,5 @@ fn any_model_name_is_served_unless_strict() {
     assert_eq!(h.chat(json!({"model": "kvist-test", "max_tokens": 1})).status, 200);
     assert_eq!(h.chat(json!({"max_tokens": 1})).status, 200);
     assert_eq!(h.get("/v1/models/other").status, 404);
+    assert_eq!(h.get("/v1/models/kvist%2Dtest").ok(), h.get("/v1/models/kvist-test").ok(), "ids come encoded");
 }
