@@ -256,6 +256,18 @@ fn schemas_beyond_the_suite() {
         ),
         (json!({"type": "object", "x-guidance": {"lenient": true, "coerce_one_of": 3}}), "{}", "[]"),
         (json!(true), "[1, {\"a\": null}]", "[1,"),
+        // A mutation found by fuzzing: what is listed twice was compiled twice, with all formats and patterns beside it,
+        // and the product of both where a format needs one more expression. 150 times took 11 s.
+        (
+            json!({"type": vec!["string"; 150], "format": "date-time", "enum": vec!["2024-02-29T10:00:59Z"; 150]}),
+            "\"2024-02-29T10:00:59Z\"",
+            "\"2023-02-29T10:00:59Z\"",
+        ),
+        (
+            json!({"type": vec!["object"; 150], "required": vec!["a"; 150], "properties": {"a": {"type": vec!["null"; 150]}}}),
+            "{\"a\":null}",
+            "{}",
+        ),
     ] {
         let source = GrammarSource::JsonSchema { schema, strict: true };
         assert!(model.accepts(&source, yes), "{source:?} {yes}");
@@ -317,6 +329,8 @@ fn hostile_sources() {
         json!({"type": "number", "minimum": -1.7976931348623157e308, "maximum": 1e-320}),
         json!({"allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}, {"multipleOf": 9949}]}),
         json!({"multipleOf": 1e-300}),
+        json!({"enum": vec![vec![vec![1]; 300]; 300]}),
+        (0..5000).fold(json!({}), |value, _| Value::Array(vec![value])),
         pattern("^(a{1000}){1000}$"),
         pattern(&format!("^{}$", "a?".repeat(20_000))),
         pattern("^(.*a){300}$"),

@@ -101,6 +101,10 @@ impl Target for Requests {
     }
 }
 
+/// Bytes of an input, as a server bounds what it reads before it reads it: a tree of JSON values takes 64 times what it is
+/// written in where lists are within lists. A multiple of what a source may have, which compiling has to bound itself.
+const LONGEST: usize = 512 << 10;
+
 /// Schemas, patterns and grammars; of those that are taken, some tokens are walked.
 pub struct Grammars {
     factory: GrammarFactory,
@@ -151,10 +155,15 @@ impl Target for Grammars {
     }
 
     fn run(&self, input: &[u8]) -> Result<(), String> {
-        let input: Value = serde_json::from_slice(input).map_err(|e| e.to_string())?;
+        if input.len() > LONGEST {
+            return Err("too long for a source".into());
+        }
+        let mut input: Value = serde_json::from_slice(input).map_err(|e| e.to_string())?;
+        let strict = input["strict"] == true;
+        let schema = input.get_mut("schema").map(Value::take);
         let text = |name: &str| input[name].as_str().map(str::to_owned);
-        let source = if let Some(schema) = input.get("schema") {
-            GrammarSource::JsonSchema { schema: schema.clone(), strict: input["strict"] == true }
+        let source = if let Some(schema) = schema {
+            GrammarSource::JsonSchema { schema, strict }
         } else if let Some(pattern) = text("regex") {
             GrammarSource::Regex(pattern)
         } else if let Some(grammar) = text("grammar") {

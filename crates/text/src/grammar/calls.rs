@@ -5,7 +5,7 @@ use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use serde_json::Value;
 
 use super::lark::literal;
-use super::{GrammarLimits, schema};
+use super::{GrammarLimits, schema, walk};
 use crate::Tokenizer;
 
 /// A reply that consists of calls, or may have some.
@@ -80,12 +80,15 @@ impl Calls {
         if self.forms.is_empty() {
             return Err("there is no function to call".into());
         }
-        let schemas = self.forms.iter().map(|form| schema::prepared(&form.schema, form.strict, limits).map(spaced));
+        let mut room = limits.bytes;
+        let schemas = self.forms.iter().map(|form| {
+            let schema = spaced(schema::prepared(&form.schema, form.strict, limits)?);
+            room = room.checked_sub(walk::bytes(&schema)).ok_or_else(|| {
+                format!("the schemas have more than {} bytes together, which are allowed", limits.bytes)
+            })?;
+            Ok::<_, String>(schema)
+        });
         let schemas = schemas.collect::<Result<Vec<_>, _>>()?;
-        let bytes: usize = schemas.iter().map(schema::bytes).sum();
-        if bytes > limits.bytes {
-            return Err(format!("the schemas have {bytes} bytes; at most {} are allowed", limits.bytes));
-        }
         let named = |(i, schema)| GrammarWithLexer {
             name: Some(format!("schema_{i}")),
             ..GrammarWithLexer::from_json_schema(schema)

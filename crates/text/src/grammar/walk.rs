@@ -1,5 +1,7 @@
 //! Where schemas stand in a schema.
 
+use std::io::Write;
+
 use serde_json::{Map, Value};
 
 /// The schemas directly below a schema, with the path to them.
@@ -47,19 +49,63 @@ pub fn at<'a>(root: &'a Value, path: &str) -> Option<&'a Value> {
     })
 }
 
-/// Levels of a value; one that holds no other has one.
-pub fn depth(value: &Value) -> usize {
-    let mut open = vec![(value, 1)];
-    let mut deepest = 0;
-    while let Some((value, depth)) = open.pop() {
-        deepest = deepest.max(depth);
+/// Whether a value has so many levels and values at most (one that holds no other has one of each). Takes memory for the
+/// levels only, so that nothing is copied or recursed over before this is known.
+pub fn fits(value: &Value, levels: usize, values: usize) -> bool {
+    let mut open = vec![Children::One(Some(value))];
+    let mut seen = 0;
+    while let Some(last) = open.last_mut() {
+        let Some(value) = last.next() else {
+            open.pop();
+            continue;
+        };
+        seen += 1;
+        if open.len() > levels || seen > values {
+            return false;
+        }
         match value {
-            Value::Array(list) => open.extend(list.iter().map(|v| (v, depth + 1))),
-            Value::Object(map) => open.extend(map.values().map(|v| (v, depth + 1))),
+            Value::Array(list) => open.push(Children::Array(list.iter())),
+            Value::Object(map) => open.push(Children::Object(map.values())),
             _ => {}
         }
     }
-    deepest
+    true
+}
+
+enum Children<'a> {
+    One(Option<&'a Value>),
+    Array(std::slice::Iter<'a, Value>),
+    Object(serde_json::map::Values<'a>),
+}
+
+impl<'a> Iterator for Children<'a> {
+    type Item = &'a Value;
+
+    fn next(&mut self) -> Option<&'a Value> {
+        match self {
+            Children::One(value) => value.take(),
+            Children::Array(list) => list.next(),
+            Children::Object(map) => map.next(),
+        }
+    }
+}
+
+/// Bytes of a value as compact JSON, without writing it down.
+pub fn bytes(value: &Value) -> usize {
+    struct Count(usize);
+    impl Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // Counting fails at nothing, and every value can be written.
+    serde_json::to_writer(&mut count, value).map_or(usize::MAX, |()| count.0)
 }
 
 /// All strings and names in a value.
