@@ -88,7 +88,7 @@ impl Block {
     }
 }
 
-pub(crate) fn activation(name: &str) -> Result<Activation> {
+pub(super) fn activation(name: &str) -> Result<Activation> {
     match name {
         "silu" | "swish" => Ok(Activation::Silu),
         "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),

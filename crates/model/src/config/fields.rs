@@ -41,10 +41,22 @@ impl Fields {
         self
     }
 
-    /// Adds sizes that a family leaves out where they are its default. A null stays: it may say that there is none.
-    pub fn with_defaults(mut self, sizes: &[(&str, u64)]) -> Fields {
-        for &(name, size) in sizes {
-            self.0.entry(name).or_insert_with(|| size.into());
+    /// The fields of these names.
+    pub fn only(&self, names: &[&str]) -> Fields {
+        let named = self.iter().filter(|(name, _)| names.contains(&name.as_str()));
+        Fields(named.map(|(name, value)| (name.clone(), value.clone())).collect())
+    }
+
+    /// These fields, and those of `other` in their place.
+    pub fn with(mut self, other: Fields) -> Fields {
+        self.0.extend(other.0);
+        self
+    }
+
+    /// Adds sizes and ids that a family leaves out where they are its default. A null stays: it may say that there is none.
+    pub fn with_defaults(mut self, defaults: &[(&str, u64)]) -> Fields {
+        for &(name, value) in defaults {
+            self.0.entry(name).or_insert_with(|| value.into());
         }
         self
     }

@@ -9,7 +9,6 @@ pub(crate) mod rope;
 use kvist_base::{ChunkLayout, Dtype, LayerKind, TokenId};
 use serde_json::Value;
 
-pub(crate) use block::activation;
 pub use block::{Activation, Attention, Block, NormPlace, QkNorm, Scales};
 pub(crate) use fields::Fields;
 pub use generation::SamplingDefaults;
@@ -94,7 +93,7 @@ impl Config {
             block: Block {
                 qkv_bias: attention_bias,
                 o_bias: attention_bias,
-                activation: block::activation(fields.text("hidden_act")?.unwrap_or("silu"))?,
+                activation: block::activation(family.activation(&fields)?)?,
                 ..Block::default()
             },
             ropes: Vec::new(),

@@ -6,27 +6,32 @@ use kvist_weights::{bf16_from_f32, bf16_to_f32};
 use serde_json::json;
 
 use super::{set_windows, sliding_layers, window};
-use crate::config::{Config, Fields, NormPlace, QkNorm, activation, bad, rope};
+use crate::config::{Config, Fields, NormPlace, QkNorm, bad, rope};
 use crate::error::Result;
 
-/// Sizes that the files of Gemma 3 leave out where they are these.
-const SIZES: [(&str, u64); 6] = [
+/// What the files of Gemma 3 leave out where it is this.
+const DEFAULTS: [(&str, u64); 8] = [
     ("vocab_size", 262_208),
     ("num_attention_heads", 8),
     ("num_key_value_heads", 4),
     ("head_dim", 256),
     ("max_position_embeddings", 131_072),
     ("sliding_window", 4096),
+    ("bos_token_id", 2),
+    ("eos_token_id", 1),
 ];
+
+/// Ids are those of the whole, which may say more ([1, 106]) than its text part (1).
+const IDS: [&str; 2] = ["bos_token_id", "eos_token_id"];
 
 /// The text model of a file that may describe a vision model, too.
 pub(super) fn gemma3_fields(fields: Fields) -> Result<Fields> {
     let text = match fields.object("text_config")? {
-        Some(text) => text.or(fields),
+        Some(text) => text.with(fields.only(&IDS)).or(fields),
         None if fields.text("model_type")? == Some("gemma3") => return Err(bad("no text_config")),
         None => fields,
     };
-    Ok(text.with_defaults(&SIZES))
+    Ok(text.with_defaults(&DEFAULTS))
 }
 
 pub(super) fn gemma2(fields: &Fields, config: &mut Config) -> Result<()> {
@@ -68,7 +73,6 @@ fn common(fields: &Fields, config: &mut Config, pattern: usize) -> Result<Vec<bo
     let block = &mut config.block;
     block.norms = NormPlace::Around;
     block.norm_less_one = true;
-    block.activation = activation(fields.text("hidden_activation")?.unwrap_or("gelu_pytorch_tanh"))?;
     block.scales.score_divisor = fields.positive("query_pre_attn_scalar")?.unwrap_or(256.0).sqrt();
     // The models were trained in bf16, with the factor rounded to it, and run so unless they are stored in another type
     // (f16 has eight times the precision: nothing to be seen).

@@ -26,7 +26,7 @@ pub enum Family {
     Granite,
 }
 
-const SUPPORTED: &str = "llama (Llama 2 and 3.x, TinyLlama, SmolLM2), mistral, qwen2 (Qwen2, Qwen2.5), qwen3 (dense), \
+const SUPPORTED: &str = "llama (Llama 2 and 3.x, TinyLlama, SmolLM2), mistral and ministral, qwen2 (Qwen2, Qwen2.5), qwen3 (dense), \
     gemma2, gemma3 and gemma3_text, phi3 (Phi-3, Phi-3.5, Phi-4-mini, Phi-4), smollm3, olmo2, granite";
 
 impl Family {
@@ -34,7 +34,7 @@ impl Family {
     pub(crate) fn of(model_type: &str) -> Result<Family> {
         Ok(match model_type {
             "llama" => Family::Llama,
-            "mistral" => Family::Mistral,
+            "mistral" | "ministral" => Family::Mistral,
             "qwen2" => Family::Qwen2,
             "qwen3" => Family::Qwen3,
             "gemma2" => Family::Gemma2,
@@ -54,15 +54,35 @@ impl Family {
     pub(crate) fn fields(self, fields: Fields) -> Result<Fields> {
         let defaults: &[(&str, u64)] = match self {
             Family::Gemma3 => return gemma::gemma3_fields(fields),
-            Family::Gemma2 => &[("num_key_value_heads", 4), ("head_dim", 256), ("sliding_window", 4096)],
-            Family::Mistral => &[("num_key_value_heads", 8), ("sliding_window", 4096)],
+            Family::Gemma2 => &[
+                ("num_key_value_heads", 4),
+                ("head_dim", 256),
+                ("sliding_window", 4096),
+                ("bos_token_id", 2),
+                ("eos_token_id", 1),
+            ],
+            Family::Mistral => {
+                &[("num_key_value_heads", 8), ("sliding_window", 4096), ("bos_token_id", 1), ("eos_token_id", 2)]
+            }
             Family::Qwen2 => &[("num_key_value_heads", 32), ("sliding_window", 4096)],
             Family::Qwen3 => &[("num_key_value_heads", 32), ("head_dim", 128), ("sliding_window", 4096)],
-            Family::Phi3 => &[("original_max_position_embeddings", 4096)],
-            Family::SmolLm3 => &[("num_key_value_heads", 4)],
-            Family::Llama | Family::Olmo2 | Family::Granite => &[],
+            Family::Phi3 => {
+                &[("original_max_position_embeddings", 4096), ("bos_token_id", 1), ("eos_token_id", 32_000)]
+            }
+            Family::SmolLm3 => &[("num_key_value_heads", 4), ("bos_token_id", 128_000), ("eos_token_id", 128_001)],
+            Family::Olmo2 => &[("eos_token_id", 50_279)],
+            Family::Llama | Family::Granite => &[("bos_token_id", 1), ("eos_token_id", 2)],
         };
         Ok(fields.with_defaults(defaults))
+    }
+
+    /// The name of the gate's function. Gemma's has a field of its own; the other one, where it is there, counts for
+    /// nothing.
+    pub(crate) fn activation(self, fields: &Fields) -> Result<&str> {
+        match self {
+            Family::Gemma2 | Family::Gemma3 => Ok(fields.text("hidden_activation")?.unwrap_or("gelu_pytorch_tanh")),
+            _ => Ok(fields.text("hidden_act")?.unwrap_or("silu")),
+        }
     }
 
     /// Sets in `config`, which has its sizes and is Llama's otherwise, what this family does in another way.

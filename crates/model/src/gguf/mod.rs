@@ -108,12 +108,14 @@ fn config_json(keys: &Keys) -> Result<Value> {
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon")?,
         "tie_word_embeddings": keys.file.tensors.shape("output.weight").is_none(),
         "attention_bias": keys.file.tensors.contains("blk.0.attn_q.bias"),
+        // Those of the vocabulary, if it has any: see `tokens`.
+        "bos_token_id": null,
+        "eos_token_id": null,
     });
     let fields = out.as_object_mut().expect("an object");
     let mut set = |name: &str, value: Value| fields.insert(name.into(), value);
     match family {
         "gemma2" | "gemma3" => {
-            set("hidden_activation", "gelu_pytorch_tanh".into());
             // The file does not say; only the largest model of either family divides by something else than head_dim.
             let largest = if family == "gemma2" { 46 } else { 62 };
             let scale = if layers == largest { hidden as u64 / heads.max(1) } else { head_dim };
@@ -221,7 +223,7 @@ mod tests {
             "model_type": "qwen2", "vocab_size": 3, "hidden_size": 32, "num_hidden_layers": 6,
             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48,
             "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": true,
-            "attention_bias": false, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            "attention_bias": false, "bos_token_id": null, "eos_token_id": null, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         });
         assert_eq!(found.unwrap(), expected);
     }
