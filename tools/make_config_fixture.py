@@ -57,6 +57,13 @@ def embedding_scale(model, config):
     return torch.tensor(scale).to(model.dtype).item()
 
 
+def context(config):
+    """Tokens that the model was made for. Transformers has no limit; that YaRN stretches it is what vLLM goes by."""
+    rope = config.rope_parameters
+    stretched = rope["original_max_position_embeddings"] * rope["factor"] if rope.get("rope_type") == "yarn" else 0
+    return max(config.max_position_embeddings, int(stretched))
+
+
 def expected(fields):
     whole = AutoConfig.for_model(**fields)
     config = whole.get_text_config()
@@ -82,7 +89,7 @@ def expected(fields):
     return {
         "vocab": config.vocab_size, "hidden": config.hidden_size, "heads": config.num_attention_heads,
         "kv_heads": config.num_key_value_heads, "head_dim": attention.head_dim, "intermediate": config.intermediate_size,
-        "context": config.max_position_embeddings, "eps": config.rms_norm_eps, "tied": tied,
+        "context": context(config), "eps": config.rms_norm_eps, "tied": tied,
         "biases": [projection.bias is not None for projection in projections], "parameters": sum(parameters.values()),
         "activation": getattr(config, "hidden_activation", None) or config.hidden_act, "score_scale": attention.scaling,
         "score_cap": getattr(attention, "attn_logit_softcapping", None) if config.model_type == "gemma2" else None,

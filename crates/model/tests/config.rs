@@ -164,6 +164,8 @@ fn rope_dialects_may_be_mixed_but_not_contradict() {
 fn yarn_and_longrope() {
     let qwen = json!({"head_dim": 128, "rope_theta": 1e6, "max_position_embeddings": 32768,
         "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}});
+    // The page of Qwen2.5 says so, and means a context of four times 32768: --ctx 131072 was refused.
+    assert_eq!(parse(qwen.clone()).unwrap().context, 131_072);
     let rotation = rope(qwen).unwrap().rotation(32768);
     assert!((rotation.amplitude - 1.138_629_436_111_989).abs() < 1e-12);
     for (pair, expected) in YARN {

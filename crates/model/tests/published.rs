@@ -14,13 +14,14 @@ fn check(config: &Config, expected: &Value) -> Result<(), String> {
         Activation::Silu => "silu",
         Activation::GeluTanh => "gelu_pytorch_tanh",
     };
-    let exact: [(&str, Value); 14] = [
+    let exact: [(&str, Value); 15] = [
         ("vocab", config.vocab.into()),
         ("hidden", config.hidden.into()),
         ("heads", config.heads.into()),
         ("kv_heads", config.kv_heads.into()),
         ("head_dim", config.head_dim.into()),
         ("intermediate", config.intermediate.into()),
+        ("context", config.context.into()),
         ("tied", config.tied.into()),
         ("biases", vec![block.qkv_bias, block.o_bias].into()),
         ("parameters", config.parameters().into()),

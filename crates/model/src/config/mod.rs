@@ -87,7 +87,7 @@ impl Config {
             kv_heads: fields.size("num_key_value_heads")?.unwrap_or(heads),
             head_dim: fields.size("head_dim")?.unwrap_or(hidden.checked_div(heads).unwrap_or(0)),
             intermediate: fields.needed_size("intermediate_size")?,
-            context: fields.needed_size("max_position_embeddings")?,
+            context: fields.needed_size("max_position_embeddings")?.max(rope::stretched_context(&fields)?),
             norm_eps: fields.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
             tied: fields.flag("tie_word_embeddings")?.unwrap_or(false),
             block: Block {

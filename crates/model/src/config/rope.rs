@@ -53,10 +53,7 @@ pub(crate) fn read(config: &Fields, defaults: Defaults) -> Result<Rope> {
     if !(theta.is_finite() && theta >= 1.0) {
         return Err(bad(format!("RoPE theta is {theta}")));
     }
-    let original_context = match config.positive("original_max_position_embeddings")? {
-        Some(original) => original,
-        None => fields.positive("original_max_position_embeddings")?.unwrap_or(defaults.context as f64),
-    };
+    let original_context = original_context(config, &fields)?.unwrap_or(defaults.context as f64);
     let needed = |name: &str| fields.positive(name)?.ok_or_else(|| bad(format!("RoPE {name} is missing")));
     let kind = fields.get("rope_type").or(fields.get("type"));
     let scaling = match kind.map(|kind| kind.as_str().ok_or(kind)) {
@@ -80,6 +77,24 @@ pub(crate) fn read(config: &Fields, defaults: Defaults) -> Result<Rope> {
         Some(Err(kind)) => return Err(refuse(&format!("of type {kind}"))),
     };
     Ok(Rope { theta, rotary, scaling })
+}
+
+/// Tokens before the context was stretched, where the file says so.
+fn original_context(config: &Fields, rope: &Fields) -> Result<Option<f64>> {
+    const NAME: &str = "original_max_position_embeddings";
+    Ok(config.positive(NAME)?.or(rope.positive(NAME)?))
+}
+
+/// The context that YaRN makes of the original one. Who adds YaRN to a file as the pages of Qwen say leaves
+/// `max_position_embeddings` as it is.
+pub(super) fn stretched_context(config: &Fields) -> Result<usize> {
+    let rope = parameters(config, Some("full_attention"))?;
+    let kind = rope.get("rope_type").or(rope.get("type")).and_then(Value::as_str);
+    if kind != Some("yarn") || rope.get("long_factor").is_some() {
+        return Ok(0);
+    }
+    let sizes = original_context(config, &rope)?.zip(rope.positive("factor")?);
+    Ok(sizes.map_or(0, |(original, factor)| (original * factor) as usize))
 }
 
 /// Peng et al. 2023.
