@@ -139,13 +139,7 @@ impl Config {
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(bad(format!("{} heads cannot share {} kv-heads evenly", self.heads, self.kv_heads)));
         }
-        if !self.head_dim.is_multiple_of(2) || !(2..=256).contains(&self.head_dim) {
-            return Err(Error::Unsupported {
-                what: format!("its head_dim is {}", self.head_dim),
-                supported: "even head_dim from 2 to 256",
-            });
-        }
-        Ok(())
+        check_head_dim(self.head_dim as u64)
     }
 
     /// Numbers that everything below relies on.
@@ -185,6 +179,13 @@ impl Config {
     pub fn parameters(&self) -> u64 {
         crate::names::parameters(self).map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
     }
+}
+
+pub(crate) fn check_head_dim(head_dim: u64) -> Result<()> {
+    if head_dim.is_multiple_of(2) && (2..=256).contains(&head_dim) {
+        return Ok(());
+    }
+    Err(Error::Unsupported { what: format!("its head_dim is {head_dim}"), supported: "even head_dim from 2 to 256" })
 }
 
 pub(crate) fn bad(what: impl Into<String>) -> Error {

@@ -305,6 +305,9 @@ mod tests {
             ("expert_count", MetaValue::U32(2)),
             ("block_count", MetaValue::U32(4000)),
             ("context_length", MetaValue::I32(-1)),
+            // Such a file may have a list of as many factors for RoPE: it took a hundred times its size.
+            ("attention.key_length", MetaValue::U32(1 << 20)),
+            ("rope.dimension_count", MetaValue::U32(1 << 20)),
             ("attention.layer_norm_rms_epsilon", MetaValue::F32(f32::INFINITY)),
             ("attention.head_count", MetaValue::Array(MetaArray::U32(vec![]))),
         ] {

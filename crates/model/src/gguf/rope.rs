@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::keys::Keys;
 use super::{bad, shown, unsupported};
+use crate::config::check_head_dim;
 use crate::error::Result;
 
 pub(super) const FREQS: &str = "rope_freqs.weight";
@@ -13,10 +14,15 @@ pub(super) const SHORT: &str = "rope_factors_short.weight";
 
 pub(super) fn parameters(keys: &Keys, head_dim: u64, out: &mut Map<String, Value>) -> Result<()> {
     let rotated = keys.count("rope.dimension_count")?.unwrap_or(head_dim);
+    // A list of factors may be as long as the file, and each takes much more as JSON.
+    check_head_dim(head_dim)?;
+    if rotated > head_dim {
+        return Err(bad(format!("rope.dimension_count is {rotated}, more than the {head_dim} elements of a head")));
+    }
     let mut global = scaling(keys, rotated)?;
     global.insert("rope_theta".into(), keys.number("rope.freq_base")?.unwrap_or(json!(10_000.0)));
     if rotated != head_dim {
-        let mut partial = rotated as f64 / head_dim.max(1) as f64;
+        let mut partial = rotated as f64 / head_dim as f64;
         // The product with head_dim is cut to an integer; it must not be rounded to just below.
         if ((head_dim as f64 * partial) as u64) < rotated {
             partial = partial.next_up();
