@@ -9,8 +9,9 @@ use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::format::Format;
 
-/// Bytes of a header at most.
-pub const MAX_HEADER: u64 = 16 << 20;
+/// Bytes of a header, or of an index of shards, at most. Those of dense models have a few hundred thousand; a hostile one
+/// takes up to ten times its size in memory.
+pub const MAX_HEADER: u64 = 4 << 20;
 
 /// What the header says about one tensor.
 #[derive(Debug, Deserialize)]

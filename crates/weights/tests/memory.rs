@@ -1,10 +1,10 @@
-//! What a hostile file can make the parser allocate: at most twice its own size and 64 MiB.
+//! What a hostile file or index can make the parser allocate: at most twice its own size and 64 MiB.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use kvist_weights::testing::{GgufBuilder, TensorLine, string};
-use kvist_weights::{Gguf, MetaArray, MetaValue, Strings};
+use kvist_weights::{Error, Gguf, MetaArray, MetaValue, Strings, Tensors};
 
 struct Counting;
 
@@ -66,13 +66,39 @@ fn allocations_are_bounded_by_the_file() {
     ];
     for (what, bytes) in files {
         let bytes: &'static [u8] = bytes.leak();
-        let before = LIVE.load(Relaxed);
-        PEAK.store(before, Relaxed);
-        let outcome = Gguf::from_bytes(bytes).map(|file| file.metadata.len() + file.tensors.names().count());
-        let peak = PEAK.load(Relaxed) - before;
-        println!("{what}: {} bytes, {peak} allocated, {:?}", bytes.len(), outcome.as_ref().map_err(|e| e.to_string()));
-        assert!(peak <= 2 * bytes.len() + (64 << 20), "{what}: {peak} bytes for a file of {}", bytes.len());
-        // Far less than the bound for honest contents.
-        assert!(outcome.is_err() || peak <= 2 * bytes.len() + (24 << 20), "{what}: {peak}");
+        check(what, bytes.len(), || {
+            Gguf::from_bytes(bytes).map(|file| file.metadata.len() + file.tensors.names().count())
+        });
     }
+
+    // Headers and indices of up to 16 MiB were read: these took seven to ten times their size.
+    let zeros = |n: usize| format!(r#"{{"t":{{"dtype":"F32","shape":[{}0],"data_offsets":[0,0]}}}}"#, "0,".repeat(n));
+    let tensor = |i: u64| format!(r#""{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#);
+    let tensors = format!("{{{}}}", (0..70_000).map(tensor).collect::<Vec<_>>().join(","));
+    for (what, json) in
+        [("a long shape", zeros(8_000_000)), ("a shape", zeros(2_000_000)), ("tensors without elements", tensors)]
+    {
+        let bytes: &'static [u8] = [count(json.len() as u64), json.into_bytes()].concat().leak();
+        check(what, bytes.len(), || Tensors::from_bytes(bytes).map(|tensors| tensors.names().count()));
+    }
+    let dir = std::env::temp_dir().join(format!("kvist-weights-memory-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    for (what, n) in [("a long index", 1_300_000), ("an index", 340_000)] {
+        let entries: String = (0..n).map(|i| format!(r#""{i:05x}":"a","#)).collect();
+        let json = format!(r#"{{"weight_map":{{{entries}"":"a"}}}}"#);
+        std::fs::write(dir.join("model.safetensors.index.json"), &json).unwrap();
+        check(what, json.len(), || Tensors::open(&dir).map(|tensors| tensors.names().count()));
+    }
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+fn check(what: &str, bytes: usize, open: impl FnOnce() -> Result<usize, Error>) {
+    let before = LIVE.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let outcome = open();
+    let peak = PEAK.load(Relaxed) - before;
+    println!("{what}: {bytes} bytes, {peak} allocated, {:?}", outcome.as_ref().map_err(|e| e.to_string()));
+    assert!(peak <= 2 * bytes + (64 << 20), "{what}: {peak} bytes for a file of {bytes}");
+    // Far less than the bound for honest contents.
+    assert!(outcome.is_err() || peak <= 2 * bytes + (24 << 20), "{what}: {peak}");
 }
