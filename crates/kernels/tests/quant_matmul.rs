@@ -78,6 +78,42 @@ fn equals_the_scalar_twin_bit_for_bit() {
     }
 }
 
+/// All codes at an end of their range under scales at an end of theirs, against activations that are all at an end: the
+/// largest sums, which 16 bits just hold.
+#[test]
+fn extremes_equal_the_scalar_twin() {
+    let (n, k) = (17, 256);
+    // Zero, the smallest denormal and normal, the largest.
+    let halves: [u16; 6] = [0, 1, 0x8001, 0x0400, 0x7bff, 0xfbff];
+    let signs: [fn(usize) -> f32; 4] = [|_| 1.0, |_| -1.0, |i| [1.0, -1.0][i % 2], |i| [1.0, 1.0, -1.0, -1.0][i % 4]];
+    let sizes = [1.0, 1e-36, 3e38, 1e-3];
+    let rows = signs.len() * sizes.len();
+    let x: Vec<f32> =
+        sizes.iter().flat_map(|size| signs.iter().flat_map(move |sign| (0..k).map(move |i| size * sign(i)))).collect();
+    for kind in QuantKind::ALL {
+        for fill in [0x00, 0xff, 0x80, 0x0f, 0xf0, 0x7f] {
+            let mut blocks = vec![fill; n * k / kind.block_len() * kind.block_bytes()];
+            for (i, block) in blocks.chunks_exact_mut(kind.block_bytes()).enumerate() {
+                for (j, &at) in scales(kind).iter().enumerate() {
+                    block[at..at + 2].copy_from_slice(&halves[(i + 5 * j) % 6].to_le_bytes());
+                }
+            }
+            for (isa, pool) in paths(&[1]) {
+                let w = PackedQuant::from_ggml(kind, n, k, &blocks, &pool).unwrap();
+                let (mut quant, mut y) = (QuantRows::new(), vec![0.0; rows * n]);
+                quant.set(isa, &pool, &x, k);
+                matmul_quant(isa, &pool, &quant, &w, &mut y, n, false);
+                for (i, y) in y.iter().enumerate() {
+                    let row = &blocks[i % n * (blocks.len() / n)..][..blocks.len() / n];
+                    let want = reference::dot_quant(&quant, i / n, kind, row, isa != Isa::Portable);
+                    let same = y.to_bits() == want.to_bits() || y.is_nan() && want.is_nan();
+                    assert!(same, "{isa} {kind} {fill:#04x} {i}: {y} {want}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn agrees_with_f64() {
     let mut rng = Rng(2);
