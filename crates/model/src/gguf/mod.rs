@@ -290,6 +290,8 @@ mod tests {
         assert_eq!(yarn.unwrap(), expected);
         assert_eq!(rope(&[factor, ("rope.scaling.type", text("none"))]).unwrap()["rope_type"], "default");
         assert!(rope(&[("rope.scaling.type", text("spiral"))]).is_err());
+        // It was taken for no scaling at all.
+        assert!(rope(&[("rope.scaling.type", text("longrope"))]).is_err());
         assert!(rope(&[("rope.scaling.type", MetaValue::U8(1))]).is_err());
         assert!(rope(&[("rope.freq_base", MetaValue::F32(f32::NAN))]).is_err());
     }

@@ -105,7 +105,11 @@ fn scaling(keys: &Keys, rotated: u64) -> Result<Map<String, Value>> {
             }
             _ => set("rope_type", "default".into()),
         },
-        Some("none" | "longrope") => set("rope_type", "default".into()),
+        Some("none") => set("rope_type", "default".into()),
+        // What the converter makes of models that are not Phi's.
+        Some("longrope") => {
+            return Err(unsupported("it uses longrope, but its factors are missing", "longrope in phi3"));
+        }
         Some(other) => {
             return Err(unsupported(
                 &format!("it uses RoPE of type {}", shown(other)),
