@@ -96,8 +96,8 @@ fn dense(isa: Isa, pool: &Pool, peak: f64, memory: f64) {
 
 fn quant(isa: Isa, pool: &Pool, peak: f64, memory: f64) {
     println!("\nquant         k      n   rows      GOP/s  % float     GB/s  % memory  us to quantise x");
-    let only: Option<QuantKind> = std::env::args().nth(4).map(|s| s.parse().expect("a block format"));
-    for kind in QuantKind::ALL.into_iter().filter(|kind| only.is_none_or(|only| only == *kind)) {
+    let only = std::env::args().nth(4);
+    for kind in QuantKind::ALL.into_iter().filter(|kind| only.as_ref().is_none_or(|only| *only == kind.to_string())) {
         for (k, n) in [(2048, 2048), (2048, 8192), (8192, 2048)] {
             // Codes of every value under small scales.
             let blocks: Vec<u8> =

@@ -66,14 +66,8 @@ pub fn round_bf16(isa: Isa, pool: &Pool, x: &[f32], out: &mut [u16]) {
 pub fn add_bias(x: &mut [f32], bias: &[f32]) {
     assert_eq!(x.len() % bias.len(), 0);
     for row in x.chunks_exact_mut(bias.len()) {
-        add(row, bias);
+        row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
     }
-}
-
-/// `x += y`.
-pub fn add(x: &mut [f32], y: &[f32]) {
-    assert_eq!(x.len(), y.len());
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
 }
 
 /// `x += y * factor`.

@@ -25,7 +25,7 @@ mod rope;
 mod simd;
 
 pub use attn::{AttnPlan, AttnShape, Canary, Queries, attend, kv_bytes};
-pub use elementwise::{Activation, add, add_bias, add_scaled, gate_mul, round_bf16, soft_cap};
+pub use elementwise::{Activation, add_bias, add_scaled, gate_mul, round_bf16, soft_cap};
 pub use isa::Isa;
 pub use kv::{ChunkView, KvPool, OutOfMemory};
 pub use matmul::matmul;

@@ -70,10 +70,6 @@ impl Format {
         }
     }
 
-    pub const fn is_quantised(self) -> bool {
-        self.block() > 1
-    }
-
     /// Bytes of `elements` elements. `None`: not whole blocks, or more than 64 bits.
     pub fn bytes(self, elements: u64) -> Option<u64> {
         let block = self.block() as u64;

@@ -1,5 +1,4 @@
 use std::fmt;
-use std::str::FromStr;
 
 /// A block format of ggml, by the names of its files. `Kx` formats group eight blocks of 32 under one pair of scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,23 +21,6 @@ use QuantKind::{Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
 
 impl QuantKind {
     pub const ALL: [QuantKind; 6] = [Q8_0, Q4_0, Q5_0, Q4K, Q5K, Q6K];
-
-    /// The number that GGUF files have for it (`ggml_type` in ggml.h).
-    pub const fn ggml_type(self) -> u32 {
-        match self {
-            Q4_0 => 2,
-            Q5_0 => 6,
-            Q8_0 => 8,
-            Q4K => 12,
-            Q5K => 13,
-            Q6K => 14,
-        }
-    }
-
-    /// The format of a `ggml_type`, if it is one of these.
-    pub fn from_ggml_type(id: u32) -> Option<QuantKind> {
-        QuantKind::ALL.into_iter().find(|kind| kind.ggml_type() == id)
-    }
 
     /// What to quantise a matrix of rows of `k` weights to, for 4.5 bits per weight at most; `None` where no format's
     /// blocks fit.
@@ -116,14 +98,5 @@ impl QuantKind {
 impl fmt::Display for QuantKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
-    }
-}
-
-impl FromStr for QuantKind {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        let found = QuantKind::ALL.into_iter().find(|kind| kind.name() == s);
-        found.ok_or_else(|| format!("unknown block format `{s}`: one of Q8_0, Q4_0, Q5_0, Q4_K, Q5_K, Q6_K"))
     }
 }
