@@ -5,6 +5,7 @@
 //! template may ask for is an argument).
 #![forbid(unsafe_code)]
 
+mod bounded;
 mod decoder;
 mod detokenizer;
 mod error;
@@ -22,6 +23,7 @@ mod template;
 mod tokenizer;
 mod tools;
 
+pub use bounded::{Bounded, Budget, twice};
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use gguf::GgufVocab;

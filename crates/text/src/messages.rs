@@ -2,8 +2,10 @@
 
 use serde_json::{Map, Value};
 
-use crate::TextError;
+use crate::{Bounded, Budget, TextError};
 
+/// Memory that the arguments of a conversation's calls may take as objects.
+const ARGUMENTS: usize = 12 << 20;
 /// Names under which clients send a reply's reasoning; the first is the one that templates read.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
@@ -14,10 +16,12 @@ pub(crate) fn normalise(messages: &[Value]) -> Result<Vec<Value>, TextError> {
     if messages.is_empty() {
         return Err(TextError::invalid("messages", "at least one message is needed"));
     }
-    messages.iter().enumerate().map(|(i, message)| normalise_one(message, &format!("messages[{i}]"))).collect()
+    let budget = arguments_budget();
+    let one = |(i, message)| normalise_one(message, &format!("messages[{i}]"), &budget);
+    messages.iter().enumerate().map(one).collect()
 }
 
-fn normalise_one(message: &Value, field: &str) -> Result<Value, TextError> {
+fn normalise_one(message: &Value, field: &str, budget: &Budget) -> Result<Value, TextError> {
     let Value::Object(message) = message else {
         return Err(TextError::invalid(field, "a message is an object with `role` and `content`"));
     };
@@ -34,7 +38,7 @@ fn normalise_one(message: &Value, field: &str) -> Result<Value, TextError> {
         Some(_) => return Err(TextError::invalid(format!("{field}.content"), "a string or a list of parts is needed")),
     }
     if let Some(Value::Array(calls)) = out.get_mut("tool_calls") {
-        calls.iter_mut().for_each(parse_arguments);
+        calls.iter_mut().for_each(|call| parse_arguments(call, budget));
     }
     if let Some(reasoning) = REASONING.iter().find_map(|name| message.get(*name).filter(|value| !value.is_null())) {
         out.entry("thinking").or_insert_with(|| reasoning.clone());
@@ -61,14 +65,22 @@ fn join_parts(parts: &[Value], field: &str) -> Result<String, TextError> {
     Ok(text)
 }
 
-fn parse_arguments(call: &mut Value) {
+fn parse_arguments(call: &mut Value, budget: &Budget) {
     let arguments = if call.get("function").is_some() { &mut call["function"] } else { call }.get_mut("arguments");
     if let Some(arguments) = arguments
-        && let Some(text) = arguments.as_str()
-        && let Ok(object) = serde_json::from_str::<Map<String, Value>>(text)
+        && let Some(object) = arguments.as_str().and_then(|text| read_arguments(text, budget))
     {
-        *arguments = Value::Object(object);
+        *arguments = object;
     }
+}
+
+pub(crate) fn arguments_budget() -> Budget {
+    Budget::of(ARGUMENTS)
+}
+
+/// The object that a call's arguments are; `None` for what is none, or too large to be one.
+pub(crate) fn read_arguments(text: &str, budget: &Budget) -> Option<Value> {
+    Bounded { budget, unique: false }.read(text.as_bytes()).ok().filter(Value::is_object)
 }
 
 /// The string content of a message.

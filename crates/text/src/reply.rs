@@ -13,7 +13,7 @@ use kvist_base::{DomainId, TokenId};
 use serde_json::Value;
 
 use crate::json::{Style, dumps};
-use crate::messages::{normalise, text_of};
+use crate::messages::{arguments_budget, normalise, read_arguments, text_of};
 use crate::{ChatInput, ChatTemplate, TextError, Thinking, Tokenizer};
 
 /// Entries looked at for one prompt, at most.
@@ -309,7 +309,8 @@ fn reply_hash(reply: Reply) -> u64 {
     let mut hash = Fnv::default();
     hash.extend(reply.content.trim().bytes());
     for (name, arguments) in reply.calls {
-        hash.extend_call(name, &serde_json::from_str(arguments).unwrap_or_else(|_| arguments.as_str().into()));
+        let object = read_arguments(arguments, &arguments_budget());
+        hash.extend_call(name, &object.unwrap_or_else(|| arguments.as_str().into()));
     }
     hash.0
 }

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 
@@ -219,24 +220,24 @@ impl ChatTemplate {
     }
 
     fn run_once(&self, messages: &[Value], input: &ChatInput) -> Result<String, TextError> {
-        let mut variables = self.special.clone();
-        for (name, value) in input.kwargs.into_iter().flatten() {
+        let mut variables: BTreeMap<String, Jinja> = BTreeMap::new();
+        for (name, value) in self.special.iter().chain(input.kwargs.into_iter().flatten()) {
             if RESERVED.contains(&name.as_str()) {
                 let field = format!("chat_template_kwargs.{name}");
                 return Err(TextError::invalid(field, "cannot be set here"));
             }
-            variables.insert(name.clone(), value.clone());
+            variables.insert(name.clone(), Jinja::from(Serde(value)));
         }
-        variables.insert("messages".into(), messages.into());
-        variables.insert("tools".into(), input.tools.map_or(Value::Null, Value::from));
-        variables.insert("documents".into(), Value::Null);
+        variables.insert("messages".into(), Jinja::from(Serde(messages)));
+        variables.insert("tools".into(), Jinja::from(Serde(input.tools)));
+        variables.insert("documents".into(), Jinja::from(()));
         variables.insert("add_generation_prompt".into(), input.add_generation_prompt.into());
         variables.insert(NOW.into(), input.now.into());
 
         let name = self.choose(input.tools.is_some())?;
         let template = self.env.get_template(name).map_err(|e| TextError::NoTemplate(describe(&e)))?;
         let mut out = Capped { bytes: Vec::new(), full: false };
-        let result = template.render_captured_to(Jinja::from(Serde(&variables)), &mut out).map(drop);
+        let result = template.render_captured_to(Jinja::from_object(variables), &mut out).map(drop);
         match result {
             Ok(()) => String::from_utf8(out.bytes).map_err(|e| TextError::Render(e.to_string())),
             Err(_) if out.full => Err(TextError::TooLong { limit: OUTPUT }),

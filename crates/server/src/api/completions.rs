@@ -6,9 +6,9 @@ use serde_json::Value;
 use crate::api::assembly::Prepared;
 use crate::api::error::ApiError;
 use crate::api::generate::{Job, Kind, params};
-use crate::api::json::{Fields, parse_object, type_of};
+use crate::api::json::{Fields, TokenLists, parse_object, type_of};
 use crate::api::params::{Bounds, MAX_TOP};
-use crate::api::sampling::ids;
+use crate::api::sampling::NO_TOKEN_ID;
 use crate::app::{Caller, Serving};
 
 /// Parses a body and tokenises its prompts. Takes time with their length.
@@ -34,7 +34,7 @@ pub fn job(serving: &Serving, _: &Caller, bounds: &Bounds, body: &[u8]) -> Resul
                 }
                 serving.text.tokenizer.encode(text, add_special)?
             }
-            Prompt::Ids(ids) => ids,
+            Prompt::Ids(ids) => ids.to_vec(),
         };
         prompts.push(Prepared { ids, echo, ..Prepared::default() });
     }
@@ -45,35 +45,37 @@ pub fn job(serving: &Serving, _: &Caller, bounds: &Bounds, body: &[u8]) -> Resul
 #[derive(Debug, PartialEq)]
 enum Prompt<'a> {
     Text(&'a str),
-    Ids(Vec<TokenId>),
+    Ids(&'a [TokenId]),
 }
 
 /// `prompt` is a string, a list of strings, a list of token ids, or a list of such lists.
 fn parse_prompts(fields: Fields<'_>, most: usize) -> Result<Vec<Prompt<'_>>, ApiError> {
-    let wrong = |message: String| ApiError::field("prompt", message);
-    let list = match fields.get("prompt") {
-        None => return Err(wrong("the field is missing".into())),
-        Some(Value::String(text)) => return Ok(vec![Prompt::Text(text)]),
-        Some(Value::Array(list)) => list,
-        Some(other) => return Err(wrong(format!("a string or a list is needed, not {}", type_of(other)))),
-    };
-    let prompts = match list.first() {
-        None => return Err(wrong("it is empty".into())),
-        Some(Value::Number(_)) => return Ok(vec![Prompt::Ids(ids(list, "prompt")?)]),
-        Some(Value::String(_)) => list.iter().map(|p| p.as_str().map(Prompt::Text)).collect(),
-        Some(Value::Array(_)) => {
-            let lists = list.iter().map(|p| p.as_array().map(|l| ids(l, "prompt").map(Prompt::Ids)).transpose());
-            lists.collect::<Result<Option<Vec<_>>, _>>()?
-        }
-        Some(_) => None,
-    };
-    let Some(prompts) = prompts else {
-        return Err(wrong("the list must hold strings only, token ids only, or lists of token ids only".into()));
+    let prompts = match fields.tokens("prompt") {
+        Some(TokenLists::One(ids)) if !ids.is_empty() => vec![Prompt::Ids(ids)],
+        Some(TokenLists::Many(lists)) => lists.iter().map(|ids| Prompt::Ids(ids)).collect(),
+        _ => texts(fields)?,
     };
     if prompts.len() > most {
-        return Err(wrong(format!("{} prompts; at most {most} are allowed", prompts.len())));
+        let message = format!("{} prompts; at most {most} are allowed", prompts.len());
+        return Err(ApiError::field("prompt", message));
     }
     Ok(prompts)
+}
+
+fn texts(fields: Fields<'_>) -> Result<Vec<Prompt<'_>>, ApiError> {
+    let wrong = |message: &str| Err(ApiError::field("prompt", message));
+    let list = match fields.get("prompt") {
+        None => return wrong("the field is missing"),
+        Some(Value::String(text)) => return Ok(vec![Prompt::Text(text)]),
+        Some(Value::Array(list)) => list,
+        Some(other) => return wrong(&format!("a string or a list is needed, not {}", type_of(other))),
+    };
+    match list.iter().map(|p| p.as_str().map(Prompt::Text)).collect() {
+        _ if list.is_empty() => wrong("it is empty"),
+        Some(texts) => Ok(texts),
+        None if list[0].is_number() || list.iter().all(Value::is_array) => wrong(NO_TOKEN_ID),
+        None => wrong("the list must hold strings only, token ids only, or lists of token ids only"),
+    }
 }
 
 #[cfg(test)]
@@ -90,8 +92,8 @@ mod tests {
         use Prompt::{Ids, Text};
         assert_eq!(parse("\"a\"").unwrap(), [Text("a")]);
         assert_eq!(parse("[\"a\",\"b\"]").unwrap(), [Text("a"), Text("b")]);
-        assert_eq!(parse("[1,2]").unwrap(), [Ids(vec![1, 2])]);
-        assert_eq!(parse("[[1],[2,3]]").unwrap(), [Ids(vec![1]), Ids(vec![2, 3])]);
+        assert_eq!(parse("[1,2]").unwrap(), [Ids(&[1, 2])]);
+        assert_eq!(parse("[[1],[2,3]]").unwrap(), [Ids(&[1]), Ids(&[2, 3])]);
         for wrong in [
             "null",
             "3",

@@ -1,106 +1,112 @@
 //! Request bodies: strict JSON, and typed access that names the field at fault.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
+use kvist_base::TokenId;
+use kvist_text::{Bounded, Budget, twice};
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use crate::api::error::ApiError;
 
+/// Memory that a body's lists and objects may take: more than those of any honest conversation, and much less than
+/// hostile ones of two megabytes would take.
+const VALUES: usize = 20 << 20;
+/// What a field costs beside its value.
+const FIELD: usize = 160;
+/// Fields that may hold a million token ids, each of which would take 72 bytes as a value.
+const TOKEN_FIELDS: [&str; 2] = ["prompt", "tokens"];
+
 /// Parses a body that must be one JSON object: valid UTF-8, at most 127 levels deep (the parser's own limit), numbers
-/// in range, and no object with the same key twice, since readers disagree about which one counts.
+/// in range, no object with the same key twice, since readers disagree about which one counts, and not much larger in
+/// memory than it was to send.
 pub fn parse_object(bytes: &[u8]) -> Result<Object, ApiError> {
-    let refuse = |e: serde_json::Error| ApiError::invalid(format!("the body is not valid JSON: {e}"));
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = Strict.deserialize(&mut deserializer).map_err(refuse)?;
-    deserializer.end().map_err(refuse)?;
-    match value {
-        Value::Object(map) => Ok(Object { map, asked: RefCell::default() }),
-        _ => Err(ApiError::invalid("the body is not a JSON object")),
+    let values = Bounded { budget: &Budget::of(VALUES), unique: true };
+    let refuse = |e: serde_json::Error| match values.budget.overdrawn() {
+        true => {
+            let limit = VALUES >> 20;
+            ApiError::invalid(format!("the body's lists and objects would take more than {limit} MiB of memory"))
+        }
+        false => ApiError::invalid(format!("the body is not valid JSON: {e}")),
+    };
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        values.read(bytes).map_err(refuse)?;
+        return Err(ApiError::invalid("the body is not a JSON object"));
     }
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let fields = deserializer.deserialize_map(Body(values)).map_err(refuse)?;
+    deserializer.end().map_err(refuse)?;
+    Ok(Object { fields, asked: RefCell::default() })
+}
+
+/// Reads a JSON text that stands in a body as a string.
+pub fn parse_text(text: &str) -> serde_json::Result<Value> {
+    Bounded { budget: &Budget::of(VALUES), unique: true }.read(text.as_bytes())
 }
 
 /// A request's body, and the names of the fields that were looked for in it.
 #[derive(Debug)]
 pub struct Object {
-    map: Map<String, Value>,
+    fields: BTreeMap<String, Field>,
     asked: RefCell<BTreeSet<String>>,
 }
 
 impl Object {
     /// How many fields nobody has looked for.
     pub fn unknown(&self) -> usize {
-        self.map.len() - self.asked.borrow().len()
+        self.fields.len() - self.asked.borrow().len()
     }
 }
 
-struct Strict;
+#[derive(Debug)]
+enum Field {
+    Value(Value),
+    /// One of [`TOKEN_FIELDS`] that is what it may be.
+    Tokens(TokenLists),
+}
 
-impl<'de> DeserializeSeed<'de> for Strict {
-    type Value = Value;
+/// Token ids: a list of them, or a list of such lists.
+#[derive(Debug)]
+pub enum TokenLists {
+    One(Vec<TokenId>),
+    Many(Vec<Vec<TokenId>>),
+}
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
+impl Field {
+    fn tokens(json: &RawValue, values: Bounded) -> serde_json::Result<Field> {
+        let json = json.get();
+        let one = serde_json::from_str(json).map(TokenLists::One);
+        let lists = one.or_else(|_| serde_json::from_str(json).map(TokenLists::Many));
+        lists.map(Field::Tokens).or_else(|_| values.read(json.as_bytes()).map(Field::Value))
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
-    type Value = Value;
+struct Body<'a>(Bounded<'a>);
+
+impl<'de> Visitor<'de> for Body<'_> {
+    type Value = BTreeMap<String, Field>;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("a JSON value")
+        f.write_str("a JSON object")
     }
 
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
-        Ok(Value::Bool(v))
-    }
-
-    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
-        Ok(Value::from(v))
-    }
-
-    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
-        Ok(Value::from(v))
-    }
-
-    fn visit_f64<E: Error>(self, v: f64) -> Result<Value, E> {
-        Number::from_f64(v).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
-    }
-
-    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
-        Ok(Value::String(v.to_owned()))
-    }
-
-    fn visit_string<E>(self, v: String) -> Result<Value, E> {
-        Ok(Value::String(v))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-        let mut list = Vec::new();
-        while let Some(item) = seq.next_element_seed(Strict)? {
-            list.push(item);
-        }
-        Ok(Value::Array(list))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
-        let mut map = Map::new();
-        while let Some(key) = access.next_key::<String>()? {
-            let value = access.next_value_seed(Strict)?;
-            if map.contains_key(&key) {
-                // The key may be any text of the client, so it is cut.
-                let shown: String = key.chars().take(64).collect();
-                return Err(A::Error::custom(format!("the key `{shown}` appears twice")));
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
+        let mut fields = BTreeMap::new();
+        while let Some(name) = access.next_key::<String>()? {
+            self.0.budget.spend(FIELD)?;
+            if fields.contains_key(&name) {
+                return Err(twice(&name));
             }
-            map.insert(key, value);
+            let field = match TOKEN_FIELDS.contains(&name.as_str()) {
+                true => Field::tokens(access.next_value()?, self.0).map_err(A::Error::custom)?,
+                false => Field::Value(access.next_value_seed(self.0)?),
+            };
+            fields.insert(name, field);
         }
-        Ok(Value::Object(map))
+        Ok(fields)
     }
 }
 
@@ -109,13 +115,30 @@ impl<'de> Visitor<'de> for Strict {
 pub struct Fields<'a>(pub &'a Object);
 
 impl<'a> Fields<'a> {
-    pub fn get(&self, name: &str) -> Option<&'a Value> {
-        let value = self.0.map.get(name)?;
+    fn field(&self, name: &str) -> Option<&'a Field> {
+        let field = self.0.fields.get(name)?;
         let mut asked = self.0.asked.borrow_mut();
         if !asked.contains(name) {
             asked.insert(name.to_owned());
         }
-        Some(value).filter(|v| !v.is_null())
+        Some(field)
+    }
+
+    /// The value of a field; of one that [`Self::tokens`] gives, only that it is a list.
+    pub fn get(&self, name: &str) -> Option<&'a Value> {
+        static LIST: Value = Value::Array(Vec::new());
+        match self.field(name)? {
+            Field::Value(value) => Some(value).filter(|v| !v.is_null()),
+            Field::Tokens(_) => Some(&LIST),
+        }
+    }
+
+    /// The lists of token ids in `prompt` or `tokens`, if they are such.
+    pub fn tokens(&self, name: &str) -> Option<&'a TokenLists> {
+        match self.field(name)? {
+            Field::Tokens(lists) => Some(lists),
+            Field::Value(_) => None,
+        }
     }
 
     /// An integer in a range; `16.0` is one, as in other servers.
@@ -219,6 +242,38 @@ mod tests {
         }
         assert!(parse_object(&deep(100)).is_ok());
         assert!(parse_object(b" {\"a\": null, \"b\": {\"a\": 1}} \n").is_ok());
+    }
+
+    /// A fuzzer's `{"6":[[[..1.5..]],[[..` of 1.5 MB took 206 MB, as every `[` made room for four values.
+    #[test]
+    fn bodies_that_grow_in_memory_are_refused() {
+        let of = |piece: &str| format!("{{\"a\":[{}0]}}", piece.repeat(2_000_000 / piece.len()));
+        let arguments = of("{\"a\":0},");
+        for body in [
+            of("[0],"),
+            of("[[[[[[[[[[[[[[[[[[[[[[[1.5]]]]]]]]]]]]]]]]]]]]]]],"),
+            of("{\"a\":0},"),
+            of("0,"),
+            of("0,").replace("\"a\"", "\"prompt\"").replace("0]", "\"\"]"),
+            format!("{{{}\"\":0}}", (0..200_000).map(|i| format!("\"{i}\":0,")).collect::<String>()),
+            of("0,")[5..].trim_end_matches('}').to_owned(),
+        ] {
+            let error = parse_object(body.as_bytes()).unwrap_err();
+            assert!(error.status == 400 && error.message.contains("20 MiB of memory"), "{}", error.message);
+        }
+        assert!(parse_text(&arguments).is_err());
+    }
+
+    #[test]
+    fn a_million_tokens_are_read() {
+        let ids: Vec<TokenId> = (0..1_000_000).collect();
+        let body = format!("{{\"prompt\":{ids:?},\"tokens\":[{ids:?},[7]]}}");
+        let body = parse_object(body.as_bytes()).unwrap();
+        assert!(matches!(Fields(&body).tokens("prompt"), Some(TokenLists::One(read)) if *read == ids));
+        assert!(matches!(Fields(&body).tokens("tokens"), Some(TokenLists::Many(read)) if *read == [ids, vec![7]]));
+        let message = serde_json::json!({"role": "user", "content": "x".repeat(200)});
+        let body = serde_json::json!({"messages": vec![message; 10_000]}).to_string();
+        assert_eq!(Fields(&parse_object(body.as_bytes()).unwrap()).array("messages").unwrap().unwrap().len(), 10_000);
     }
 
     #[test]

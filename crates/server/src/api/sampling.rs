@@ -5,12 +5,14 @@ use kvist_engine::{Edits, Sampling};
 use serde_json::Value;
 
 use crate::api::error::ApiError;
-use crate::api::json::Fields;
+use crate::api::json::{Fields, TokenLists};
 use crate::api::params::Bounds;
 
 /// Bad words of a request at most, and bytes of each.
 const MAX_BAD_WORDS: usize = 256;
 const MAX_BAD_WORD_BYTES: usize = 256;
+
+pub const NO_TOKEN_ID: &str = "a token id is an integer of 0 or more";
 
 /// Ranges are OpenAI's and vLLM's where they have one.
 pub fn sampling(fields: Fields, bounds: &Bounds) -> Result<Sampling, ApiError> {
@@ -76,16 +78,16 @@ pub fn bad_words<'a>(fields: Fields<'a>) -> Result<Vec<&'a str>, ApiError> {
 
 /// A list of token ids, of at most `most`.
 pub fn token_ids(fields: Fields, name: &str, most: usize) -> Result<Option<Vec<TokenId>>, ApiError> {
-    let Some(list) = fields.array(name)? else { return Ok(None) };
-    if list.len() > most {
-        return Err(ApiError::field(name, format!("{} token ids; at most {most} are allowed", list.len())));
+    let long = |n: usize| match n > most {
+        true => Err(ApiError::field(name, format!("{n} token ids; at most {most} are allowed"))),
+        false => Ok(()),
+    };
+    if let Some(TokenLists::One(ids)) = fields.tokens(name) {
+        return long(ids.len()).map(|()| Some(ids.clone()));
     }
-    ids(list, name).map(Some)
-}
-
-/// Token ids out of a list of the field `name`.
-pub fn ids(list: &[Value], name: &str) -> Result<Vec<TokenId>, ApiError> {
+    let Some(list) = fields.array(name)? else { return Ok(None) };
+    long(list.len())?;
     let id = |v: &Value| v.as_u64().and_then(|id| TokenId::try_from(id).ok());
-    let wrong = || ApiError::field(name, "a token id is an integer of 0 or more");
-    list.iter().map(|v| id(v).ok_or_else(wrong)).collect()
+    let ids = list.iter().map(|v| id(v).ok_or_else(|| ApiError::field(name, NO_TOKEN_ID)));
+    ids.collect::<Result<_, _>>().map(Some)
 }

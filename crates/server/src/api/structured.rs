@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use tokio::time::timeout;
 
 use crate::api::error::ApiError;
-use crate::api::json::{Fields, type_of};
+use crate::api::json::{Fields, parse_text, type_of};
 use crate::app::{App, Serving};
 
 /// Longer than this no client waits for a grammar to be compiled. The limits of its size keep it far below.
@@ -63,7 +63,7 @@ fn schema(field: &str, value: &Value) -> Result<GrammarSource, ApiError> {
     let schema = match value {
         Value::Object(_) | Value::Bool(_) => value.clone(),
         Value::String(text) => {
-            serde_json::from_str(text).map_err(|e| ApiError::field(field, format!("the schema is not JSON: {e}")))?
+            parse_text(text).map_err(|e| ApiError::field(field, format!("the schema is not JSON: {e}")))?
         }
         other => return Err(ApiError::field(field, format!("a JSON schema is needed, not {}", type_of(other)))),
     };

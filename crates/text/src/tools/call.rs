@@ -1,6 +1,6 @@
 //! One call as JSON: its name as soon as it is known, its arguments as they come.
 
-use serde_json::{Map, Value};
+use crate::messages::{arguments_budget, read_arguments};
 
 use super::scanner::{Broken, Scanner, Step};
 
@@ -144,7 +144,7 @@ impl Call {
                 Field::Name => self.name = Some(text),
                 Field::Ignored => {}
                 Field::Arguments => {
-                    serde_json::from_str::<Map<String, Value>>(&text).map_err(|_| Broken)?;
+                    read_arguments(&text, &arguments_budget()).ok_or(Broken)?;
                     self.arguments = text;
                 }
             }
