@@ -4,7 +4,7 @@ mod common;
 
 use common::{Rng, bits, nmse, paths, widen};
 use kvist_kernels::{
-    Activation, RopeTable, add, add_bias, add_scaled, bf16, gate_mul, probe, reference, rms_norm, rms_norm_heads, rope,
+    Activation, RopeTable, add_bias, add_scaled, bf16, gate_mul, probe, reference, rms_norm, rms_norm_heads, rope,
     rope_queries, round_bf16, soft_cap,
 };
 
@@ -138,7 +138,7 @@ fn bias() {
     let mut x = vec![1.0, 2.0, 3.0, 4.0];
     add_bias(&mut x, &[10.0, 20.0]);
     assert_eq!(x, [11.0, 22.0, 13.0, 24.0]);
-    add(&mut x, &[1.0, 1.0, 1.0, 1.0]);
+    add_scaled(&mut x, &[1.0, 1.0, 1.0, 1.0], 1.0);
     assert_eq!(x, [12.0, 23.0, 14.0, 25.0]);
     add_scaled(&mut x, &[2.0, 4.0, 6.0, 8.0], 0.5);
     assert_eq!(x, [13.0, 25.0, 17.0, 29.0]);
