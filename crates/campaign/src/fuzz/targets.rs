@@ -5,7 +5,8 @@ use std::path::Path;
 
 use kvist_model::{Checkpoint, Config, LoadOptions, Model};
 use kvist_text::{
-    ChatInput, ChatTemplate, ReasoningTags, ReplyEvent, ReplyParser, Thinking, Tokenizer, ToolFormat, ToolSetting,
+    Bounded, Budget, ChatInput, ChatTemplate, ReasoningTags, ReplyEvent, ReplyParser, Thinking, Tokenizer, ToolFormat,
+    ToolSetting,
 };
 use kvist_weights::testing::GgufBuilder;
 use kvist_weights::{Format, Gguf, MetaArray, MetaValue, Tensors};
@@ -268,7 +269,8 @@ fn template_corpus() -> Vec<Vec<u8>> {
 }
 
 fn template(input: &[u8]) -> Result<(), String> {
-    let input: Value = serde_json::from_slice(input).map_err(text)?;
+    // As the server reads a request.
+    let input = Bounded { budget: &Budget::of(20 << 20), unique: false }.read(input).map_err(text)?;
     let mut template = ChatTemplate::from_config(&input["config"], None).map_err(text)?;
     template.learn_dialect(ToolSetting::Auto, true);
     let list = |name: &str| input[name].as_array().map(Vec::as_slice);
