@@ -12,8 +12,8 @@ use serde_json::{Map, Value};
 
 use crate::api::error::ApiError;
 
-/// Memory that a body's lists and objects may take: more than those of any honest conversation, and much less than
-/// hostile ones of two megabytes would take.
+/// Memory that a body's lists and objects may take, beside twice its length: more than those of any honest conversation,
+/// and much less than hostile ones of two megabytes would take.
 const VALUES: usize = 20 << 20;
 /// What a field costs beside its value.
 const FIELD: usize = 160;
@@ -24,11 +24,12 @@ const TOKEN_FIELDS: [&str; 2] = ["prompt", "tokens"];
 /// in range, no object with the same key twice, since readers disagree about which one counts, and not much larger in
 /// memory than it was to send.
 pub fn parse_object(bytes: &[u8]) -> Result<Object, ApiError> {
-    let values = Bounded { budget: &Budget::of(VALUES), unique: true };
+    let most = VALUES + 2 * bytes.len();
+    let values = Bounded { budget: &Budget::of(most), unique: true };
     let refuse = |e: serde_json::Error| match values.budget.overdrawn() {
         true => {
-            let limit = VALUES >> 20;
-            ApiError::invalid(format!("the body's lists and objects would take more than {limit} MiB of memory"))
+            let most = most >> 20;
+            ApiError::invalid(format!("the body's lists and objects would take more than {most} MiB of memory"))
         }
         false => ApiError::invalid(format!("the body is not valid JSON: {e}")),
     };
@@ -259,7 +260,7 @@ mod tests {
             of("0,")[5..].trim_end_matches('}').to_owned(),
         ] {
             let error = parse_object(body.as_bytes()).unwrap_err();
-            assert!(error.status == 400 && error.message.contains("20 MiB of memory"), "{}", error.message);
+            assert!(error.status == 400 && error.message.contains("MiB of memory"), "{}", error.message);
         }
         assert!(parse_text(&arguments).is_err());
     }
