@@ -130,19 +130,18 @@ impl Params {
     pub fn parse(fields: Fields, bounds: &Bounds) -> Result<Params, ApiError> {
         refuse_unsupported(fields)?;
         let n = fields.int("n", 1, i64::from(bounds.max_n))?.unwrap_or(1) as u32;
-        let mut max_tokens = None;
-        for name in ["max_completion_tokens", "max_tokens"] {
-            let value = fields.int(name, 0, i64::from(i32::MAX))?;
-            max_tokens = max_tokens.or(value.map(|v| v as u32));
+        let mut most = None;
+        for name in ["max_completion_tokens", "max_tokens", "n_predict"] {
+            let value = fields.int(name, -1, i64::from(i32::MAX))?;
+            most = most.or(value);
         }
-        // llama-server's name, and its word for no limit.
-        let n_predict = fields.int("n_predict", -1, i64::from(i32::MAX))?;
         let least = if bounds.may_hurry { i32::MIN } else { 0 };
         Ok(Params {
             model: fields.string("model")?.map(str::to_owned),
             n,
-            max_tokens: max_tokens.or(n_predict.and_then(|n| u32::try_from(n).ok())),
-            to_the_end: n_predict == Some(-1),
+            max_tokens: most.and_then(|n| u32::try_from(n).ok()),
+            // The word of llama-server and LM Studio for no limit.
+            to_the_end: most == Some(-1),
             sampling: sampling(fields, bounds)?,
             edits: Arc::new(edits(fields)?),
             stops: stops(fields)?,
@@ -286,6 +285,17 @@ mod tests {
         assert_eq!(p.stream, Some(StreamOptions { include_usage: true, continuous_usage: false }));
     }
 
+    /// Clients of llama-server send `seed: -1` with every request: each regenerated reply was the same. Its
+    /// `repeat_penalty` was ignored, and `max_tokens: -1` refused.
+    #[test]
+    fn llama_server_spellings() {
+        let p = parse(r#"{"seed":-1,"repeat_penalty":1.5,"max_tokens":-1}"#).unwrap();
+        assert_eq!((p.sampling.seed, p.sampling.repetition_penalty), (99, 1.5));
+        assert_eq!((p.max_tokens, p.to_the_end), (None, true));
+        let p = parse(r#"{"repeat_penalty":1.5,"repetition_penalty":1.2,"n_predict":-1,"max_tokens":4}"#).unwrap();
+        assert_eq!((p.sampling.repetition_penalty, p.max_tokens, p.to_the_end), (1.2, Some(4), false));
+    }
+
     #[test]
     fn wrong_types_and_ranges_name_the_field() {
         for (field, value) in [
@@ -294,7 +304,7 @@ mod tests {
             ("n", "17"),
             ("n", "\"2\""),
             ("n", "1.5"),
-            ("max_tokens", "-1"),
+            ("max_tokens", "-2"),
             ("max_tokens", "9223372036854775808"),
             ("max_completion_tokens", "true"),
             ("n_predict", "-2"),

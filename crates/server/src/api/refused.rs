@@ -15,13 +15,22 @@ const REFUSED: &[Refused] = &[
     ("cache_salt", ABSENT, never),
     ("chat_template", ABSENT, never),
     ("documents", EMPTY, empty),
+    ("dry_multiplier", "0", zero),
+    ("dynatemp_range", "0", zero),
     ("function_call", "left out; its successor is `tool_choice`", never),
     ("functions", "empty; their successors are `tools`", empty),
     ("length_penalty", "1", one),
+    ("lora", EMPTY, empty),
+    ("mirostat", "0", zero),
     ("modalities", "[\"text\"]", |v| v.as_array().is_some_and(|l| l.iter().all(|m| m == "text"))),
+    ("n_probs", "0", zero),
+    ("post_sampling_probs", "false", off),
     ("prompt_embeds", ABSENT, never),
+    ("tfs_z", "1", one),
+    ("top_n_sigma", "-1", |v| v.as_f64().is_some_and(|n| n <= 0.0)),
     ("typical_p", "1", one),
-    ("use_beam_search", "false", |v| v == false),
+    ("use_beam_search", "false", off),
+    ("xtc_probability", "0", zero),
 ];
 
 const ABSENT: &str = "left out";
@@ -33,6 +42,14 @@ fn never(_: &Value) -> bool {
 
 fn one(value: &Value) -> bool {
     value.as_f64() == Some(1.0)
+}
+
+fn zero(value: &Value) -> bool {
+    value.as_f64() == Some(0.0)
+}
+
+fn off(value: &Value) -> bool {
+    *value == false
 }
 
 fn empty(value: &Value) -> bool {
@@ -82,9 +99,15 @@ mod tests {
             ("documents", "[]"),
             ("functions", "[]"),
             ("length_penalty", "1.0"),
+            ("lora", "[]"),
+            ("mirostat", "0"),
             ("modalities", "[\"text\"]"),
+            ("n_probs", "0"),
+            ("post_sampling_probs", "false"),
             ("response_format", "{\"type\":\"text\"}"),
+            ("top_n_sigma", "-1.0"),
             ("typical_p", "1"),
+            ("xtc_probability", "0.0"),
             ("use_beam_search", "false"),
         ] {
             check(field, value).unwrap();

@@ -18,16 +18,19 @@ pub const NO_TOKEN_ID: &str = "a token id is an integer of 0 or more";
 pub fn sampling(fields: Fields, bounds: &Bounds) -> Result<Sampling, ApiError> {
     let defaults = bounds.defaults;
     let float = |name, min, max, default| fields.float(name, min, max).map(|v| v.map_or(default, |v| v as f32));
+    // llama-server's name; the other one wins.
+    let repetition_penalty = float("repeat_penalty", 0.01, 100.0, defaults.repetition_penalty)?;
     Ok(Sampling {
         temperature: float("temperature", 0.0, 100.0, defaults.temperature)?,
         top_k: fields.int("top_k", -1, i64::from(i32::MAX))?.map_or(defaults.top_k, |k| k.max(0) as u32),
         // 0 stands for "the most likely token only".
         top_p: float("top_p", 0.0, 1.0, defaults.top_p)?.max(f32::MIN_POSITIVE),
         min_p: float("min_p", 0.0, 1.0, defaults.min_p)?,
-        repetition_penalty: float("repetition_penalty", 0.01, 100.0, defaults.repetition_penalty)?,
+        repetition_penalty: float("repetition_penalty", 0.01, 100.0, repetition_penalty)?,
         presence_penalty: float("presence_penalty", -2.0, 2.0, 0.0)?,
         frequency_penalty: float("frequency_penalty", -2.0, 2.0, 0.0)?,
-        seed: fields.int("seed", i64::MIN, i64::MAX)?.map_or(bounds.seed, |s| s as u64),
+        // -1 stands for none, as in vLLM and llama-server, whose clients send it unasked.
+        seed: fields.int("seed", i64::MIN, i64::MAX)?.filter(|s| *s != -1).map_or(bounds.seed, |s| s as u64),
     })
 }
 

@@ -25,7 +25,7 @@ fn check_error(reply: &crate::client::Reply, what: &str) -> Value {
 fn fields_of_wrong_type_or_value_are_named() {
     let h = Harness::start();
     let both = [
-        ("max_tokens", json!(-1)),
+        ("max_tokens", json!(-2)),
         ("max_tokens", json!("ten")),
         ("max_tokens", json!(9_223_372_036_854_775_808u64)),
         ("n", json!(0)),
