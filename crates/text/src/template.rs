@@ -47,8 +47,10 @@ pub struct ChatInput<'a> {
 
 /// A model's chat template, with the semantics of Hugging Face `apply_chat_template`.
 ///
-/// What users write is data: it is never parsed as a template and never escaped. Work, recursion and output are bounded;
-/// a template can read nothing but its arguments.
+/// What users write is data: it is never parsed as a template and never escaped. Steps, recursion and output are bounded;
+/// a template can read nothing but its arguments. What its intermediate values take is not bounded: the machine counts
+/// steps and no bytes, and has no hook at `~`, `+`, `*` or captures. A template that doubles a string in a loop takes all
+/// memory, so templates are to be trusted as far as that.
 pub struct ChatTemplate {
     env: Environment<'static>,
     names: Vec<String>,
