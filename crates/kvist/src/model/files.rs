@@ -136,6 +136,28 @@ pub fn pick<'a>(ggufs: &'a [Gguf], asked: Option<&str>) -> Result<&'a Gguf, Stri
     }
 }
 
+/// The only GGUF model of a directory, in the form that [`pick`] chooses. A directory is no repository: many people keep
+/// all their models in one.
+pub fn only(ggufs: &[Gguf]) -> Result<&Gguf, String> {
+    let names: BTreeSet<String> = ggufs.iter().map(Gguf::name).collect();
+    if names.len() > 1 {
+        let files: Vec<String> = ggufs.iter().map(|gguf| gguf.file.display().to_string()).collect();
+        return Err(format!("it holds several GGUF models: {}", list(&files)));
+    }
+    pick(ggufs, None)
+}
+
+impl Gguf {
+    /// What the file is called but for directory, part and type of weights.
+    fn name(&self) -> String {
+        let stem = gguf_stem(&self.file).unwrap_or_default().to_ascii_lowercase();
+        let base = split(&stem).0;
+        let name = base.rsplit('/').next().unwrap_or(base);
+        let name = name.strip_suffix(&self.quant.to_ascii_lowercase()).unwrap_or(name);
+        name.trim_end_matches(['-', '.']).to_owned()
+    }
+}
+
 /// Groups the parts of split models. Files that go beside a model (vision projectors, importance matrices, drafts) are
 /// none.
 fn ggufs(dir: &Path, all: &[PathBuf]) -> Vec<Gguf> {
@@ -300,6 +322,16 @@ mod tests {
         for whole in ["m-00004-of-00003", "m-2-of-3", "m-of-00003", "m"] {
             assert_eq!(split(whole), (whole, 1, 1));
         }
+    }
+
+    /// `kvist serve ~/models` took the one file in `Q4_K_M`, whatever model it was of.
+    #[test]
+    fn a_directory_is_of_one_model() {
+        let one = ["Q8_0/m-1b-Q8_0-00001-of-00002.gguf", "m-1B-UD-Q4_K_XL.gguf", "m-1b-q4_k_m.gguf"].map(gguf);
+        assert_eq!(only(&one).unwrap().quant, "Q4_K_M");
+        let two = ["m-1b-Q4_K_M.gguf", "m-8b-Q8_0.gguf"].map(gguf);
+        assert_eq!(only(&two), Err("it holds several GGUF models: m-1b-Q4_K_M.gguf, m-8b-Q8_0.gguf".into()));
+        assert_eq!(only(&two[..1]).unwrap().quant, "Q4_K_M");
     }
 
     #[test]

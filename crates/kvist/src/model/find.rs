@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::files::{Files, Form, Gguf, pick, plain};
+use super::files::{Files, Form, Gguf, only, pick, plain};
 use crate::failure::{Failure, Result};
 use crate::hub::{Cache, Id, Lacking, Repo};
 use crate::nearest;
@@ -79,8 +79,7 @@ fn in_directory(dir: &Path, model: &str) -> Result<Found> {
     }
     let files = Files::of(dir);
     if let Form::Gguf(ggufs) = &files.form {
-        let gguf =
-            pick(ggufs, None).map_err(|what| Failure::usage(format!("{model}: {what}"), "name one of its files"))?;
+        let gguf = only(ggufs).map_err(|what| Failure::usage(format!("{model}: {what}"), "name one of its files"))?;
         complete(model, &gguf.missing, "copy the whole model")?;
         let file = dir.join(&gguf.file);
         return Ok(Found { name: stem(&file), place: Place::Gguf(file), note: None });
