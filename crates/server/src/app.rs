@@ -45,12 +45,17 @@ impl Serving {
     /// Whether a request may name this model.
     pub fn check_model(&self, name: Option<&str>, bounds: &Bounds) -> Result<(), ApiError> {
         match name {
-            Some(name) if bounds.strict_model && name != self.model.id => Err(ApiError {
-                param: Some("model".into()),
-                code: Some("model_not_found"),
-                ..ApiError::not_found(format!("the model served here is `{}`", self.model.id))
-            }),
+            Some(name) if bounds.strict_model && name != self.model.id => Err(self.other_model()),
             _ => Ok(()),
+        }
+    }
+
+    /// The answer to who asks for another model.
+    pub fn other_model(&self) -> ApiError {
+        ApiError {
+            param: Some("model".into()),
+            code: Some("model_not_found"),
+            ..ApiError::not_found(format!("the model served here is `{}`", self.model.id))
         }
     }
 

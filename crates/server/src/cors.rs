@@ -36,7 +36,10 @@ pub fn preflight(request: &Parts, origin: &HeaderValue) -> Option<Response> {
 /// Lets pages from `origin` read an answer.
 pub fn permit(headers: &mut HeaderMap, origin: &HeaderValue) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-request-id, retry-after"));
+    headers.insert(
+        header::ACCESS_CONTROL_EXPOSE_HEADERS,
+        HeaderValue::from_static("x-request-id, retry-after, x-kvist-truncated-prompt-tokens"),
+    );
     headers.append(header::VARY, HeaderValue::from_static("origin"));
 }
 

@@ -260,7 +260,7 @@ async fn one_model(app: Arc<App>, mut request: Request) -> Result<Response, ApiE
     // Decoded: clients write the slash of `org/name` as `%2F`.
     match request.extract_parts::<Path<String>>().await {
         Ok(Path(id)) if id == serving.model.id => Ok(Json(model_object(&serving)).into_response()),
-        _ => Err(ApiError::not_found(format!("the model served here is `{}`", serving.model.id))),
+        _ => Err(serving.other_model()),
     }
 }
 
