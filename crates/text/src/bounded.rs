@@ -40,6 +40,21 @@ pub struct Bounded<'a> {
     pub unique: bool,
 }
 
+/// Memory that a file of a model may take as a value, beside twice its length.
+const FILE: usize = 32 << 20;
+
+/// Reads a JSON file of a model as a value.
+pub fn read_file(json: &[u8]) -> serde_json::Result<Value> {
+    Bounded { budget: &Budget::of(FILE + 2 * json.len()), unique: false }.read(json)
+}
+
+/// A part of a model's file.
+pub(crate) fn section<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+    /// One of several.
+    const SECTION: usize = FILE / 4;
+    Bounded { budget: &Budget::of(SECTION), unique: false }.deserialize(deserializer)
+}
+
 impl Bounded<'_> {
     /// The one value that a text holds.
     pub fn read(self, json: &[u8]) -> serde_json::Result<Value> {
@@ -124,4 +139,33 @@ pub fn twice<E: Error>(key: &str) -> E {
     // It may be any text of the client, so it is cut.
     let shown: String = key.chars().take(64).collect();
     E::custom(format!("the key `{shown}` appears twice"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A `tokenizer_config.json` of `[0],[0],..` took a hundred times its size.
+    #[test]
+    fn files_are_bounded_in_memory() {
+        let of = |n: usize| format!("{{\"normalizer\":[{}0]}}", "[0],".repeat(n));
+        assert!(read_file(of(1000).as_bytes()).is_ok());
+        let error = read_file(of(1 << 18).as_bytes()).unwrap_err().to_string();
+        assert!(error.starts_with("its values take too much memory at line 1 column "), "{error}");
+        let error = crate::Tokenizer::from_bytes(of(1 << 16).as_bytes()).err().unwrap().to_string();
+        assert!(error.contains("its values take too much memory"), "{error}");
+    }
+
+    #[test]
+    fn the_same_values_as_serde_json() {
+        for text in
+            ["null", " [1, -2, 2.5, 1e3, 18446744073709551615, \"a\\n\", [], {}, true] ", "{\"b\":1,\"a\":2,\"b\":3}"]
+        {
+            assert_eq!(read_file(text.as_bytes()).unwrap(), serde_json::from_str::<Value>(text).unwrap());
+        }
+        for text in ["", "[1", "1e999", "[] []", "{\"a\"}", "\"\\ud800\""] {
+            let expected = serde_json::from_str::<Value>(text).unwrap_err().to_string();
+            assert_eq!(read_file(text.as_bytes()).unwrap_err().to_string(), expected);
+        }
+    }
 }

@@ -6,18 +6,18 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-use crate::TextError;
+use crate::{TextError, bounded};
 
 /// The sections that say what a text goes through; the vocabulary is passed over.
 #[derive(Deserialize)]
 pub(crate) struct File {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::section")]
     pub normalizer: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::section")]
     pub pre_tokenizer: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::section")]
     pub post_processor: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::section")]
     pub decoder: Value,
     #[serde(default)]
     model: Model,

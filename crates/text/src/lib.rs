@@ -23,7 +23,7 @@ mod template;
 mod tokenizer;
 mod tools;
 
-pub use bounded::{Bounded, Budget, twice};
+pub use bounded::{Bounded, Budget, read_file, twice};
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use gguf::GgufVocab;

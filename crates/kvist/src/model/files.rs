@@ -243,7 +243,7 @@ fn shards(index: &Path) -> Result<BTreeSet<String>, String> {
     if read as u64 > MOST_INDEX {
         return Err("it is too large".into());
     }
-    let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
+    let json = kvist_text::read_file(&bytes).map_err(|e| e.to_string())?;
     let map = json["weight_map"].as_object().ok_or("it has no weight_map")?;
     let shards: BTreeSet<String> = map.values().filter_map(|v| v.as_str()).map(str::to_owned).collect();
     if shards.is_empty() {

@@ -150,7 +150,7 @@ impl Chosen {
 /// The chat template of `tokenizer_config.json` and `chat_template.jinja`.
 fn template(config: &Option<Vec<u8>>, jinja: &Option<Vec<u8>>) -> Result<std::result::Result<ChatTemplate, TextError>> {
     let config = match config {
-        Some(json) => serde_json::from_slice(json).map_err(|e| damaged(format!("tokenizer_config.json: {e}")))?,
+        Some(json) => kvist_text::read_file(json).map_err(|e| damaged(format!("tokenizer_config.json: {e}")))?,
         None => serde_json::Value::Null,
     };
     let jinja = jinja.as_deref().map(str::from_utf8).transpose();
