@@ -296,6 +296,55 @@ fn schemas_beyond_the_suite() {
     assert!(!model.accepts(&GrammarSource::JsonObject, "[]"));
 }
 
+/// What is large as such, and what combines as schemas of APIs do, is far from all limits.
+#[test]
+fn large_schemas_compile() {
+    let model = Model::new();
+    let named = |n: usize, schema: &dyn Fn(usize) -> Value| {
+        (0..n).map(|i| (format!("p{i}"), schema(i))).collect::<serde_json::Map<_, _>>()
+    };
+    let closed = |properties: serde_json::Map<_, _>| {
+        let required: Vec<_> = properties.keys().cloned().collect();
+        json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
+    };
+    let kinds = ["string", "integer", "number", "boolean", "null"];
+    let plain = |n| closed(named(n, &|i| json!({"type": kinds[i % 5], "description": "what it is"})));
+    let countries: Vec<_> = (0..250).map(|i| format!("country {i}")).collect();
+    let base = closed(named(200, &|i| json!({"type": [kinds[i % 4], "null"]})));
+    let tagged = |i: usize| {
+        json!({"type": "object", "properties": {"type": {"const": format!("t{i}")}, "value": {"$ref": "#/$defs/value"}},
+               "required": ["type", "value"]})
+    };
+    let formats = ["date-time", "date", "time", "uuid", "email", "ipv4", "hostname", "duration"];
+    let tree =
+        json!({"type": "object", "properties": {"children": {"type": "array", "items": {"$ref": "#/$defs/node"}}}});
+    for schema in [
+        closed(named(2, &|_| plain(990))),
+        json!({"enum": (0..500).map(|i| format!("value {i}")).collect::<Vec<_>>()}),
+        json!({"enum": (0..5000).collect::<Vec<_>>()}),
+        json!({"allOf": [{"$ref": "#/$defs/base"}, {"properties": {"p4": {"enum": countries}}}], "$defs": {"base": {
+            "type": "object", "properties": base["properties"], "required": base["required"]}}}),
+        json!({"anyOf": (0..60).map(tagged).collect::<Vec<_>>(), "$defs": {"value": plain(30)}}),
+        json!({"oneOf": (0..60).map(tagged).collect::<Vec<_>>(), "$defs": {"value": plain(30)}}),
+        closed(named(120, &|i| json!({"type": "string", "format": formats[i % 8]}))),
+        closed(named(100, &|i| json!({"type": "string", "pattern": format!("^[a-z]{{2,}}-{i}$"), "maxLength": 40}))),
+        closed(named(300, &|i| json!({"type": "integer", "minimum": 0, "maximum": 10 * i}))),
+        closed(named(
+            100,
+            &|i| json!({"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": i + 1}),
+        )),
+        json!({"$ref": "#/$defs/node", "$defs": {"base": tree,
+               "node": {"allOf": [{"$ref": "#/$defs/base"}, {"properties": {"name": {"type": "string"}}, "required": ["name"]}]}}}),
+        json!({"allOf": [{"pattern": "[A-Z]"}, {"pattern": "[a-z]"}, {"pattern": "[0-9]"}], "type": "string", "minLength": 8}),
+        json!({"type": "object", "patternProperties": {"^x-": {"type": "string"}, "^[0-9]{3}$": plain(40)},
+               "properties": base["properties"], "additionalProperties": false}),
+    ] {
+        let told = schema.to_string().chars().take(200).collect::<String>();
+        let grammar = model.schema(schema).unwrap_or_else(|e| panic!("{told}: {e}"));
+        random_walk(&model.tokenizer, &grammar, 50, &mut Random(5)).unwrap_or_else(|e| panic!("{told}: {e}"));
+    }
+}
+
 /// Large, deep, ambiguous, exponential: refused or compiled, and then walked to an end or an error, without a panic.
 #[test]
 fn hostile_sources() {

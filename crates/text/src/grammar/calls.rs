@@ -4,6 +4,7 @@ use kvist_base::TokenId;
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use serde_json::Value;
 
+use super::costs::Costs;
 use super::lark::literal;
 use super::{GrammarLimits, schema, walk};
 use crate::Tokenizer;
@@ -80,9 +81,9 @@ impl Calls {
         if self.forms.is_empty() {
             return Err("there is no function to call".into());
         }
-        let mut room = limits.bytes;
+        let (mut room, mut costs) = (limits.bytes, Costs::default());
         let schemas = self.forms.iter().map(|form| {
-            let schema = spaced(schema::prepared(&form.schema, form.strict, limits)?);
+            let schema = spaced(schema::prepared(&form.schema, form.strict, limits, &mut costs)?);
             room = room.checked_sub(walk::bytes(&schema)).ok_or_else(|| {
                 format!("the schemas have more than {} bytes together, which are allowed", limits.bytes)
             })?;

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
+use super::expressions;
+
 /// Properties of one object that may be there or not, beside a bound on their number: a way is compiled for each.
 const COUNTED: usize = 256;
 /// Properties of one object and of all: how one may follow another takes time with the square of their number.
@@ -13,18 +15,37 @@ const PATTERNS: (usize, usize) = (16, 64);
 /// The digits of a `multipleOf`, as a number without a point: its remainders are states.
 const MULTIPLE: u64 = 10_000;
 /// The same for the least common multiple of all in the schema.
-const ALL_MULTIPLES: u64 = 1_000_000;
+const ALL_MULTIPLES: u64 = 100_000;
+
+/// Microseconds that all schemas of a source may take together, by estimate.
+const WORK: f64 = 600_000.0;
 
 #[derive(Default)]
 pub struct Costs {
     properties: usize,
     patterns: usize,
     multiples: BTreeSet<u64>,
+    work: f64,
 }
 
 impl Costs {
+    /// Accounts for what compiling a whole schema takes.
+    pub fn spend(&mut self, microseconds: f64) -> Result<(), String> {
+        self.work += microseconds;
+        match self.work <= WORK {
+            true => Ok(()),
+            false => Err("it would take too long to compile: use fewer formats, patterns, bounds or alternatives, \
+                          or do not combine them by `allOf` or side by side"
+                .into()),
+        }
+    }
+
     /// Accounts for one schema, without those in it.
     pub fn add(&mut self, schema: &Map<String, Value>) -> Result<(), String> {
+        let patterns = schema.get("patternProperties").and_then(Value::as_object).into_iter().flatten();
+        for pattern in patterns.map(|(p, _)| p.as_str()).chain(schema.get("pattern").and_then(Value::as_str)) {
+            expressions::check(pattern, true)?;
+        }
         let size = |key: &str| schema.get(key).and_then(Value::as_object).map_or(0, Map::len);
         let counted = schema.contains_key("minProperties") || schema.contains_key("maxProperties");
         if counted && size("properties") > COUNTED {

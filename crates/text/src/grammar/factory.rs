@@ -6,8 +6,9 @@ use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 use llguidance::{Logger, Matcher, ParserFactory};
 
+use super::costs::Costs;
 use super::state::{Grammar, told};
-use super::{GrammarSource, gbnf, lark, schema};
+use super::{GrammarSource, expressions, gbnf, lark, schema};
 use crate::{TextError, Tokenizer};
 
 /// Bounds of one grammar. Whatever a client sends, compiling it and each of its steps stay within a fraction of a
@@ -45,7 +46,7 @@ impl Default for GrammarLimits {
             step_items: 50_000,
             row_items: 2000,
             lexer_states: 25_000,
-            symbols: 200_000,
+            symbols: 60_000,
         }
     }
 }
@@ -89,17 +90,19 @@ impl GrammarFactory {
             true => Ok(()),
             false => Err(format!("it has {bytes} bytes; at most {} are allowed", limits.bytes)),
         };
-        let mut lenient = false;
+        let (mut lenient, mut costs) = (false, Costs::default());
         let grammar = match source {
             GrammarSource::JsonObject => {
-                TopLevelGrammar::from_json_schema(schema::prepared(&schema::any_object(), true, limits)?)
+                let schema = schema::prepared(&schema::any_object(), true, limits, &mut costs)?;
+                TopLevelGrammar::from_json_schema(schema)
             }
             GrammarSource::JsonSchema { schema, strict } => {
                 lenient = !strict;
-                TopLevelGrammar::from_json_schema(schema::prepared(schema, *strict, limits)?)
+                TopLevelGrammar::from_json_schema(schema::prepared(schema, *strict, limits, &mut costs)?)
             }
             GrammarSource::Regex(pattern) => {
                 fits(pattern.len())?;
+                expressions::check(pattern, false)?;
                 TopLevelGrammar::from_lark(lark::regex(pattern)?)
             }
             GrammarSource::Choice(choices) => {
@@ -113,7 +116,7 @@ impl GrammarFactory {
                 fits(text.len())?;
                 match gbnf::is_gbnf(text) {
                     true => TopLevelGrammar::from_lark(gbnf::to_lark(text)?),
-                    false => TopLevelGrammar::from_lark(lark::checked(text)?),
+                    false => TopLevelGrammar::from_lark(lark::read(text, limits, &mut costs)?),
                 }
             }
             GrammarSource::Calls(calls) => return calls.grammar(limits),

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use super::expressions::Found;
 use super::gbnf_parser::{Node, parse};
 use super::lark::literal;
 
@@ -27,8 +28,14 @@ pub fn to_lark(text: &str) -> Result<String, String> {
             return Err(format!("there is no rule `{name}`"));
         }
     }
+    let regular = regular(&rules);
+    let mut runs = Runs { rules: &rules, regular: &regular, known: BTreeMap::new() };
+    for (name, body) in &rules {
+        let found = Found { optional: runs.of(body).longest, ..Found::default() };
+        found.check(true).map_err(|e| format!("rule `{name}`: {e}"))?;
+    }
     let numbers = rules.keys().zip(0..).map(|(name, number)| (name.as_str(), number)).collect();
-    let mut writer = Writer { regular: regular(&rules), numbers, lexemes: 0, out: String::new() };
+    let mut writer = Writer { regular, numbers, lexemes: 0, out: String::new() };
     let start = writer.part(&Node::Rule("root".into()));
     let _ = writeln!(writer.out, "start: {start}");
     for (name, body) in &rules {
@@ -95,6 +102,73 @@ fn nullable(node: &Node, rules: &BTreeMap<&str, Option<bool>>) -> bool {
         Node::Sequence(list) => list.iter().all(|node| nullable(node, rules)),
         Node::Choice(list) => list.iter().any(|node| nullable(node, rules)),
         Node::Repeat(inner, least, _) => *least == 0 || nullable(inner, rules),
+    }
+}
+
+/// How many parts that may be left out stand one after the other.
+struct Runs<'a> {
+    rules: &'a BTreeMap<String, Node>,
+    regular: &'a BTreeMap<&'a str, Option<bool>>,
+    known: BTreeMap<&'a str, Run>,
+}
+
+/// Of a node: at its begin, at its end, and anywhere.
+#[derive(Clone, Copy, Default)]
+struct Run {
+    nullable: bool,
+    first: usize,
+    last: usize,
+    longest: usize,
+}
+
+impl Run {
+    const NONE: Run = Run { nullable: true, first: 0, last: 0, longest: 0 };
+
+    fn then(self, o: Run) -> Run {
+        Run {
+            nullable: self.nullable && o.nullable,
+            first: self.first.saturating_add(if self.nullable { o.first } else { 0 }),
+            last: o.last.saturating_add(if o.nullable { self.last } else { 0 }),
+            longest: self.longest.max(o.longest).max(self.last.saturating_add(o.first)),
+        }
+    }
+
+    fn or(self, o: Run) -> Run {
+        let (first, last) = (self.first.saturating_add(o.first), self.last.saturating_add(o.last));
+        let longest = self.longest.max(o.longest).max(first).max(last);
+        Run { nullable: self.nullable || o.nullable, first, last, longest }
+    }
+}
+
+impl<'a> Runs<'a> {
+    fn of(&mut self, node: &'a Node) -> Run {
+        match node {
+            Node::Literal(text) => Run { nullable: text.is_empty(), ..Run::default() },
+            Node::Class(_) => Run::default(),
+            // A recursive rule is no part of an expression.
+            Node::Rule(name) if self.regular[name.as_str()].is_none() => Run::default(),
+            Node::Rule(name) => match self.known.get(name.as_str()) {
+                Some(run) => *run,
+                None => {
+                    let run = self.of(&self.rules[name]);
+                    self.known.insert(name, run);
+                    run
+                }
+            },
+            Node::Sequence(list) => list.iter().fold(Run::NONE, |run, node| run.then(self.of(node))),
+            Node::Choice(list) => list.iter().fold(Run::default(), |run, node| run.or(self.of(node))),
+            Node::Repeat(inner, least, _) => {
+                let once = self.of(inner);
+                let longest = once.then(once).longest;
+                let more = |parts: usize| parts.saturating_add(1);
+                match *least == 0 || once.nullable {
+                    true => {
+                        Run { nullable: true, first: more(once.first), last: more(once.last), longest: more(longest) }
+                    }
+                    false => Run { longest, ..once },
+                }
+            }
+        }
     }
 }
 

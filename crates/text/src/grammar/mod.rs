@@ -7,10 +7,12 @@
 
 mod calls;
 mod costs;
+mod expressions;
 mod factory;
 mod formats;
 mod gbnf;
 mod gbnf_parser;
+mod growth;
 mod lark;
 mod reference;
 mod schema;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::costs::Costs;
 use super::formats;
 use super::reference::Reference;
-use super::{GrammarLimits, walk};
+use super::{GrammarLimits, growth, walk};
 
 /// White space between the parts of a JSON text: as `json.dumps` writes it or indented, and never without end.
 const WHITESPACE: &str = r"[ ]|\n[ \t]{0,40}";
@@ -22,8 +22,8 @@ pub fn any_object() -> Value {
     json!({"type": "object"})
 }
 
-/// The schema as the compiler takes it.
-pub fn prepared(schema: &Value, strict: bool, limits: &GrammarLimits) -> Result<Value, String> {
+/// The schema as the compiler takes it. `costs` are those of the whole source.
+pub fn prepared(schema: &Value, strict: bool, limits: &GrammarLimits, costs: &mut Costs) -> Result<Value, String> {
     // Every value takes a byte at least.
     if !walk::fits(schema, limits.depth, limits.bytes) {
         return Err(format!(
@@ -46,7 +46,7 @@ pub fn prepared(schema: &Value, strict: bool, limits: &GrammarLimits) -> Result<
         Document { id: root.get("$id").and_then(Value::as_str).map(str::to_owned), ..Document::default() };
     document.learn(&mut root, "#".into());
     let mut used = BTreeSet::new();
-    document.rewrite(&mut root, strict, &mut used, &mut Costs::default())?;
+    document.rewrite(&mut root, strict, &mut used, costs)?;
     let levels: usize = document.heights["#"] + used.iter().map(|path| document.heights[path]).sum::<usize>();
     if levels > LEVELS {
         return Err(format!("the schema and what it refers to have {levels} levels together; {LEVELS} are allowed"));
@@ -55,6 +55,7 @@ pub fn prepared(schema: &Value, strict: bool, limits: &GrammarLimits) -> Result<
     let mut room = limits.bytes;
     open_branches(&mut root, &whole, &mut room)?;
     let mut root = Value::Object(root);
+    costs.spend(growth::estimate(&root, used.iter())?)?;
     root["x-guidance"] = json!({"whitespace_pattern": WHITESPACE, "json_allowed_escapes": ESCAPES, "lenient": !strict});
     Ok(root)
 }
