@@ -6,7 +6,7 @@ use kvist_base::Constraint;
 use kvist_engine::{Engine, EngineConfig};
 use kvist_server::{ModelInfo, Server, ServerConfig, TextParts};
 use kvist_sim::{CostModel, SimExecutor, SimModel};
-use kvist_text::grammar::{GrammarFactory, GrammarLimits, GrammarSource};
+use kvist_text::grammar::{CallForm, Calls, Free, GrammarFactory, GrammarLimits, GrammarSource, Reasoning};
 use kvist_text::{ChatTemplate, Tokenizer};
 use serde_json::{Value, json};
 
@@ -123,7 +123,15 @@ fn sources() -> Vec<Vec<u8>> {
         json!({"choice": ["yes", "no", "\u{e9}"]}),
         json!({"grammar": "root ::= \"a\" (\"b\" | [c-f]+)* x\nx ::= \"y\"?"}),
         json!({"grammar": "start: \"a\" b+\nb: /[0-9]+/ | \"(\" start \")\""}),
+        json!({"grammar": "start: W (\",\" v)*\nv: %json {\"type\": \"object\", \"properties\": {\"n\": {\"multipleOf\": 5}}}\n\
+                    W: L{1,3} D? // a word\nL: /\\p{L}/\nD: %regex {\"substring_words\": \"a b c\"}\n%ignore / +/"}),
+        json!({"regex": "(?i)\\w+([.-]?\\w+)*@(a|b|c?d*){0,3}[^\\s@]{2,}"}),
         json!({"json": true}),
+        json!({"calls": [{"begin": "<call>{\"name\": \"f\", \"arguments\": ", "end": "}</call>", "strict": true,
+            "schema": {"type": "object", "properties": {"a": {"type": "string", "minLength": 1}}, "required": ["a"]}}],
+            "until": "<call>", "many": true, "thought": "</think>"}),
+        json!({"calls": [{"begin": "{\"name\": ", "end": "}", "schema": {"enum": ["f", "g"]}},
+            {"begin": "[", "end": "]", "schema": {"items": {"type": "integer"}}}], "instead": true}),
     ];
     let schemas = [
         json!({"type": "object", "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9},
@@ -135,10 +143,39 @@ fn sources() -> Vec<Vec<u8>> {
         json!({"allOf": [{"type": "object", "properties": {"p": {"type": "number", "exclusiveMinimum": -1.5}}},
             {"properties": {"q": {"type": "string", "format": "date-time"}}}], "patternProperties": {"^x": {}}}),
         json!({"type": ["string", "null"], "minLength": 2}),
+        json!({"allOf": [{"$ref": "#/$defs/base"}, {"properties": {"a": {"pattern": "^[A-Z]", "maxLength": 8},
+            "c": {"multipleOf": 0.25, "maximum": 1000}}}], "$defs": {"base": {"type": "object",
+            "properties": {"a": {"type": "string", "pattern": "[0-9]$"}, "b": {"$ref": "#/$defs/base"}},
+            "patternProperties": {"^x-": {"format": "uuid"}}, "additionalProperties": {"anyOf": [{"type": "null"},
+            {"type": "array", "items": {"format": "email"}, "maxItems": 9}]}}}}),
         json!({"oneOf": [{"type": "boolean"}, {"type": "array", "prefixItems": [{"type": "integer"}], "items": false}]}),
     ];
     all.extend(schemas.map(|schema| json!({"schema": schema, "strict": true})));
     all.iter().map(|v| v.to_string().into_bytes()).collect()
+}
+
+fn calls(input: &Value, forms: &[Value]) -> Calls {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let form = |form: &Value| CallForm {
+        begin: text(&form["begin"]),
+        schema: form["schema"].clone(),
+        strict: form["strict"] == true,
+        end: text(&form["end"]),
+    };
+    Calls {
+        reasoning: input["thought"].as_str().map(|close| Reasoning { open: None, close: close.into() }),
+        free: match input["until"].as_str() {
+            Some(mark) => Free::Until(mark.into()),
+            None if input["instead"] == true => Free::Instead,
+            None => Free::No,
+        },
+        forms: forms.iter().map(form).collect(),
+        open: text(&input["open"]),
+        between: text(&input["between"]),
+        close: text(&input["close"]),
+        many: input["many"] == true,
+        marks: Vec::new(),
+    }
 }
 
 impl Target for Grammars {
@@ -164,6 +201,8 @@ impl Target for Grammars {
         let text = |name: &str| input[name].as_str().map(str::to_owned);
         let source = if let Some(schema) = schema {
             GrammarSource::JsonSchema { schema, strict }
+        } else if let Some(forms) = input["calls"].as_array() {
+            GrammarSource::Calls(calls(&input, forms))
         } else if let Some(pattern) = text("regex") {
             GrammarSource::Regex(pattern)
         } else if let Some(grammar) = text("grammar") {
