@@ -29,9 +29,9 @@ pub struct ServerConfig {
     pub max_n: u32,
     /// Prompts of one completions request at most.
     pub max_prompts: usize,
-    /// A connection that sends nothing is closed after this.
+    /// A connection that sends nothing is closed after this, be it new or between two requests.
     pub idle_timeout: Duration,
-    /// From the first byte of a request to the end of its headers; also the pause between two requests.
+    /// From the first byte of a request to the end of its headers.
     pub header_timeout: Duration,
     /// Between two pieces of a body.
     pub body_idle_timeout: Duration,

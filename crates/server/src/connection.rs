@@ -3,15 +3,17 @@
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -31,10 +33,11 @@ pub async fn serve(app: Arc<App>, router: Router, stream: TcpStream) {
     let mut closing = app.closing.subscribe();
     // Small packets matter: every token is one.
     let _ = stream.set_nodelay(true);
-    // A connection that says nothing costs no buffers.
+    // A connection that says nothing costs no buffers. (Every new stream says that it is `readable`.)
+    let mut byte = [0];
     tokio::select! {
-        ready = timeout(app.config.idle_timeout, stream.readable()) => {
-            if !matches!(ready, Ok(Ok(()))) {
+        first = timeout(app.config.idle_timeout, stream.peek(&mut byte)) => {
+            if !matches!(first, Ok(Ok(1..))) {
                 return;
             }
         }
@@ -42,15 +45,25 @@ pub async fn serve(app: Arc<App>, router: Router, stream: TcpStream) {
     }
     let stream = Arc::new(stream);
     let peer = Peer(Arc::downgrade(&stream));
-    let io = TimedStream { stream, timeout: app.config.write_timeout, stalled: None, closing: closing.clone() };
+    let requests = Arc::new(AtomicU64::new(0));
+    let io = TimedStream {
+        stream,
+        timeout: app.config.write_timeout,
+        stalled: None,
+        closing: closing.clone(),
+        requests: requests.clone(),
+        idle_timeout: app.config.idle_timeout,
+        header_timeout: app.config.header_timeout,
+        head: None,
+    };
     let service = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        service.call(request)
+        requests.fetch_add(1, Relaxed);
+        let (answer, requests) = (service.call(request), requests.clone());
+        async move { answer.await.map(|response| response.map(|body| Answer { body, _running: requests })) }
     });
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(app.config.header_timeout)
         .max_buf_size(BUFFER)
         // The end of what a client sends is not its end: see `Peer`.
         .half_close(true)
@@ -101,7 +114,35 @@ pub async fn turn_away(mut stream: TcpStream) {
     let _ = timeout(LINGER, answer).await;
 }
 
-/// A stream whose peer must take something within `timeout` whenever there is something to send.
+/// An answer's body. While there is one, its connection is not idle.
+struct Answer {
+    body: axum::body::Body,
+    /// Held by every request that is being answered.
+    _running: Arc<AtomicU64>,
+}
+
+impl Body for Answer {
+    type Data = axum::body::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A stream whose peer must take something within `timeout` whenever there is something to send, and between two answers
+/// begin a request and bring its headers to their end in time.
 struct TimedStream {
     stream: Arc<TcpStream>,
     timeout: Duration,
@@ -109,9 +150,47 @@ struct TimedStream {
     stalled: Option<Pin<Box<Sleep>>>,
     /// Once set, nothing more is read: what is half sent must not hold up the end.
     closing: watch::Receiver<bool>,
+    /// Requests so far; see [`Answer`].
+    requests: Arc<AtomicU64>,
+    idle_timeout: Duration,
+    header_timeout: Duration,
+    head: Option<Head>,
+}
+
+/// The next request's headers, which are waited for.
+struct Head {
+    /// Requests before it.
+    requests: u64,
+    begun: bool,
+    deadline: Pin<Box<Sleep>>,
 }
 
 impl TimedStream {
+    /// The head that is waited for; `None` while a request is being answered.
+    fn head(&mut self) -> Option<&mut Head> {
+        /// This stream, and the service that counts.
+        const HOLDERS: usize = 2;
+        if Arc::strong_count(&self.requests) > HOLDERS {
+            self.head = None;
+            return None;
+        }
+        let requests = self.requests.load(Relaxed);
+        if self.head.as_ref().is_none_or(|head| head.requests != requests) {
+            self.head = Some(Head { requests, begun: false, deadline: Box::pin(sleep(self.idle_timeout)) });
+        }
+        self.head.as_mut()
+    }
+
+    fn poll_more(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            match self.stream.try_read_buf(buf) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read.map(drop)),
+            }
+        }
+    }
+
     fn poll_try(
         &self,
         cx: &mut Context<'_>,
@@ -144,17 +223,21 @@ impl TimedStream {
 }
 
 impl AsyncRead for TimedStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if *self.closing.borrow() {
             return Poll::Ready(Ok(()));
         }
-        loop {
-            ready!(self.stream.poll_read_ready(cx))?;
-            match self.stream.try_read_buf(buf) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read.map(drop)),
-            }
+        let read = self.poll_more(cx, buf);
+        let header_timeout = self.header_timeout;
+        let Some(head) = self.head() else { return read };
+        if read.is_pending() {
+            return head.deadline.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()));
         }
+        if !head.begun {
+            head.begun = true;
+            head.deadline.as_mut().reset(Instant::now() + header_timeout);
+        }
+        read
     }
 }
 

@@ -245,6 +245,25 @@ fn slow_senders_are_cut_off() {
     assert_eq!(h.complete(&json!({"prompt": "x"})).status, 200);
 }
 
+/// The pause between two requests was cut at the headers' timeout, so clients that keep connections open for a minute lost
+/// requests to it; and so was the silence of a new connection.
+#[test]
+fn an_idle_connection_may_wait_longer_than_headers() {
+    let mut setup = Setup::default();
+    setup.server.header_timeout = Duration::from_millis(100);
+    let h = Harness::with(setup);
+    let mut connection = Connection::open(h.addr);
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_millis(400));
+        connection.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+        assert_eq!(connection.reply().unwrap().status, 200);
+    }
+    connection.write(b"GET /health HTTP/1.1\r\nho").unwrap();
+    let mut rest = Vec::new();
+    let _ = connection.reader.read_to_end(&mut rest);
+    assert_eq!(rest, b"", "half a header");
+}
+
 #[test]
 fn garbage_on_the_wire_ends_only_its_connection() {
     let h = Harness::start();
