@@ -46,7 +46,7 @@ impl Default for GrammarLimits {
             step_items: 50_000,
             row_items: 2000,
             lexer_states: 25_000,
-            symbols: 60_000,
+            symbols: 45_000,
         }
     }
 }

@@ -32,7 +32,7 @@ pub fn to_lark(text: &str) -> Result<String, String> {
     let mut runs = Runs { rules: &rules, regular: &regular, known: BTreeMap::new() };
     for (name, body) in &rules {
         let found = Found { optional: runs.of(body).longest, ..Found::default() };
-        found.check(true).map_err(|e| format!("rule `{name}`: {e}"))?;
+        found.check().map_err(|e| format!("rule `{name}`: {e}"))?;
     }
     let numbers = rules.keys().zip(0..).map(|(name, number)| (name.as_str(), number)).collect();
     let mut writer = Writer { regular, numbers, lexemes: 0, out: String::new() };

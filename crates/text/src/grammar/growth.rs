@@ -18,7 +18,7 @@ const PLAIN: f64 = 20.0;
 const PARTS: f64 = 60.0;
 const LITERAL: f64 = 5.0;
 /// For a number of items: up to 200 KB of rules.
-const COUNTED: f64 = 500.0;
+const COUNTED: f64 = 800.0;
 /// For each digit of a number's bounds: a range is an expression with branches for each.
 const DIGIT: f64 = 20.0;
 /// For a length, a format, and beyond its size, a pattern.

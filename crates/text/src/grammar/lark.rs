@@ -24,7 +24,8 @@ pub fn read(text: &str, limits: &GrammarLimits, costs: &mut Costs) -> Result<Str
         let mut next = match c {
             '#' => line(after),
             '/' if after.starts_with('/') => line(after),
-            '"' | '/' => past(after, c),
+            '"' => past(after, c),
+            '/' => past(after, c).trim_start_matches(['i', 'm', 's', 'l', 'u', 'x']),
             '<' => after.find('>').map_or("", |end| &after[end + 1..]),
             '&' => return Err("`&` between terminals is not supported".into()),
             // A tilde before a number repeats.
@@ -89,6 +90,8 @@ struct Terminals<'a> {
     current: Option<&'a str>,
     /// Something stands before this on the line, so that no definition begins here.
     within: bool,
+    /// What is read once, wherever it is named; of all.
+    read: Found,
     /// What each adds by itself, and what it names.
     known: BTreeMap<&'a str, (Found, Vec<&'a str>)>,
 }
@@ -108,9 +111,11 @@ impl<'a> Terminals<'a> {
             '/' if piece.starts_with("//") => Found::default(),
             // Repetitions may be none at all.
             '[' | '{' | '~' => Found { optional: 1, ..Found::default() },
-            _ => Found::of(piece),
+            _ => Found::of(piece, false),
         };
-        found.check(false)?;
+        let (read, found) = found.split();
+        self.read = self.read.and(read);
+        self.read.and(found).check()?;
         if let Some(name) = self.current {
             let known = self.known.entry(name).or_default();
             known.0 = known.0.and(found);
@@ -130,7 +135,7 @@ impl<'a> Terminals<'a> {
             let Some((own, named)) = self.known.get(name) else { continue };
             if named_are_done {
                 let total = named.iter().filter_map(|n| totals.get(n)).fold(*own, |sum, n: &Found| sum.and(*n));
-                total.check(false)?;
+                total.check()?;
                 totals.insert(name, total);
             } else if !totals.contains_key(name) {
                 totals.insert(name, Found::default());
@@ -215,6 +220,9 @@ mod tests {
         assert!(checked(&grammar(20, 20)).is_ok());
         assert!(checked(&grammar(20, 21)).is_err());
         assert!(checked(&format!("start: T\nT: {}", "\"a\"? ".repeat(401))).is_err());
+        // Ranges beyond ASCII are read once.
+        assert!(checked(&format!("start: T\nT: {}\nA: /[à-ÿ]/i", "A ".repeat(100))).is_ok());
+        assert!(checked(&format!("start: {}", "/[à-ÿ]/i ".repeat(41))).is_err());
         // In a rule they are expressions each by itself.
         assert!(checked(&format!("start: {}", "\"a\"? ".repeat(401))).is_ok());
     }
