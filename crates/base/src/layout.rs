@@ -1,3 +1,5 @@
+use std::fmt;
+
 use crate::CHUNK;
 
 /// Element type of stored weights or KV.
@@ -15,6 +17,42 @@ impl Dtype {
             Dtype::F32 => 4,
             Dtype::F16 | Dtype::Bf16 => 2,
         }
+    }
+}
+
+/// How the slots of a chunk are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Codec {
+    /// Element by element: what a chunk is as long as it is open, and for good where nothing else is asked for.
+    Dense(Dtype),
+    /// Sealed chunks in 8 bits: signed codes, K with a scale per channel, V with one per token, scales in bf16.
+    Kv8,
+}
+
+impl From<Dtype> for Codec {
+    fn from(dtype: Dtype) -> Codec {
+        Codec::Dense(dtype)
+    }
+}
+
+impl Codec {
+    /// Bytes of (K, V) of a head in a chunk.
+    fn head(self, dk: usize, dv: usize) -> (usize, usize) {
+        match self {
+            Codec::Dense(dtype) => (dk * CHUNK * dtype.bytes(), dv * CHUNK * dtype.bytes()),
+            Codec::Kv8 => (dk * (CHUNK + 2), (dv + 2) * CHUNK),
+        }
+    }
+}
+
+impl fmt::Display for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Codec::Dense(Dtype::F32) => "f32",
+            Codec::Dense(Dtype::F16) => "f16",
+            Codec::Dense(Dtype::Bf16) => "bf16",
+            Codec::Kv8 => "kv8",
+        })
     }
 }
 
@@ -41,10 +79,11 @@ pub struct LayerLayout {
 /// Where everything is in a chunk: `[layer][kv-head][K | V]`.
 ///
 /// Dense bf16: K is pair-interleaved `[dk/2][64][2]`, V `[32][dv][2]`, the same from the first token (appending is a
-/// scatter) and on every ISA path.
+/// scatter) and on every ISA path. Kv8: the same order with a byte for each element, and the scales behind the codes,
+/// K's `[dk/2][2]`, V's `[64]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ChunkLayout {
-    pub dtype: Dtype,
+    pub codec: Codec,
     pub layers: Vec<LayerLayout>,
     /// What each class of layers sees: `None` the whole path, `Some(n)` the keys less than `n` tokens before the query.
     /// Class 0 always sees the whole path, whether or not a layer belongs to it.
@@ -55,39 +94,41 @@ pub struct ChunkLayout {
 
 impl ChunkLayout {
     /// Lays out `kinds` one after the other; every layer sees the whole path.
-    pub fn new(dtype: Dtype, kinds: &[LayerKind]) -> Self {
-        Self::with_windows(dtype, kinds.iter().map(|&kind| (kind, None)))
+    pub fn new(codec: impl Into<Codec>, kinds: &[LayerKind]) -> Self {
+        Self::with_windows(codec, kinds.iter().map(|&kind| (kind, None)))
     }
 
     /// Lays out layers one after the other, each with its window. Layers of one window are one class. A window bounds
     /// what is attended to; the keys and values before it are kept like all others.
-    pub fn with_windows(dtype: Dtype, layers: impl IntoIterator<Item = (LayerKind, Option<u32>)>) -> Self {
-        let mut layout = ChunkLayout { dtype, layers: Vec::new(), windows: vec![None], bytes: 0 };
+    pub fn with_windows(codec: impl Into<Codec>, layers: impl IntoIterator<Item = (LayerKind, Option<u32>)>) -> Self {
+        let codec = codec.into();
+        let mut layout = ChunkLayout { codec, layers: Vec::new(), windows: vec![None], bytes: 0 };
         for (kind, window) in layers {
             let class = layout.windows.iter().position(|w| *w == window).unwrap_or_else(|| {
                 layout.windows.push(window);
                 layout.windows.len() - 1
             });
             let LayerKind::Gqa { heads, dk, dv } = kind;
-            let bytes = heads * (dk + dv) * CHUNK * dtype.bytes();
+            let (k, v) = codec.head(dk, dv);
+            let bytes = heads * (k + v);
             layout.layers.push(LayerLayout { kind, class, offset: layout.bytes, bytes });
             layout.bytes += bytes;
         }
         layout
     }
 
-    /// Bytes of KV that one token takes.
+    /// Bytes of KV that one token takes, scales included.
     pub fn token_bytes(&self) -> usize {
-        self.bytes / CHUNK
+        self.bytes.div_ceil(CHUNK)
     }
 
     /// Byte offsets of (K, V) of `head` in `layer`, and of the end of V.
     pub fn tile(&self, layer: usize, head: usize) -> (usize, usize, usize) {
         let LayerLayout { kind: LayerKind::Gqa { heads, dk, dv }, offset, .. } = self.layers[layer];
         assert!(head < heads);
-        let k = offset + head * (dk + dv) * CHUNK * self.dtype.bytes();
-        let v = k + dk * CHUNK * self.dtype.bytes();
-        (k, v, v + dv * CHUNK * self.dtype.bytes())
+        let (k_bytes, v_bytes) = self.codec.head(dk, dv);
+        let k = offset + head * (k_bytes + v_bytes);
+        (k, k + k_bytes, k + k_bytes + v_bytes)
     }
 }
 
@@ -98,19 +139,21 @@ mod tests {
     #[test]
     fn tiles_cover_the_chunk_without_gaps() {
         let kinds = [LayerKind::Gqa { heads: 2, dk: 64, dv: 64 }, LayerKind::Gqa { heads: 3, dk: 96, dv: 32 }];
-        let layout = ChunkLayout::new(Dtype::Bf16, &kinds);
-        let mut end = 0;
-        for (layer, kind) in kinds.iter().enumerate() {
-            let LayerKind::Gqa { heads, .. } = *kind;
-            for head in 0..heads {
-                let (k, v, stop) = layout.tile(layer, head);
-                assert_eq!(k, end);
-                assert!(k < v && v < stop);
-                end = stop;
+        for (codec, token_bytes) in [(Codec::Dense(Dtype::Bf16), 2 * (2 * 128 + 3 * 128)), (Codec::Kv8, 663)] {
+            let layout = ChunkLayout::new(codec, &kinds);
+            let mut end = 0;
+            for (layer, kind) in kinds.iter().enumerate() {
+                let LayerKind::Gqa { heads, .. } = *kind;
+                for head in 0..heads {
+                    let (k, v, stop) = layout.tile(layer, head);
+                    assert_eq!(k, end);
+                    assert!(k < v && v < stop);
+                    end = stop;
+                }
             }
+            assert_eq!(end, layout.bytes);
+            assert_eq!(layout.token_bytes(), token_bytes, "{codec}");
         }
-        assert_eq!(end, layout.bytes);
-        assert_eq!(layout.token_bytes(), 2 * (2 * 128 + 3 * 128));
     }
 
     #[test]

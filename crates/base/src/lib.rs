@@ -12,8 +12,8 @@ mod window;
 pub use clock::{Clock, ManualClock, Micros, SystemClock};
 pub use constraint::{Allowed, Constraint};
 pub use ids::{CHUNK, ChunkId, DomainId, SEGMENT, TokenId, low_mask};
-pub use layout::{ChunkLayout, Dtype, LayerKind, LayerLayout};
+pub use layout::{ChunkLayout, Codec, Dtype, LayerKind, LayerLayout};
 pub use plan::{
-    AllResident, Executor, ExecutorInfo, Gone, Prepare, Residency, Row, RowOutcome, Run, RunList, Slot, StepCounters,
-    StepOutput, StepPlan,
+    AllResident, Executor, ExecutorInfo, Gone, OpenPool, Prepare, Residency, Row, RowOutcome, Run, RunList, Seal, Slot,
+    StepCounters, StepOutput, StepPlan,
 };

@@ -108,6 +108,14 @@ pub enum Prepare {
     Copy { from: ChunkId, to: ChunkId, n: u8 },
 }
 
+/// A chunk that the step fills: once its last rows are written, each layer encodes `from`, an open slab, into `to`.
+/// Rows that lie in the chunk attend to `from`, whatever the step holds of it; rows after it attend to `to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    pub from: ChunkId,
+    pub to: ChunkId,
+}
+
 /// One forward pass, prefill and decode mixed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepPlan {
@@ -116,6 +124,8 @@ pub struct StepPlan {
     /// One list per layer class ([`crate::LayerLayout::class`]); the first covers whole paths, and
     /// [`StepPlan::fill_windows`] makes the others from it.
     pub classes: Vec<RunList>,
+    /// Chunks that the step fills, where sealed chunks are encoded. In each layer between writing and attending.
+    pub seals: Vec<Seal>,
     /// Chunks that may still be on their way: [`Residency::wait`] is asked for each of them in each layer.
     pub arriving: Vec<ChunkId>,
 }
@@ -124,6 +134,7 @@ impl StepPlan {
     pub fn clear(&mut self) {
         self.prepare.clear();
         self.rows.clear();
+        self.seals.clear();
         self.arriving.clear();
         self.classes.iter_mut().for_each(RunList::clear);
     }
@@ -137,8 +148,13 @@ impl StepPlan {
             if row.position as usize >= info.context {
                 return Err(format!("row {i}: position {} outside the context", row.position));
             }
-            if row.write.is_some_and(|s| s.chunk.0 >= info.chunks || s.slot as usize >= CHUNK) {
-                return Err(format!("row {i}: write outside the pool"));
+            if row.write.is_some_and(|s| !info.open_slabs().contains(&s.chunk.0) || s.slot as usize >= CHUNK) {
+                return Err(format!("row {i}: write outside the pool's open chunks"));
+            }
+        }
+        for Seal { from, to } in &self.seals {
+            if info.open.is_none() || !info.open_slabs().contains(&from.0) || to.0 >= info.chunks {
+                return Err(format!("{from} cannot be sealed as {to}"));
             }
         }
         if !self.rows.is_empty() && self.classes.len() != info.layout.windows.len() {
@@ -167,6 +183,10 @@ impl StepPlan {
                     return Err(format!("run {i}: masks out of range"));
                 }
                 for row in run.rows.clone() {
+                    // Who sees nothing of a run only stands between others that do.
+                    if run.masks.is_some() && (0..n).all(|c| list.mask(run, c, row) == 0) {
+                        continue;
+                    }
                     if run.place < seen[row as usize] {
                         return Err(format!("run {i}: not in ascending order for row {row}"));
                     }
@@ -234,17 +254,41 @@ pub struct StepOutput {
     pub counters: StepCounters,
 }
 
+/// Slabs for chunks that are open, where sealed ones are encoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenPool {
+    pub layout: ChunkLayout,
+    /// Two at least: while an open chunk is copied, both copies are held.
+    pub chunks: u32,
+}
+
 /// What an executor is: fixed for its lifetime.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExecutorInfo {
     pub vocab: usize,
     /// Tokens in a sequence at most.
     pub context: usize,
+    /// Of the chunks `0..chunks`: of all chunks, or of the sealed ones if `open` is there.
     pub layout: ChunkLayout,
     /// Chunks in the pool.
     pub chunks: u32,
+    /// Open chunks have slabs of their own, with the ids from `chunks` on.
+    pub open: Option<OpenPool>,
     /// Human-readable: ISA path, threads, dtype.
     pub name: String,
+}
+
+impl ExecutorInfo {
+    /// Ids of the slabs that rows are written to.
+    pub fn open_slabs(&self) -> Range<u32> {
+        self.open.as_ref().map_or(0..self.chunks, |open| self.chunks..self.chunks + open.chunks)
+    }
+
+    /// Bytes of all slabs.
+    pub fn kv_bytes(&self) -> u64 {
+        let bytes = |layout: &ChunkLayout, chunks: u32| layout.bytes as u64 * u64::from(chunks);
+        bytes(&self.layout, self.chunks) + self.open.as_ref().map_or(0, |open| bytes(&open.layout, open.chunks))
+    }
 }
 
 /// Runs steps over a pool of KV chunks that it owns.

@@ -3,15 +3,18 @@
 use kvist_base::{CHUNK, ChunkId, DomainId, Prepare, TokenId};
 
 use crate::campaign::Canary;
-use crate::node::{Arena, ROOT};
+use crate::node::ROOT;
 use crate::path::Path;
 use crate::tree::Cache;
 
 /// Answer to [`Cache::claim`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// Slots [first_slot, first_slot + n) of `chunk` take the tokens [path.used - n, path.used).
-    Slots { chunk: ChunkId, first_slot: u8, n: u8 },
+    /// Slots [first_slot, first_slot + n) of `chunk` take the tokens [path.used - n, path.used). Where sealed chunks are
+    /// encoded, `seals` is the slab for the chunk that they make whole.
+    Slots { chunk: ChunkId, first_slot: u8, n: u8, seals: Option<ChunkId> },
+    /// Nothing is to be written for the next `n` tokens: they are there. Only [`Cache::reopen`] says so.
+    Held { n: u8 },
     /// The matched part of a chunk would have to be copied, but is itself only computed in this step: ask again next
     /// step. Nothing was changed.
     NotYet,
@@ -52,9 +55,12 @@ impl Cache {
         assert!(held <= first, "the tree holds the tokens to be claimed: follow first");
 
         let tip = path.nodes.get(level).map(|id| id.index);
+        if let Some(tip) = tip {
+            self.arena[tip].needed = self.turn;
+        }
         let index = match tip {
             Some(tip) if self.arena[tip].len() == first && self.arena[tip].domain == domain => tip,
-            Some(tip) if self.arena[tip].valid() < first && self.arena.canary != Canary::CopyUncomputed => {
+            Some(tip) if self.arena[tip].dense_valid() < first && self.arena.canary != Canary::CopyUncomputed => {
                 return Claim::NotYet;
             }
             _ => {
@@ -73,7 +79,8 @@ impl Cache {
         self.arena.grow(index, &window[first..][..n]);
         self.tokens += n as u64;
         path.used += n;
-        Claim::Slots { chunk: Arena::chunk(index), first_slot, n: n as u8 }
+        let chunk = self.arena.open_chunk(index).expect("an open chunk has its slab");
+        Claim::Slots { chunk, first_slot, n: n as u8, seals: self.sealed_by(index) }
     }
 
     /// A node below `parent` that holds `copied`, the part that is used of `from`.
@@ -85,16 +92,20 @@ impl Cache {
         from: Option<u32>,
         prepare: &mut Vec<Prepare>,
     ) -> Option<u32> {
+        let slab = if self.encodes() { Some(self.take_open()?) } else { None };
         let Some(index) = self.allocate() else {
+            slab.into_iter().for_each(|slab| self.arena.opens.as_mut().expect("it is theirs").free.push(slab));
             // Only this path uses `from`, which then is a leaf: with nothing else to be had, its slab goes on as the new
             // node, and the rest of it is what was evicted.
             let from = from.filter(|&from| self.arena[from].refs == 1)?;
             self.take_over(from, domain, copied.len() as u8);
             return Some(from);
         };
-        prepare.push(Prepare::Zero(Arena::chunk(index)));
+        slab.into_iter().for_each(|slab| self.arena.open(index, slab));
+        let open = |index| self.arena.open_chunk(index).expect("what is written or copied is open");
+        prepare.push(Prepare::Zero(open(index)));
         if let Some(from) = from {
-            prepare.push(Prepare::Copy { from: Arena::chunk(from), to: Arena::chunk(index), n: copied.len() as u8 });
+            prepare.push(Prepare::Copy { from: open(from), to: open(index), n: copied.len() as u8 });
             self.forks += 1;
         }
         let depth = if parent == ROOT { 0 } else { self.arena[parent].depth + 1 };
@@ -119,6 +130,7 @@ impl Cache {
         let parent = node.parent;
         self.tokens -= u64::from(node.len - keep);
         (node.len, node.valid, node.domain) = (keep, keep, domain);
+        (node.sealed, node.warm, node.warm_valid) = (false, 0, 0);
         (node.uses, node.last) = (1, self.now);
         node.cuts.clear();
         self.arena.link(index);
@@ -127,7 +139,7 @@ impl Cache {
     }
 
     /// Notes that slots of a node are computed in this step: until its end the node is pinned.
-    fn mark(&mut self, index: u32, valid: u8) {
+    pub(crate) fn mark(&mut self, index: u32, valid: u8) {
         if !self.arena[index].claimed {
             self.arena[index].claimed = true;
             self.claimed.push((index, valid));
@@ -137,10 +149,16 @@ impl Cache {
 
     /// Ends a step: what was claimed and not invalidated is computed. Changes no path.
     pub fn commit(&mut self) {
+        let encodes = self.encodes();
         for (index, _) in std::mem::take(&mut self.claimed) {
             let node = &mut self.arena[index];
             node.claimed = false;
             node.valid = node.len;
+            if node.sealed {
+                node.warm_valid = node.warm;
+            } else if encodes && node.len() == CHUNK {
+                (node.sealed, node.warm, node.warm_valid) = (true, node.len, node.len);
+            }
             self.unpin(index);
         }
     }
@@ -154,7 +172,12 @@ impl Cache {
             self.cut(index, valid);
         }
         for (index, _) in claimed {
-            self.arena[index].claimed = false;
+            let node = &mut self.arena[index];
+            node.claimed = false;
+            node.warm = node.warm_valid;
+            if node.sealed && node.warm == 0 {
+                self.arena.close(index);
+            }
             self.unpin(index);
         }
     }

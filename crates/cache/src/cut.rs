@@ -43,9 +43,13 @@ impl Cache {
         if !node.is_linked() || keep >= node.len {
             return;
         }
-        if keep == 0 || node.is_public() {
+        // The codes of a sealed chunk are no start of an open one.
+        let parts = !node.sealed || node.dense_valid() >= keep as usize;
+        if keep == 0 || node.is_public() || !parts {
             return self.detach(index);
         }
+        let node = &mut self.arena[index];
+        (node.sealed, node.warm, node.warm_valid) = (false, 0, 0);
         let children = std::mem::take(&mut self.arena[index].children);
         self.drop_all(children, index);
         self.tokens -= u64::from(self.arena[index].len - keep);

@@ -80,6 +80,7 @@ impl Cache {
             self.tokens
         );
         self.check_free()?;
+        self.check_open()?;
         for &(index, _) in &self.claimed {
             ensure!(self.arena[index].claimed, "node {index}: in the list of claims, not marked");
         }
@@ -93,6 +94,44 @@ impl Cache {
         free.sort_unstable();
         let states = self.arena.indices().filter(|&index| self.arena[index].state == State::Free);
         ensure!(states.eq(free), "the free list differs from the states");
+        Ok(())
+    }
+
+    /// Slabs for open chunks, and who has them.
+    fn check_open(&self) -> Result<(), String> {
+        for index in self.arena.indices() {
+            let node = &self.arena[index];
+            let Some(opens) = &self.arena.opens else {
+                ensure!(!node.sealed && node.open.is_none(), "node {index}: sealed where nothing is");
+                continue;
+            };
+            let in_use = matches!(node.state, State::Linked | State::Unlinked);
+            ensure!(in_use || node.open.is_none(), "node {index}: {:?} and open", node.state);
+            ensure!(!in_use || node.sealed || node.open.is_some(), "node {index}: neither sealed nor open");
+            ensure!(
+                !node.is_linked() || node.claimed || node.sealed == (node.len() == CHUNK),
+                "node {index}: sealed too soon"
+            );
+            ensure!(
+                node.warm_valid <= node.warm && node.warm <= CHUNK as u8,
+                "node {index}: more computed than claimed"
+            );
+            ensure!(node.warm == 0 || node.sealed && node.open.is_some(), "node {index}: slots in no slab");
+            if let Some(slab) = node.open {
+                ensure!(opens.owners[slab as usize] == Some(index), "node {index}: its open slab is another's");
+            }
+        }
+        if let Some(opens) = &self.arena.opens {
+            let mut free = opens.free.clone();
+            free.sort_unstable();
+            let nobody: Vec<u32> =
+                (0..).zip(&opens.owners).filter(|(_, o)| o.is_none()).map(|(slab, _)| slab).collect();
+            ensure!(free == nobody, "the free open slabs differ from those that nobody has");
+            for (slab, owner) in (0..).zip(&opens.owners) {
+                let has = owner.is_none_or(|index| self.arena[index].open == Some(slab));
+                ensure!(has, "open slab {slab}: its node has another");
+            }
+        }
         Ok(())
     }
 

@@ -15,6 +15,7 @@ mod guard;
 mod integrity;
 mod model;
 mod node;
+mod open;
 mod path;
 pub mod policy;
 mod publish;

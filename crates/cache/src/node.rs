@@ -44,6 +44,15 @@ pub(crate) struct Node {
     pub valid: u8,
     /// Claimed in the current step.
     pub claimed: bool,
+    /// Whole and encoded: what `open` holds of it is a copy that can be made again from its tokens.
+    pub sealed: bool,
+    /// The slab that rows of the chunk are written to, where sealed chunks are encoded.
+    pub open: Option<u32>,
+    /// Of a sealed node, slots in `open`, claims of the current step included, and those computed.
+    pub warm: u8,
+    pub warm_valid: u8,
+    /// Turn in which `open` was last needed.
+    pub needed: u64,
     pub uses: u32,
     /// Tick of the last use.
     pub last: u64,
@@ -72,6 +81,11 @@ impl Node {
             len: 0,
             valid: 0,
             claimed: false,
+            sealed: false,
+            open: None,
+            warm: 0,
+            warm_valid: 0,
+            needed: 0,
             uses: 0,
             last: 0,
             score: 0,
@@ -89,6 +103,16 @@ impl Node {
 
     pub fn valid(&self) -> usize {
         self.valid as usize
+    }
+
+    /// Slots that are there for rows of the chunk itself, claims of the current step included.
+    pub fn dense(&self) -> usize {
+        (if self.sealed { self.warm } else { self.len }) as usize
+    }
+
+    /// Those of [`Node::dense`] that are computed.
+    pub fn dense_valid(&self) -> usize {
+        (if self.sealed { self.warm_valid } else { self.valid }) as usize
     }
 
     pub fn tokens(&self) -> &[TokenId] {
@@ -127,14 +151,24 @@ pub(crate) struct Arena {
     nodes: Vec<Node>,
     free: Vec<u32>,
     slabs: u32,
+    /// Slabs for open chunks, where sealed ones are encoded.
+    pub opens: Option<Opens>,
     /// A fault that a campaign asked for.
     pub canary: Canary,
 }
 
+/// Who has which slab for open chunks.
+#[derive(Debug)]
+pub(crate) struct Opens {
+    pub owners: Vec<Option<u32>>,
+    pub free: Vec<u32>,
+}
+
 impl Arena {
-    pub fn new(slabs: u32) -> Arena {
+    pub fn new(slabs: u32, open: Option<u32>) -> Arena {
         let root = Node { state: State::Linked, refs: 1, ..Node::new() };
-        Arena { nodes: vec![root], free: Vec::new(), slabs, canary: Canary::None }
+        let opens = open.map(|n| Opens { owners: vec![None; n as usize], free: (0..n).rev().collect() });
+        Arena { nodes: vec![root], free: Vec::new(), slabs, opens, canary: Canary::None }
     }
 
     pub fn slabs(&self) -> u32 {
@@ -174,8 +208,36 @@ impl Arena {
         node.cuts.clear();
         node.len = 0;
         node.valid = 0;
+        self.close(index);
+        self[index].sealed = false;
         self.retire(index);
         self.free.push(index);
+    }
+
+    /// Frees the node's slab for open chunks, if it has one.
+    pub fn close(&mut self, index: u32) {
+        let node = &mut self[index];
+        (node.warm, node.warm_valid) = (0, 0);
+        if let Some(slab) = node.open.take() {
+            let opens = self.opens.as_mut().expect("slabs for open chunks");
+            opens.owners[slab as usize] = None;
+            opens.free.push(slab);
+        }
+    }
+
+    /// Gives a node a slab for open chunks.
+    pub fn open(&mut self, index: u32, slab: u32) {
+        debug_assert!(self[index].open.is_none());
+        self.opens.as_mut().expect("slabs for open chunks").owners[slab as usize] = Some(index);
+        self[index].open = Some(slab);
+    }
+
+    /// The chunk that rows of the node are written to and attend to.
+    pub fn open_chunk(&self, index: u32) -> Option<ChunkId> {
+        if self.opens.is_none() {
+            return Some(Arena::chunk(index));
+        }
+        self[index].open.map(|slab| ChunkId(self.slabs + slab))
     }
 
     /// Makes every handle of the entry stale.
@@ -202,6 +264,9 @@ impl Arena {
 
     /// The entry of a slab, if it ever had one.
     pub fn of_chunk(&self, chunk: ChunkId) -> Option<u32> {
+        if let (Some(opens), Some(slab)) = (&self.opens, chunk.0.checked_sub(self.slabs)) {
+            return opens.owners.get(slab as usize).copied().flatten();
+        }
         let index = chunk.0.checked_add(1)?;
         ((index as usize) < self.nodes.len()).then_some(index)
     }

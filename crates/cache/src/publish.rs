@@ -119,6 +119,7 @@ impl Cache {
         self.linked -= 1;
         self.tokens -= u64::from(len);
         self.merges += 1;
+        self.arena.close(from);
         self.guards.shift(from, into);
         self.refresh(from);
         if !held {

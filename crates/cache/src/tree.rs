@@ -14,13 +14,15 @@ use crate::policy::Key;
 pub struct CacheConfig {
     /// Chunks in the pool.
     pub slabs: u32,
+    /// Where sealed chunks are encoded: slabs for open chunks, two at least. Their ids follow those of the chunks.
+    pub open: Option<u32>,
     /// Position in tokens at which attention costs as much as the dense layers: how fast chunks get dearer with depth.
     pub parity: u32,
 }
 
 impl Default for CacheConfig {
     fn default() -> CacheConfig {
-        CacheConfig { slabs: 1024, parity: 16384 }
+        CacheConfig { slabs: 1024, open: None, parity: 16384 }
     }
 }
 
@@ -34,6 +36,8 @@ pub struct CacheStats {
     pub pinned: u32,
     /// Slabs that hold KV which nobody uses now.
     pub evictable: u32,
+    /// Slabs for open chunks that hold one, where sealed chunks are encoded.
+    pub open: u32,
     /// Nodes in the tree.
     pub nodes: u32,
     /// Tokens in the tree, claims of the current step included.
@@ -46,6 +50,8 @@ pub struct CacheStats {
     pub merges: u64,
     /// Nodes lost by [`Cache::invalidate`], [`Cache::abort`] and [`Cache::unpublish`].
     pub unlinked: u64,
+    /// Sealed chunks whose rows were computed again, in part at least: see [`Cache::reopen`].
+    pub reopened: u64,
 }
 
 /// The prefix tree of one namespace. See [`Path`] for what a sequence holds.
@@ -60,6 +66,8 @@ pub struct Cache {
     /// Counts the changes that paths must learn of: cuts, unlinked nodes, merges.
     pub(crate) epoch: u64,
     pub(crate) now: u64,
+    /// Counts the plans: see [`Cache::begin`].
+    pub(crate) turn: u64,
     pub(crate) inflation: u64,
     pub(crate) parity: u32,
     pub(crate) pinned: u32,
@@ -69,17 +77,19 @@ pub struct Cache {
     pub(crate) forks: u64,
     pub(crate) merges: u64,
     pub(crate) unlinked: u64,
+    pub(crate) reopened: u64,
 }
 
 impl Cache {
     pub fn new(config: CacheConfig) -> Cache {
         Cache {
-            arena: Arena::new(config.slabs),
+            arena: Arena::new(config.slabs, config.open),
             queue: BTreeSet::new(),
             guards: Guards::default(),
             claimed: Vec::new(),
             epoch: 0,
             now: 0,
+            turn: 1,
             inflation: 0,
             parity: config.parity,
             pinned: 0,
@@ -89,6 +99,7 @@ impl Cache {
             forks: 0,
             merges: 0,
             unlinked: 0,
+            reopened: 0,
         }
     }
 
@@ -175,12 +186,21 @@ impl Cache {
         }
     }
 
-    /// The slab of a node.
+    /// The slab of a node: of its sealed chunk, where such are encoded.
     ///
     /// # Panics
     /// On a handle that outlived its node.
     pub fn slab(&self, node: NodeId) -> ChunkId {
         Arena::chunk(self.arena.index(node))
+    }
+
+    /// The slab that rows of the node's own chunk are written to and attend to. There is one while the chunk is open, and
+    /// of sealed ones as long as nobody else needs it.
+    ///
+    /// # Panics
+    /// On a handle that outlived its node.
+    pub fn open_slab(&self, node: NodeId) -> Option<ChunkId> {
+        self.arena.open_chunk(self.arena.index(node))
     }
 
     /// Tokens of a node: (recorded, of these computed). They differ only within a step.
@@ -201,12 +221,14 @@ impl Cache {
             free,
             pinned: self.pinned,
             evictable: slabs - free - self.pinned,
+            open: self.arena.opens.as_ref().map_or(0, |opens| (opens.owners.len() - opens.free.len()) as u32),
             nodes: self.linked,
             tokens: self.tokens,
             evictions: self.evictions,
             forks: self.forks,
             merges: self.merges,
             unlinked: self.unlinked,
+            reopened: self.reopened,
         }
     }
 }

@@ -95,7 +95,7 @@ fn the_only_user_of_a_full_pool_can_diverge() {
     cache.truncate(&mut third);
     assert_eq!(
         cache.claim(&mut third, A, &[&text(100, 8), &more[..]].concat(), 64, &mut vec![]),
-        Claim::Slots { chunk: slabs[1], first_slot: 36, n: 28 }
+        Claim::Slots { chunk: slabs[1], first_slot: 36, n: 28, seals: None }
     );
     assert_eq!(cache.claim(&mut third, A, &[&text(100, 8), &more[..]].concat(), 64, &mut vec![]), Claim::Full);
 }

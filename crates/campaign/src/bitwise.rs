@@ -18,7 +18,10 @@ pub trait Subject {
     fn context(&self) -> usize;
     /// Cost of a case relative to a small model; expensive subjects get fewer and shorter cases.
     fn heavy(&self) -> bool;
-    fn executor(&self, chunks: u32, threads: usize) -> Box<dyn Executor>;
+    /// Whether sealed chunks are encoded.
+    fn encodes(&self) -> bool;
+    /// `open`: slabs for open chunks, where sealed ones are encoded.
+    fn executor(&self, chunks: u32, open: u32, threads: usize) -> Box<dyn Executor>;
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,6 +34,8 @@ pub struct Report {
     pub with_cancels: u64,
     pub with_preemptions: u64,
     pub with_losses: u64,
+    /// Cases in which rows of sealed chunks were computed again.
+    pub with_reopens: u64,
 }
 
 impl Report {
@@ -42,6 +47,7 @@ impl Report {
         self.with_cancels += o.with_cancels;
         self.with_preemptions += o.with_preemptions;
         self.with_losses += o.with_losses;
+        self.with_reopens += o.with_reopens;
     }
 }
 
@@ -51,14 +57,15 @@ impl std::fmt::Display for Report {
         write!(
             f,
             "{} cases, {} bit patterns compared; cases with hits {:.1} %, evictions {:.1} %, cancels {:.1} %, \
-             preemptions {:.1} %, lost slices {:.1} %",
+             preemptions {:.1} %, lost slices {:.1} %, chunks reopened {:.1} %",
             self.cases,
             self.compared,
             share(self.with_hits),
             share(self.with_evictions),
             share(self.with_cancels),
             share(self.with_preemptions),
-            share(self.with_losses)
+            share(self.with_losses),
+            share(self.with_reopens)
         )
     }
 }
@@ -88,6 +95,7 @@ struct Case {
     cancels: Vec<(u64, usize)>,
     config: EngineConfig,
     chunks: u32,
+    open: u32,
     threads: usize,
     per_myriad: u64,
     publish: bool,
@@ -97,7 +105,7 @@ struct Case {
 pub fn run(seed: u64, subject: &dyn Subject) -> Result<Report, String> {
     let case = draw(seed, subject);
     let told = |e: String| format!("seed {seed}, {}: {e}", subject.name());
-    let mut truth = Recorder::new(subject.executor(case.chunks.max(64), 1));
+    let mut truth = Recorder::new(subject.executor(case.chunks.max(64), 80, 1));
     let mut alone = BTreeMap::new();
     for request in &case.requests {
         // A new engine knows no prefix: the pool is reused, its contents are not.
@@ -131,6 +139,7 @@ pub fn run(seed: u64, subject: &dyn Subject) -> Result<Report, String> {
         with_cancels: u64::from(streams.values().any(|s| s.1 == Some(Finish::Cancelled))),
         with_preemptions: u64::from(stats.preemptions > 0),
         with_losses: u64::from(stats.lost_rows > 0),
+        with_reopens: u64::from(stats.cache.reopened > 0),
     })
 }
 
@@ -148,7 +157,7 @@ fn collect(engine: &mut Engine, streams: &mut Streams) {
 
 /// All requests through one engine and one pool.
 fn together(case: &Case, subject: &dyn Subject) -> Result<(Bits, Streams, kvist_engine::EngineStats), String> {
-    let mut executor = Recorder::new(subject.executor(case.chunks, case.threads));
+    let mut executor = Recorder::new(subject.executor(case.chunks, case.open, case.threads));
     let mut engine = Engine::new(case.config.clone(), executor.info().clone());
     let flaky = Flaky { per_myriad: case.per_myriad, counter: AtomicU64::new(case.requests[0].sampling.seed) };
     let mut streams = Streams::new();
@@ -268,6 +277,13 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
         threads: if deep { 2 + random.below(7) } else { 1 + random.below(8) },
         per_myriad,
         publish: random.chance(20),
+        open: if !subject.encodes() {
+            0
+        } else if tight {
+            2 + random.below(4) as u32
+        } else {
+            random.pick(&[3, 8, 60])
+        },
         requests,
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use kvist_base::{Codec, Dtype};
 use kvist_campaign::ledger::{self, Entry};
 use kvist_campaign::{bitwise, fuzz, parallel, subjects};
 use kvist_kernels::Isa;
@@ -47,6 +48,9 @@ enum Campaign {
         /// ISA path: avx512, avx2, portable; default: all that the machine has, in turn.
         #[arg(long)]
         isa: Option<Isa>,
+        /// How sealed chunks are kept: bf16 or kv8.
+        #[arg(long, value_parser = codec, default_value = "bf16")]
+        kv_type: Codec,
     },
     /// The scheduler in simulation, with faults.
     Scheduler {
@@ -83,11 +87,16 @@ fn range(text: &str) -> Result<Range<u64>, String> {
     if range.is_empty() { Err("the range is empty".into()) } else { Ok(range) }
 }
 
+fn codec(text: &str) -> Result<Codec, String> {
+    let known = [Codec::Dense(Dtype::Bf16), Codec::Kv8];
+    known.into_iter().find(|codec| codec.to_string() == text).ok_or("bf16 or kv8".into())
+}
+
 fn main() -> ExitCode {
     let commit = ledger::commit();
     let outcome = match Args::parse().campaign {
-        Campaign::Bitwise { common, isa } => {
-            let subjects = subjects::all(isa);
+        Campaign::Bitwise { common, isa, kv_type } => {
+            let subjects = subjects::all(isa, kv_type);
             let scope = subjects::scope(&subjects);
             let case = |seed: u64| bitwise::run(seed, subjects::pick(&subjects, seed));
             let result =

@@ -13,12 +13,19 @@ use kvist_base::{
 pub struct Bits {
     logits: HashMap<Vec<TokenId>, u64>,
     kv: HashMap<Vec<TokenId>, u64>,
+    /// Of what is encoded from it.
+    sealed: HashMap<Vec<TokenId>, u64>,
 }
 
 impl Bits {
     /// Every entry of `other` must be here, with the same bits. Returns the number of entries compared.
     pub fn covers(&self, other: &Bits) -> Result<usize, String> {
-        for (what, mine, theirs) in [("logits", &self.logits, &other.logits), ("KV", &self.kv, &other.kv)] {
+        let maps = [
+            ("logits", &self.logits, &other.logits),
+            ("KV", &self.kv, &other.kv),
+            ("sealed KV", &self.sealed, &other.sealed),
+        ];
+        for (what, mine, theirs) in maps {
             for (path, bits) in theirs {
                 match mine.get(path) {
                     Some(b) if b == bits => {}
@@ -27,7 +34,7 @@ impl Bits {
                 }
             }
         }
-        Ok(other.logits.len() + other.kv.len())
+        Ok(other.logits.len() + other.kv.len() + other.sealed.len())
     }
 
     fn note(map: &mut HashMap<Vec<TokenId>, u64>, path: Vec<TokenId>, bits: u64, clash: &mut Option<String>) {
@@ -50,7 +57,7 @@ pub struct Recorder {
 
 impl Recorder {
     pub fn new(inner: Box<dyn Executor>) -> Recorder {
-        let cells = vec![[None; CHUNK]; inner.info().chunks as usize];
+        let cells = vec![[None; CHUNK]; inner.info().open_slabs().end as usize];
         Recorder { inner, cells, bits: Bits::default(), clash: None, bytes: Vec::new() }
     }
 
@@ -69,6 +76,9 @@ impl Recorder {
                 let lost = matches!(outcome, RowOutcome::Lost(_));
                 self.cells[slot.chunk.0 as usize][slot.slot as usize] = (!lost).then_some(row.token);
             }
+        }
+        for seal in &plan.seals {
+            self.cells[seal.to.0 as usize] = self.cells[seal.from.0 as usize];
         }
     }
 
@@ -112,6 +122,11 @@ impl Executor for Recorder {
                 self.bytes.clear();
                 self.inner.read_chunk(chunk, &mut self.bytes);
                 Bits::note(&mut self.bits.kv, tokens.clone(), digest(&self.bytes), &mut self.clash);
+                if let Some(seal) = plan.seals.iter().find(|seal| seal.from == chunk) {
+                    self.bytes.clear();
+                    self.inner.read_chunk(seal.to, &mut self.bytes);
+                    Bits::note(&mut self.bits.sealed, tokens.clone(), digest(&self.bytes), &mut self.clash);
+                }
             }
             if let RowOutcome::Logits(at) = out.outcomes[r] {
                 let row = &out.logits[at as usize * vocab..(at as usize + 1) * vocab];

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use kvist_base::Executor;
+use kvist_base::{Codec, Dtype, Executor};
 use kvist_kernels::Isa;
-use kvist_model::{Canary, Checkpoint, LoadOptions, Model, ModelSource, WeightForm, testing};
+use kvist_model::{Canary, Checkpoint, LoadOptions, Model, ModelSource, PoolSize, WeightForm, testing};
 use kvist_weights::Gguf;
 
 use crate::bitwise::Subject;
@@ -19,13 +19,14 @@ pub struct CpuSubject {
     name: String,
     model: Model,
     isa: Isa,
+    codec: Codec,
     heavy: bool,
     canary: Option<Canary>,
 }
 
 impl Subject for CpuSubject {
     fn name(&self) -> String {
-        format!("{} on {}", self.name, self.isa)
+        format!("{} in {} on {}", self.name, self.codec, self.isa)
     }
 
     fn vocab(&self) -> usize {
@@ -40,9 +41,13 @@ impl Subject for CpuSubject {
         self.heavy
     }
 
-    fn executor(&self, chunks: u32, threads: usize) -> Box<dyn Executor> {
-        let executor =
-            self.model.clone().into_executor(chunks, None, self.isa, threads).expect("room for a small pool");
+    fn encodes(&self) -> bool {
+        self.codec != Codec::Dense(Dtype::Bf16)
+    }
+
+    fn executor(&self, chunks: u32, open: u32, threads: usize) -> Box<dyn Executor> {
+        let size = PoolSize { codec: self.codec, chunks, open };
+        let executor = self.model.clone().with_pool(size, None, self.isa, threads).expect("room for a small pool");
         match self.canary {
             None => Box::new(executor),
             Some(canary) => Box::new(executor.with_canary(canary)),
@@ -83,17 +88,18 @@ fn quantised(fixtures: &Path) -> Vec<(String, Model)> {
     models
 }
 
-/// Every fixture, the embedded model, and some of them quantised; on `isa`, or on every path that the machine has.
-pub fn all(isa: Option<Isa>) -> Vec<CpuSubject> {
-    build(isa, None)
+/// Every fixture, the embedded model, and some of them quantised, with KV in `codec`; on `isa`, or on every path that the
+/// machine has.
+pub fn all(isa: Option<Isa>, codec: Codec) -> Vec<CpuSubject> {
+    build(isa, codec, None)
 }
 
 /// The same with a deliberate bug.
-pub fn with_canary(isa: Option<Isa>, canary: Canary) -> Vec<CpuSubject> {
-    build(isa, Some(canary))
+pub fn with_canary(isa: Option<Isa>, codec: Codec, canary: Canary) -> Vec<CpuSubject> {
+    build(isa, codec, Some(canary))
 }
 
-fn build(isa: Option<Isa>, canary: Option<Canary>) -> Vec<CpuSubject> {
+fn build(isa: Option<Isa>, codec: Codec, canary: Option<Canary>) -> Vec<CpuSubject> {
     let fixtures = root().join("crates/model/tests/fixtures");
     let mut dirs: Vec<PathBuf> = std::fs::read_dir(&fixtures)
         .expect("the fixtures are committed")
@@ -112,7 +118,7 @@ fn build(isa: Option<Isa>, canary: Option<Canary>) -> Vec<CpuSubject> {
     let paths = isa.map_or_else(Isa::available, |isa| vec![isa]);
     let subject = |(name, model): &(String, Model), isa| {
         let heavy = name.starts_with(EMBEDDED);
-        CpuSubject { name: name.clone(), model: model.clone(), isa, heavy, canary }
+        CpuSubject { name: name.clone(), model: model.clone(), isa, codec, heavy, canary }
     };
     paths.iter().flat_map(|&isa| models.iter().map(move |m| subject(m, isa))).collect()
 }
@@ -129,5 +135,6 @@ pub fn pick(subjects: &[CpuSubject], seed: u64) -> &CpuSubject {
 pub fn scope(subjects: &[CpuSubject]) -> String {
     let mut paths: Vec<String> = subjects.iter().map(|s| s.isa.to_string()).collect();
     paths.dedup();
-    format!("{} models on {}", subjects.len() / paths.len(), paths.join(" and "))
+    let codec = subjects.first().map_or(String::new(), |s| format!(", KV in {}", s.codec));
+    format!("{} models on {}{codec}", subjects.len() / paths.len(), paths.join(" and "))
 }

@@ -1,18 +1,29 @@
 //! The contract's second line, on every ISA path that this machine has. The large campaign:
 //! `cargo run --release -p kvist-campaign -- bitwise --seeds A..B`.
 
+use kvist_base::{Codec, Dtype};
 use kvist_campaign::bitwise::{Report, run};
 use kvist_campaign::{parallel, subjects};
 use kvist_model::Canary;
 
-const CASES: u64 = 2000;
+const BF16: Codec = Codec::Dense(Dtype::Bf16);
 
 #[test]
 fn cold_is_warm_is_any_batch() {
-    let subjects = subjects::all(None);
+    hold(2000, BF16);
+}
+
+#[test]
+fn cold_is_warm_is_any_batch_where_sealed_chunks_are_encoded() {
+    let total = hold(800, Codec::Kv8);
+    assert!(total.with_reopens * 100 >= total.cases * 20, "{total}");
+}
+
+fn hold(cases: u64, codec: Codec) -> Report {
+    let subjects = subjects::all(None, codec);
     let jobs = std::thread::available_parallelism().map_or(1, |n| n.get());
     let case = |seed| run(seed, subjects::pick(&subjects, seed));
-    let total = parallel::seeds(0..CASES, jobs, case, |a: &mut Report, b| a.add(&b)).unwrap_or_else(|e| panic!("{e}"));
+    let total = parallel::seeds(0..cases, jobs, case, |a: &mut Report, b| a.add(&b)).unwrap_or_else(|e| panic!("{e}"));
     println!("bitwise: {total}");
     let at_least = |n: u64, percent: u64| assert!(n * 100 >= total.cases * percent, "{n}: {total}");
     at_least(total.with_hits, 50);
@@ -20,6 +31,7 @@ fn cold_is_warm_is_any_batch() {
     at_least(total.with_cancels, 5);
     at_least(total.with_preemptions, 2);
     at_least(total.with_losses, 5);
+    total
 }
 
 /// Each deliberate numeric bug must be noticed within 600 cases, or the campaign's zeros mean nothing. The order in which
@@ -27,8 +39,13 @@ fn cold_is_warm_is_any_batch() {
 #[test]
 fn canaries_are_caught() {
     let jobs = std::thread::available_parallelism().map_or(1, |n| n.get());
-    for canary in [Canary::FoldByCompletion, Canary::BlockRescale, Canary::RoundAfterUse] {
-        let subjects = subjects::with_canary(None, canary);
+    for (codec, canary) in [
+        (BF16, Canary::FoldByCompletion),
+        (BF16, Canary::BlockRescale),
+        (BF16, Canary::RoundAfterUse),
+        (Codec::Kv8, Canary::CodesTooSoon),
+    ] {
+        let subjects = subjects::with_canary(None, codec, canary);
         let case = |seed| run(seed, subjects::pick(&subjects, seed));
         let caught = parallel::seeds(0..600, jobs, case, |a: &mut Report, b| a.add(&b));
         assert!(caught.is_err(), "{canary:?} went unnoticed: {caught:?}");

@@ -1,14 +1,25 @@
 //! From the paths of the scheduled sequences to a step plan's rows and runs.
 
+use std::ops::Range;
+
 use kvist_base::{CHUNK, ChunkId, Run, RunList, SEGMENT, low_mask};
 
 /// Rows of one sequence in a step: tokens at positions `[first, first + rows)` of a path.
 #[derive(Clone, Debug)]
 pub struct Branch<'a> {
-    /// Slabs of the path; covers every position below `first + rows`.
-    pub chunks: &'a [ChunkId],
+    /// The chunks of the path; they cover every position below `first + rows`.
+    pub chunks: &'a [Place],
     pub first: usize,
     pub rows: usize,
+}
+
+/// A chunk of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// What rows after the chunk attend to. Tells chunks apart.
+    pub chunk: ChunkId,
+    /// What rows that lie in the chunk attend to: the same, unless sealed chunks are encoded.
+    pub open: ChunkId,
 }
 
 /// Orders `branches` depth first, so that sequences that share nodes are neighbours, and lists what their rows attend
@@ -57,7 +68,7 @@ impl Walk<'_> {
 
     /// Splits `[from, to)` into groups with the same chunk at `depth`, leaving out paths that end before.
     fn groups(&self, from: usize, to: usize, depth: usize) -> Vec<(usize, usize)> {
-        let chunk = |i: usize| self.branch(i).chunks.get(depth);
+        let chunk = |i: usize| self.branch(i).chunks.get(depth).map(|place| place.chunk);
         let mut groups = Vec::new();
         let mut i = from;
         while i < to {
@@ -76,15 +87,29 @@ impl Walk<'_> {
 
     /// Lets the rows of `[from, to)` that stand at or after the chunk attend to it.
     fn emit(&mut self, from: usize, to: usize, depth: usize) {
+        let Place { chunk, open } = self.branch(from).chunks[depth];
+        let start = depth * CHUNK;
+        if chunk == open {
+            return self.emit_to(from, to, depth, chunk, start..usize::MAX);
+        }
+        self.emit_to(from, to, depth, chunk, start + CHUNK..usize::MAX);
+        self.emit_to(from, to, depth, open, start..start + CHUNK);
+    }
+
+    /// Lets the rows at `positions` attend to `chunk`, which stands at `depth`.
+    fn emit_to(&mut self, from: usize, to: usize, depth: usize, chunk: ChunkId, positions: Range<usize>) {
         let place = depth * CHUNK;
-        // First row of a branch that reaches the chunk.
-        let reach = |b: &Branch| place.saturating_sub(b.first).min(b.rows);
+        // Rows of a branch at these positions.
+        let reach = |b: &Branch| {
+            let row = |position: usize| position.saturating_sub(b.first).min(b.rows);
+            row(positions.start)..row(positions.end)
+        };
         let mut interval: Option<(usize, usize)> = None;
         for i in from..to {
             let b = self.branch(i);
-            let skip = reach(b);
-            if skip < b.rows {
-                let (lo, hi) = (self.starts[i] + skip, self.starts[i] + b.rows);
+            let rows = reach(b);
+            if !rows.is_empty() {
+                let (lo, hi) = (self.starts[i] + rows.start, self.starts[i] + rows.end);
                 interval = Some(interval.map_or((lo, hi), |(l, _)| (l, hi)));
             }
         }
@@ -93,12 +118,14 @@ impl Walk<'_> {
         let mut partial = false;
         for i in from..to {
             let b = &self.branches[self.order[i]];
+            let seeing = reach(b);
             for r in 0..b.rows {
                 let row = self.starts[i] + r;
                 if row < lo || row >= hi {
                     continue;
                 }
-                let mask = low_mask((b.first + r + 1).saturating_sub(place).min(CHUNK));
+                let visible = if seeing.contains(&r) { (b.first + r + 1 - place).min(CHUNK) } else { 0 };
+                let mask = low_mask(visible);
                 partial |= mask != u64::MAX;
                 self.out.masks.push(mask);
             }
@@ -106,7 +133,6 @@ impl Walk<'_> {
         if !partial {
             self.out.masks.truncate(masks_from);
         }
-        let chunk = self.branch(from).chunks[depth];
         let at = self.out.chunks.len() as u32;
         self.out.chunks.push(chunk);
         let rows = lo as u32..hi as u32;
@@ -131,8 +157,9 @@ impl Walk<'_> {
 mod tests {
     use super::*;
 
-    fn ids(list: &[u32]) -> Vec<ChunkId> {
-        list.iter().map(|&c| ChunkId(c)).collect()
+    /// Chunks of one form.
+    fn ids(list: &[u32]) -> Vec<Place> {
+        list.iter().map(|&c| Place { chunk: ChunkId(c), open: ChunkId(c) }).collect()
     }
 
     /// What each row attends to, chunk by chunk with masks, by going through the runs.
@@ -158,8 +185,9 @@ mod tests {
             let b = &branches[b];
             for r in 0..b.rows {
                 let position = b.first + r;
+                let seen = |d: usize| if d == position / CHUNK { b.chunks[d].open } else { b.chunks[d].chunk };
                 let expected: Vec<_> = (0..=position / CHUNK)
-                    .map(|d| (d as u32, b.chunks[d], low_mask((position + 1 - d * CHUNK).min(CHUNK))))
+                    .map(|d| (d as u32, seen(d), low_mask((position + 1 - d * CHUNK).min(CHUNK))))
                     .collect();
                 assert_eq!(attended(&out, row), expected, "row {row}");
                 row += 1;
@@ -170,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_shared_prefix_is_one_run() {
-        let paths: Vec<Vec<ChunkId>> = (0..8).map(|i| ids(&[1, 2, 3, 10 + i])).collect();
+        let paths: Vec<Vec<Place>> = (0..8).map(|i| ids(&[1, 2, 3, 10 + i])).collect();
         let branches: Vec<Branch> = paths.iter().map(|p| Branch { chunks: p, first: 200, rows: 1 }).collect();
         let out = check(&branches);
         assert_eq!(out.runs[0].rows, 0..8);
@@ -200,9 +228,10 @@ mod tests {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (state >> 33) as usize % n
         };
-        for _ in 0..300 {
+        for round in 0..600 {
+            let open = |chunk: u32| if round % 2 == 0 { chunk } else { chunk + 1000 };
             let mut next = 100;
-            let mut paths: Vec<Vec<ChunkId>> = vec![];
+            let mut paths: Vec<Vec<Place>> = vec![];
             for _ in 0..1 + random(9) {
                 let mut path = match paths.len() {
                     0 => vec![],
@@ -213,7 +242,8 @@ mod tests {
                 };
                 for _ in 0..random(12) + usize::from(path.is_empty()) {
                     next += 1;
-                    path.push(ChunkId(next * 7 % 1000));
+                    let chunk = next * 7 % 1000;
+                    path.push(Place { chunk: ChunkId(chunk), open: ChunkId(open(chunk)) });
                 }
                 paths.push(path);
             }

@@ -76,9 +76,14 @@ impl Engine {
     pub fn new(mut config: EngineConfig, info: ExecutorInfo) -> Engine {
         assert!(config.max_batch > 0 && config.max_step_rows > 1 && config.max_n > 0 && config.min_prefill_rows > 0);
         assert!(config.max_logit_rows > 0);
+        assert!(info.open.as_ref().is_none_or(|open| open.chunks > 1), "copying takes two open chunks");
         config.min_prefill_rows = config.min_prefill_rows.min(config.max_step_rows / 2);
         config.max_batch = config.max_batch.min(config.max_step_rows - config.min_prefill_rows);
-        let cache = Cache::new(CacheConfig { slabs: info.chunks, ..CacheConfig::default() });
+        let cache = Cache::new(CacheConfig {
+            slabs: info.chunks,
+            open: info.open.as_ref().map(|open| open.chunks),
+            ..CacheConfig::default()
+        });
         let plan = StepPlan { classes: vec![Default::default()], ..StepPlan::default() };
         Engine {
             config,

@@ -3,10 +3,10 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-use kvist_base::{CHUNK, ChunkId, Micros, Prepare, Row, Slot, StepPlan};
+use kvist_base::{CHUNK, Micros, Prepare, Row, Seal, Slot, StepPlan};
 use kvist_cache::Claim;
 
-use crate::assemble::{Branch, assemble};
+use crate::assemble::{Branch, Place, assemble};
 use crate::engine::{Engine, InStep};
 use crate::queue::{Candidate, Moment, compare};
 use crate::request::{Finish, RequestId};
@@ -185,6 +185,7 @@ impl Engine {
     /// Decode rows first, then prompts within the budget. Returns the chunks attended to, summed over rows.
     fn choose_rows(&mut self, now: Micros) -> usize {
         self.plan.clear();
+        self.cache.begin();
         let mut attended = 0;
         let mut rows = 0;
         let mut scored = 0;
@@ -241,13 +242,13 @@ impl Engine {
     }
 
     /// Moves a sequence over everything that the tree holds by now. Its last token's row runs in any case: it gives
-    /// the logits.
+    /// the logits. Rows before it run again where they are attended to and are there no more.
     fn catch_up(&mut self, i: usize) {
         let s = &mut self.running[i];
         let used = self.cache.follow(&mut s.path, s.domain, &s.tokens, self.stats.steps);
         let state = &self.requests[&s.id];
         let known = if state.scoring() { state.scores.len() - 1 } else { s.tokens.len() - 1 };
-        s.pos = s.pos.max(used.min(known));
+        s.pos = self.cache.resume(&s.path, s.pos.max(used.min(known)));
     }
 
     /// Plans up to `most` rows of a sequence; fewer where there is no room, or where a copy must wait for a step.
@@ -256,14 +257,18 @@ impl Engine {
         let mut n = 0;
         while n < most {
             let pos = s.pos + n;
-            if pos < s.path.used {
-                n += 1; // computed before: the row only attends
-                continue;
-            }
-            match self.cache.claim(&mut s.path, s.domain, &s.tokens, most - n, &mut self.plan.prepare) {
-                Claim::Slots { chunk, first_slot, n: slots } => {
+            let prepare = &mut self.plan.prepare;
+            let claim = if pos < s.path.used {
+                self.cache.reopen(&mut s.path, pos, most - n, prepare)
+            } else {
+                self.cache.claim(&mut s.path, s.domain, &s.tokens, most - n, prepare)
+            };
+            match claim {
+                Claim::Held { n: held } => n += held as usize, // computed before: the rows only attend
+                Claim::Slots { chunk, first_slot, n: slots, seals } => {
                     let (slot, slots) = (first_slot as usize, slots as usize);
                     s.step.claims.push(ClaimedRows { pos, chunk, slot, n: slots });
+                    self.plan.seals.extend(seals.map(|to| Seal { from: chunk, to }));
                     n += slots;
                 }
                 Claim::NotYet => break,
@@ -296,10 +301,12 @@ impl Engine {
 
     fn assemble(&mut self) {
         let planned: Vec<usize> = (0..self.running.len()).filter(|&i| self.running[i].step.n > 0).collect();
-        let paths: Vec<Vec<ChunkId>> = planned
-            .iter()
-            .map(|&i| self.running[i].path.nodes.iter().map(|&node| self.cache.slab(node)).collect())
-            .collect();
+        let place = |&node| {
+            let chunk = self.cache.slab(node);
+            Place { chunk, open: self.cache.open_slab(node).unwrap_or(chunk) }
+        };
+        let paths: Vec<Vec<Place>> =
+            planned.iter().map(|&i| self.running[i].path.nodes.iter().map(place).collect()).collect();
         let branches: Vec<Branch> = planned
             .iter()
             .zip(&paths)
@@ -334,7 +341,8 @@ impl Engine {
     /// Every stored chunk that the step reads; chunks that it fills itself are there by construction.
     fn list_arriving(&mut self) {
         let plan = &mut self.plan;
-        let written: BTreeSet<ChunkId> = plan.rows.iter().filter_map(|r| r.write.map(|w| w.chunk)).collect();
+        let mut written: BTreeSet<_> = plan.rows.iter().filter_map(|r| r.write.map(|w| w.chunk)).collect();
+        written.extend(plan.seals.iter().map(|seal| seal.to));
         let sources = plan.prepare.iter().filter_map(|p| match p {
             Prepare::Copy { from, .. } => Some(from),
             Prepare::Zero(_) => None,

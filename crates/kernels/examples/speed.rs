@@ -165,7 +165,7 @@ fn attention(isa: Isa, pool: &Pool, shape: AttnShape, rows: usize, tokens: usize
     let (shared, unshared) =
         (layer_time(&runs), if rows <= 64 { layer_time(&runs.unshared(rows as u32)) } else { f64::NAN });
     let gflops = 4.0 * (rows * heads * head_dim * tokens) as f64 / shared / 1e9;
-    let gbs = (kv_bytes(&runs, kv.layout(), 0).kv_bytes_read as usize / layers) as f64 / shared / 1e9;
+    let gbs = (kv_bytes(&runs, kv.layout(), None, 0).kv_bytes_read as usize / layers) as f64 / shared / 1e9;
     println!(
         "    {heads:>5}/{kv_heads:<2} {head_dim:>5} {rows:>5} {tokens:>7} {:>8.0} {gflops:>8.1} {:>7.0} {gbs:>8.1} {:>9.0} {:>16.2}",
         shared * 1e6,

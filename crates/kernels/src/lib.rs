@@ -14,6 +14,7 @@ mod buffer;
 mod elementwise;
 mod isa;
 mod kv;
+mod kv8;
 mod matmul;
 mod norm;
 mod packed;

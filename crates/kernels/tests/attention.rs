@@ -5,7 +5,7 @@ mod common;
 use std::ops::Range;
 
 use common::{Rng, bits, nmse, paths};
-use kvist_base::{CHUNK, ChunkId, ChunkLayout, Dtype, LayerKind, Run, RunList, SEGMENT, Slot, low_mask};
+use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, Dtype, LayerKind, Run, RunList, SEGMENT, Seal, Slot, low_mask};
 use kvist_kernels::{AttnPlan, AttnShape, Canary, Isa, KvPool, Pool, Queries, attend, bf16, kv_bytes};
 
 const CHUNKS: u32 = 48;
@@ -27,13 +27,22 @@ fn pool_of(shape: AttnShape, chunks: u32) -> KvPool {
     KvPool::new(ChunkLayout::new(Dtype::Bf16, &[kind; 2]), chunks).unwrap()
 }
 
+/// `CHUNKS` sealed chunks in kv8 and as many open ones.
+fn coded_pool_of(shape: AttnShape) -> KvPool {
+    let kind = LayerKind::Gqa { heads: shape.kv_heads, dk: shape.head_dim, dv: shape.head_dim };
+    KvPool::with_codec(ChunkLayout::new(Codec::Kv8, &[kind; 2]), CHUNKS, CHUNKS).unwrap()
+}
+
 fn fill(kv: &mut KvPool, shape: AttnShape, rng: &mut Rng) {
     let pool = Pool::new(1);
     let width = CHUNK * shape.kv_heads * shape.head_dim;
-    for chunk in 0..kv.chunks() {
+    for chunk in kv.open() {
         let slots: Vec<_> = (0..CHUNK as u8).map(|slot| Some(Slot { chunk: ChunkId(chunk), slot })).collect();
         kv.write(&pool, LAYER, &slots, &rng.normals(width), &rng.normals(width));
     }
+    let first = kv.open().start;
+    let seals: Vec<Seal> = (0..first).map(|i| Seal { from: ChunkId(first + i), to: ChunkId(i) }).collect();
+    kv.seal(&pool, LAYER, &seals);
 }
 
 /// Appends runs of `rows` from `place` on and recurses into a random partition of the rows.
@@ -72,9 +81,20 @@ fn grow(rng: &mut Rng, runs: &mut RunList, rows: Range<u32>, mut place: u32, dep
 }
 
 fn case(seed: u64, shape: AttnShape) -> Case {
+    case_of(seed, shape, pool_of(shape, CHUNKS))
+}
+
+/// The same mixture of runs, most of whose chunks are sealed and encoded, the others open.
+fn coded_case(seed: u64, shape: AttnShape) -> Case {
+    let mut case = case_of(seed, shape, coded_pool_of(shape));
+    let mut rng = Rng(!seed);
+    case.runs.chunks.iter_mut().filter(|_| rng.below(4) == 0).for_each(|chunk| chunk.0 += CHUNKS);
+    case
+}
+
+fn case_of(seed: u64, shape: AttnShape, mut kv: KvPool) -> Case {
     let mut rng = Rng(seed);
     let rng = &mut rng;
-    let mut kv = pool_of(shape, CHUNKS);
     fill(&mut kv, shape, rng);
     let rows = [1, 2, 3, 5, 9, 17, 40, 70][rng.below(8)];
     let mut runs = RunList::default();
@@ -148,8 +168,9 @@ fn shape(seed: u64) -> AttnShape {
 fn agrees_with_f64() {
     let paths = paths(&[1, 4]);
     let mut worst = 0.0_f64;
-    for seed in 0..48 {
-        let case = case(seed, shape(seed));
+    for seed in 0..96 {
+        let make = [case, coded_case][seed as usize / 48];
+        let case = make(seed, shape(seed));
         let want = dense(&case);
         for (isa, pool) in &paths {
             let got = run(*isa, pool, &case, &case.runs, case.rows, &case.q, Canary::None);
@@ -194,8 +215,9 @@ fn selected(case: &Case, rows: &[u32]) -> (RunList, Vec<u16>) {
 #[test]
 fn sharing_grouping_and_threads_do_not_change_a_bit() {
     let pools: Vec<Pool> = (1..=8).map(Pool::new).collect();
-    for seed in 0..24 {
-        let case = case(1000 + seed, shape(seed));
+    for seed in 0..48 {
+        let make = [case, coded_case][seed as usize / 24];
+        let case = make(1000 + seed, shape(seed));
         let width = case.shape.heads * case.shape.head_dim;
         let unshared = case.runs.unshared(case.rows as u32);
         let chunks = by_chunk(&case.runs);
@@ -338,7 +360,7 @@ fn bytes_read_follow_from_the_runs() {
     let mut runs = RunList { chunks: vec![ChunkId(0); 5], masks: vec![1, 0, 0, 0], ..RunList::default() };
     runs.runs.push(Run { rows: 0..4, place: 0, chunks: 0..3, shift: 0, masks: None });
     runs.runs.push(Run { rows: 1..3, place: 3, chunks: 3..5, shift: 0, masks: Some(0) });
-    let bytes = kv_bytes(&runs, kv.layout(), 0);
+    let bytes = kv_bytes(&runs, kv.layout(), None, 0);
     assert_eq!((bytes.kv_bytes_read, bytes.kv_bytes_unshared), (4 * chunk, 13 * chunk));
-    assert_eq!(kv_bytes(&runs, kv.layout(), 1).kv_bytes_read, 0);
+    assert_eq!(kv_bytes(&runs, kv.layout(), None, 1).kv_bytes_read, 0);
 }

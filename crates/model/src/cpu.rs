@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use kvist_base::{ChunkId, Executor, ExecutorInfo, Prepare, Residency, Row, Slot, StepOutput, StepPlan};
+use kvist_base::{
+    ChunkId, Codec, Executor, ExecutorInfo, OpenPool, Prepare, Residency, Row, RunList, Slot, StepOutput, StepPlan,
+};
 use kvist_kernels::{self as kernels, AttnPlan, AttnShape, Isa, KvPool, Pool, Queries, RopeTable};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::forward::{Ops, Scratch, counters, forward};
 use crate::matrix::Matrix;
-use crate::model::{Model, context_of};
+use crate::model::{Model, PoolSize, context_of};
 use crate::rope::Rotation;
 use crate::rows::for_parts;
 use crate::weights::Weights;
@@ -34,12 +36,14 @@ pub enum Canary {
     BlockRescale,
     /// The step that computes K and V attends to other bits than those that it leaves behind.
     RoundAfterUse,
+    /// Rows of a chunk that the step seals attend to its codes, so that the result depends on where steps end.
+    CodesTooSoon,
 }
 
 impl CpuExecutor {
     pub(crate) fn new(
         model: Model,
-        chunks: u32,
+        size: PoolSize,
         context: Option<usize>,
         isa: Isa,
         threads: usize,
@@ -47,16 +51,26 @@ impl CpuExecutor {
         let forms = model.forms();
         let Model { config, weights } = model;
         let context = context_of(&config, context)?;
-        let layout = config.kv_layout();
-        let bytes = layout.bytes as u64 * chunks as u64;
-        let kv = KvPool::new(layout.clone(), chunks).map_err(|e| Error::Pool { bytes, what: e.to_string() })?;
+        let PoolSize { codec, chunks, open } = size;
+        let layout = config.layout_of(codec);
+        let open = match codec {
+            Codec::Dense(_) => None,
+            Codec::Kv8 => Some(OpenPool { layout: config.kv_layout(), chunks: open }),
+        };
+        let forms = format!("{forms}, KV {codec}");
         let info = ExecutorInfo {
             vocab: config.vocab,
             context,
             layout,
             chunks,
+            open,
             name: format!("cpu, {forms}, {isa}, {threads} threads"),
         };
+        let kv = match &info.open {
+            None => KvPool::new(info.layout.clone(), chunks),
+            Some(open) => KvPool::with_codec(info.layout.clone(), chunks, open.chunks),
+        }
+        .map_err(|e| Error::Pool { bytes: info.kv_bytes(), what: e.to_string() })?;
         let ops = Cpu {
             isa,
             pool: Pool::new(threads),
@@ -68,7 +82,7 @@ impl CpuExecutor {
             slots: Vec::new(),
             queries: Vec::new(),
             attended: Vec::new(),
-            round_after_use: false,
+            canary: None,
             config: config.clone(),
         };
         Ok(CpuExecutor { weights, config, ops, scratch: Scratch::default(), info })
@@ -77,11 +91,11 @@ impl CpuExecutor {
     /// The same executor with a fault.
     #[doc(hidden)]
     pub fn with_canary(mut self, canary: Canary) -> CpuExecutor {
-        self.ops.round_after_use = canary == Canary::RoundAfterUse;
+        self.ops.canary = Some(canary);
         self.ops.attention = match canary {
             Canary::FoldByCompletion => plans(&self.config, kernels::Canary::FoldByCompletion),
             Canary::BlockRescale => plans(&self.config, kernels::Canary::BlockWideRescale),
-            Canary::RoundAfterUse => plans(&self.config, kernels::Canary::None),
+            Canary::RoundAfterUse | Canary::CodesTooSoon => plans(&self.config, kernels::Canary::None),
         };
         self
     }
@@ -98,7 +112,7 @@ impl Executor for CpuExecutor {
 
     fn step(&mut self, plan: &StepPlan, residency: &dyn Residency, out: &mut StepOutput) {
         plan.check(&self.info).expect("a valid plan");
-        out.counters = counters(&self.info.layout, plan);
+        out.counters = counters(&self.info, plan);
         forward(&self.config, &self.weights, &mut self.ops, &mut self.scratch, plan, residency, out);
     }
 
@@ -113,6 +127,15 @@ fn plans(config: &Config, canary: kernels::Canary) -> Vec<AttnPlan> {
     let shape = AttnShape { heads, kv_heads, head_dim };
     let plan = |_: &Option<u32>| AttnPlan::with_canary(shape, canary).with_soft_cap(config.block.score_cap);
     config.kv_layout().windows.iter().map(plan).collect()
+}
+
+/// What rows would see if a chunk were sealed as soon as the step fills it.
+fn codes_too_soon(plan: &StepPlan, class: usize) -> RunList {
+    let mut runs = plan.classes[class].clone();
+    for chunk in &mut runs.chunks {
+        *chunk = plan.seals.iter().find(|seal| seal.from == *chunk).map_or(*chunk, |seal| seal.to);
+    }
+    runs
 }
 
 struct Cpu {
@@ -132,7 +155,7 @@ struct Cpu {
     queries: Vec<u16>,
     /// `[row][head][head_dim]`.
     attended: Vec<f32>,
-    round_after_use: bool,
+    canary: Option<Canary>,
 }
 
 impl Ops for Cpu {
@@ -231,11 +254,15 @@ impl Ops for Cpu {
     fn rotate_and_write(&mut self, layer: usize, _: &StepPlan, k: &mut [f32], v: &[f32]) {
         let tables = &self.tables[self.config.attention[layer].rope];
         kernels::rope(&self.pool, k, self.config.kv_heads, self.config.head_dim, &tables[0]);
-        if self.round_after_use {
+        if self.canary == Some(Canary::RoundAfterUse) {
             let off: Vec<f32> = k.iter().map(|k| k * (1.0 + 1.0 / 256.0)).collect();
             return self.kv.write(&self.pool, layer, &self.slots, &off, v);
         }
         self.kv.write(&self.pool, layer, &self.slots, k, v);
+    }
+
+    fn seal(&mut self, layer: usize, plan: &StepPlan) {
+        self.kv.seal(&self.pool, layer, &plan.seals);
     }
 
     fn attend(&mut self, layer: usize, plan: &StepPlan, q: &[f32], out: &mut Vec<u16>) {
@@ -249,11 +276,12 @@ impl Ops for Cpu {
         let class = self.kv.layout().layers[layer].class;
         let queries = Queries { data: &self.queries, shifts: &self.shifts };
         self.attended.resize(q.len(), 0.0);
+        let too_soon = (self.canary == Some(Canary::CodesTooSoon)).then(|| codes_too_soon(plan, class));
         kernels::attend(
             self.isa,
             &self.pool,
             &mut self.attention[class],
-            &plan.classes[class],
+            too_soon.as_ref().unwrap_or(&plan.classes[class]),
             &self.kv,
             layer,
             &queries,
@@ -264,7 +292,7 @@ impl Ops for Cpu {
     }
 
     fn after_attention(&mut self, layer: usize, _: &StepPlan, k: &[f32], v: &[f32]) {
-        if self.round_after_use {
+        if self.canary == Some(Canary::RoundAfterUse) {
             self.kv.write(&self.pool, layer, &self.slots, k, v);
         }
     }

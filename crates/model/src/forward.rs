@@ -1,6 +1,6 @@
 //! The decoder block, once, for every family and every executor.
 
-use kvist_base::{ChunkLayout, Prepare, Residency, Row, RowOutcome, Slot, StepCounters, StepOutput, StepPlan};
+use kvist_base::{ExecutorInfo, Prepare, Residency, Row, RowOutcome, Slot, StepCounters, StepOutput, StepPlan};
 
 use crate::config::Config;
 use crate::lost::Lost;
@@ -40,6 +40,8 @@ pub(crate) trait Ops {
     fn soft_cap(&self, x: &mut [f32], cap: f32);
     /// Rotates the keys by their positions, in place, and stores k and v of every row that has a slot.
     fn rotate_and_write(&mut self, layer: usize, plan: &StepPlan, k: &mut [f32], v: &[f32]);
+    /// Encodes what the layer holds of the chunks that the step fills.
+    fn seal(&mut self, layer: usize, plan: &StepPlan);
     /// `out` = attention of the queries, rotated by their positions, over the plan's runs: `[row][head][head_dim]`.
     fn attend(&mut self, layer: usize, plan: &StepPlan, q: &[f32], out: &mut Self::Input);
     /// What a canary does to a layer after its attention; nothing in earnest.
@@ -107,6 +109,7 @@ pub(crate) fn forward<O: Ops>(
             ops.norm_in_place(k, k_norm);
         }
         ops.rotate_and_write(l, plan, k, v);
+        ops.seal(l, plan);
         for &chunk in &plan.arriving {
             if !lost.is_lost(chunk) && residency.wait(l, chunk).is_err() {
                 lost.chunk(plan, chunk);
@@ -152,6 +155,11 @@ pub(crate) fn forward<O: Ops>(
         for (i, row) in plan.rows.iter().enumerate().filter(|(i, _)| lost.row(*i).is_some()) {
             debug_assert!(matches!(out.outcomes[i], RowOutcome::Lost(_)));
             row.write.into_iter().for_each(|slot| ops.zero_slot(slot));
+        }
+        let lost_in =
+            |chunk| (0..rows).any(|i| lost.row(i).is_some() && plan.rows[i].write.is_some_and(|s| s.chunk == chunk));
+        for seal in plan.seals.iter().filter(|seal| lost_in(seal.from)) {
+            ops.prepare(Prepare::Zero(seal.to));
         }
     }
 }
@@ -217,10 +225,12 @@ fn prepare<O: Ops>(layers: usize, ops: &mut O, plan: &StepPlan, residency: &dyn 
 }
 
 /// Bytes of KV that the plan's attention reads, all layers together.
-pub(crate) fn counters(layout: &ChunkLayout, plan: &StepPlan) -> StepCounters {
+pub(crate) fn counters(info: &ExecutorInfo, plan: &StepPlan) -> StepCounters {
+    let open = info.open.as_ref().map(|open| (info.chunks, &open.layout));
     let mut total = StepCounters::default();
     for (class, runs) in plan.classes.iter().enumerate() {
-        let StepCounters { kv_bytes_read, kv_bytes_unshared } = kvist_kernels::kv_bytes(runs, layout, class);
+        let StepCounters { kv_bytes_read, kv_bytes_unshared } =
+            kvist_kernels::kv_bytes(runs, &info.layout, open, class);
         total.kv_bytes_read += kv_bytes_read;
         total.kv_bytes_unshared += kv_bytes_unshared;
     }

@@ -29,7 +29,7 @@ pub use config::{Activation, Attention, Block, Config, NormPlace, QkNorm, Sampli
 pub use cpu::{Canary, CpuExecutor};
 pub use error::{Error, Result};
 pub use family::Family;
-pub use model::{LoadOptions, Model, WeightForm};
+pub use model::{LoadOptions, Model, PoolSize, WeightForm};
 pub use oracle::OracleExecutor;
 pub use rope::{Rope, RopeScaling, Rotation};
 pub use source::{Checkpoint, ModelSource};

@@ -55,6 +55,8 @@ impl Lost {
     fn readers(&mut self, plan: &StepPlan, chunk: ChunkId, slots: u64, cause: ChunkId) {
         self.open.push((chunk, slots));
         while let Some((chunk, slots)) = self.open.pop() {
+            // What is sealed from it is lost whole.
+            self.open.extend(plan.seals.iter().filter(|s| s.from == chunk).map(|s| (s.to, u64::MAX)));
             for list in &plan.classes {
                 for run in &list.runs {
                     let chunks = &list.chunks[run.chunks.start as usize..run.chunks.end as usize];

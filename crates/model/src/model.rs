@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use kvist_base::{Codec, Dtype};
 use kvist_kernels::{Isa, Pool};
 
 use crate::config::Config;
@@ -76,10 +77,35 @@ impl Model {
         &self.config
     }
 
-    /// An executor with a KV pool of `chunks` chunks. `context`: tokens in a sequence at most, `None` for all that the
-    /// model was made for.
+    /// An executor with a KV pool of `chunks` chunks in bf16. `context`: tokens in a sequence at most, `None` for all that
+    /// the model was made for.
     pub fn into_executor(self, chunks: u32, context: Option<usize>, isa: Isa, threads: usize) -> Result<CpuExecutor> {
-        CpuExecutor::new(self, chunks, context, isa, threads)
+        self.with_pool(PoolSize::bf16(chunks), context, isa, threads)
+    }
+
+    /// As [`Model::into_executor`], with a pool of any kind.
+    pub fn with_pool(self, size: PoolSize, context: Option<usize>, isa: Isa, threads: usize) -> Result<CpuExecutor> {
+        CpuExecutor::new(self, size, context, isa, threads)
+    }
+}
+
+/// The KV pool of an executor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolSize {
+    pub codec: Codec,
+    /// Chunks, encoded if the codec is not bf16.
+    pub chunks: u32,
+    /// Slabs for open chunks beside them, two at least; none where all chunks are bf16.
+    pub open: u32,
+}
+
+impl PoolSize {
+    pub fn bf16(chunks: u32) -> PoolSize {
+        PoolSize { codec: Codec::Dense(Dtype::Bf16), chunks, open: 0 }
+    }
+
+    pub fn kv8(chunks: u32, open: u32) -> PoolSize {
+        PoolSize { codec: Codec::Kv8, chunks, open }
     }
 }
 

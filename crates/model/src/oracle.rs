@@ -2,7 +2,8 @@
 //! to be obviously right.
 
 use kvist_base::{
-    CHUNK, ChunkId, ChunkLayout, Dtype, Executor, ExecutorInfo, Prepare, Residency, Row, Slot, StepOutput, StepPlan,
+    CHUNK, ChunkId, ChunkLayout, Dtype, Executor, ExecutorInfo, OpenPool, Prepare, Residency, Row, Slot, StepOutput,
+    StepPlan,
 };
 
 use crate::config::{Activation, Config};
@@ -59,6 +60,7 @@ impl OracleExecutor {
             context,
             layout: config.layout_of(Dtype::F32),
             chunks,
+            open: None,
             name: "oracle, f32".into(),
         };
         let ops = Scalar {
@@ -73,6 +75,15 @@ impl OracleExecutor {
     pub fn config(&self) -> &Config {
         &self.config
     }
+
+    /// The same with sealed chunks in 8 bits: K with a scale per channel, V with one per token. `open` more chunks are
+    /// those that rows are written to.
+    pub fn with_kv8(mut self, open: u32) -> OracleExecutor {
+        self.info.open = Some(OpenPool { layout: self.info.layout.clone(), chunks: open });
+        self.info.name += ", KV kv8";
+        self.ops.kv.resize((self.info.chunks + open) as usize, Vec::new());
+        self
+    }
 }
 
 impl Executor for OracleExecutor {
@@ -82,7 +93,7 @@ impl Executor for OracleExecutor {
 
     fn step(&mut self, plan: &StepPlan, residency: &dyn Residency, out: &mut StepOutput) {
         plan.check(&self.info).expect("a valid plan");
-        out.counters = counters(&self.info.layout, plan);
+        out.counters = counters(&self.info, plan);
         forward(&self.config, &self.weights, &mut self.ops, &mut self.scratch, plan, residency, out);
     }
 
@@ -287,6 +298,25 @@ impl Ops for Scalar {
         }
     }
 
+    fn seal(&mut self, layer: usize, plan: &StepPlan) {
+        let (width, head) = (self.slot_width(), 2 * self.config.head_dim);
+        for seal in &plan.seals {
+            let layer = self.at(layer, 0)..self.at(layer, CHUNK);
+            let mut kv = self.chunk(seal.from)[layer.clone()].to_vec();
+            for head in (0..width).step_by(head) {
+                let key = |i: usize, token: usize| token * width + head + i;
+                let value = |i: usize, token: usize| token * width + head + self.config.head_dim + i;
+                for i in 0..self.config.head_dim {
+                    quantise(&mut kv, (0..CHUNK).map(|token| key(i, token)));
+                }
+                for token in 0..CHUNK {
+                    quantise(&mut kv, (0..self.config.head_dim).map(|i| value(i, token)));
+                }
+            }
+            self.chunk(seal.to)[layer].copy_from_slice(&kv);
+        }
+    }
+
     fn attend(&mut self, layer: usize, plan: &StepPlan, q: &[f32], out: &mut Vec<f32>) {
         let Config { heads, kv_heads, head_dim, .. } = self.config;
         out.resize(q.len(), 0.0);
@@ -325,6 +355,12 @@ fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
     let mean = x.iter().map(|v| (v * v) as f64).sum::<f64>() / x.len() as f64;
     let scale = (1.0 / (mean + eps as f64).sqrt()) as f32;
     x.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * scale * w);
+}
+
+/// Elements become the nearest multiples of a 127th of the largest magnitude.
+fn quantise(x: &mut [f32], elements: impl Iterator<Item = usize> + Clone) {
+    let step = elements.clone().map(|i| x[i].abs()).fold(0.0, f32::max) / 127.0;
+    elements.filter(|_| step > 0.0).for_each(|i| x[i] = (x[i] / step).round_ties_even() * step);
 }
 
 /// Sixteen running sums, so that the compiler may use vectors; the order is the same for every caller.

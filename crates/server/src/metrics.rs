@@ -163,8 +163,8 @@ impl Scrape<'_> {
         out.histogram("vllm:request_params_n", "Choices of a request.", &b.choices);
         out.histogram("vllm:iteration_tokens_total", "Rows of a step.", &b.iteration);
         let labels = format!(
-            "block_size=\"{CHUNK}\",cache_dtype=\"{:?}\",enable_prefix_caching=\"True\",num_gpu_blocks=\"{}\"",
-            self.info.layout.dtype, self.info.chunks
+            "block_size=\"{CHUNK}\",cache_dtype=\"{}\",enable_prefix_caching=\"True\",num_gpu_blocks=\"{}\"",
+            self.info.layout.codec, self.info.chunks
         );
         out.gauges(
             "vllm:cache_config_info",
@@ -177,9 +177,14 @@ impl Scrape<'_> {
         let (s, b, c) = (self.stats, self.book, &self.stats.cache);
         let bytes = |chunks: u32| u64::from(chunks) * self.info.layout.bytes as u64;
         let state = |name: &str| format!("tier=\"ram\",state=\"{name}\"");
-        let held = [(state("active"), bytes(c.pinned)), (state("idle"), bytes(c.evictable))];
+        let mut held = vec![(state("active"), bytes(c.pinned)), (state("idle"), bytes(c.evictable))];
+        if let Some(open) = &self.info.open {
+            held.push((state("open"), u64::from(c.open) * open.layout.bytes as u64));
+        }
         out.gauges("kvist_kv_bytes", "Bytes of KV held.", &held);
-        out.gauge("kvist_kv_pool_bytes", "Bytes of the KV pool.", bytes(c.slabs));
+        out.gauge("kvist_kv_pool_bytes", "Bytes of the KV pool.", self.info.kv_bytes());
+        out.gauge("kvist_kv_token_bytes", "Bytes of KV that a token takes.", self.info.layout.token_bytes());
+        out.counter("kvist_kv_reopened", "Encoded chunks of which rows were computed again.", c.reopened);
         out.gauge("kvist_kv_tokens", "Tokens in the prefix tree.", c.tokens);
         out.gauge("kvist_kv_nodes", "Nodes of the prefix tree.", c.nodes);
         out.counter("kvist_kv_evictions", "Nodes evicted for room.", c.evictions);

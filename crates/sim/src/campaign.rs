@@ -27,6 +27,8 @@ pub struct Report {
     pub lost_rows: u64,
     pub aborted_steps: u64,
     pub evictions: u64,
+    /// Sealed chunks whose rows were computed again.
+    pub reopened: u64,
     pub overdue: u64,
     /// Requests with a constraint, and choices that theirs ended.
     pub constrained: u64,
@@ -47,6 +49,7 @@ impl Report {
         self.lost_rows += o.lost_rows;
         self.aborted_steps += o.aborted_steps;
         self.evictions += o.evictions;
+        self.reopened += o.reopened;
         self.overdue += o.overdue;
         self.constrained += o.constrained;
         self.complete += o.complete;
@@ -126,11 +129,15 @@ pub fn run(seed: u64, canary: Canary) -> Result<Report, String> {
         broken_constraints: canary == Canary::SharedConstraint,
     };
     let arrivals = workload.generate(&mut random);
+    // Sealed chunks encoded, with hardly any room for open ones, or with enough.
+    let open = (seed % 2 == 1).then(|| random.pick(&[2, 3, 5, 12, 80]));
+    let executor = SimExecutor::new(model, cost, chunks, context);
+    let executor = open.map_or(executor.clone(), |open| executor.clone().with_open(open));
     let overdue = config.overdue;
     let bounds = (config.max_step_rows, config.max_batch, config.max_logit_rows);
     let mut run = Run {
-        engine: Engine::new(config, SimExecutor::new(model, cost, chunks, context).info().clone()),
-        executor: SimExecutor::new(model, cost, chunks, context),
+        engine: Engine::new(config, executor.info().clone()),
+        executor,
         now: 0,
         seen: BTreeMap::new(),
         random,
@@ -353,6 +360,7 @@ impl Run {
         self.report.preemptions += stats.preemptions;
         self.report.lost_rows += stats.lost_rows;
         self.report.evictions += stats.cache.evictions;
+        self.report.reopened += stats.cache.reopened;
         for (id, seen) in &self.seen {
             let usage = seen.done.ok_or(format!("request {} never ended", id.0))?;
             let asked = &seen.request;

@@ -2,8 +2,8 @@
 //! caught at once, and its "logits" are a function of that prefix.
 
 use kvist_base::{
-    CHUNK, ChunkId, ChunkLayout, Dtype, Executor, ExecutorInfo, LayerKind, Micros, Prepare, Residency, RowOutcome,
-    StepCounters, StepOutput, StepPlan, TokenId,
+    CHUNK, ChunkId, ChunkLayout, Dtype, Executor, ExecutorInfo, LayerKind, Micros, OpenPool, Prepare, Residency,
+    RowOutcome, StepCounters, StepOutput, StepPlan, TokenId,
 };
 
 use crate::random::mix;
@@ -47,6 +47,7 @@ struct Cell {
     state: u64,
 }
 
+#[derive(Clone)]
 pub struct SimExecutor {
     pub model: SimModel,
     pub cost: CostModel,
@@ -63,9 +64,23 @@ pub struct SimExecutor {
 impl SimExecutor {
     pub fn new(model: SimModel, cost: CostModel, chunks: u32, context: usize) -> Self {
         let layout = ChunkLayout::new(Dtype::Bf16, &[LayerKind::Gqa { heads: 1, dk: 2, dv: 2 }]);
-        let info = ExecutorInfo { vocab: model.vocab, context, layout, chunks, name: "simulated".into() };
+        let info = ExecutorInfo { vocab: model.vocab, context, layout, chunks, open: None, name: "simulated".into() };
         let cells = vec![[None; CHUNK]; chunks as usize];
         SimExecutor { model, cost, info, cells, violations: Vec::new(), took: 0, lost: Vec::new() }
+    }
+
+    /// The same with sealed chunks encoded: rows are written to `open` chunks of their own.
+    pub fn with_open(mut self, open: u32) -> Self {
+        self.info.open = Some(OpenPool { layout: self.info.layout.clone(), chunks: open });
+        self.cells.resize((self.info.chunks + open) as usize, [None; CHUNK]);
+        self
+    }
+
+    /// Whether a row at `position` may attend to `chunk` as the one at `key`: to the open chunk in which it lies and to
+    /// sealed ones before it.
+    fn in_form(&self, chunk: ChunkId, key: u32, position: u32) -> bool {
+        let own = key as usize / CHUNK == position as usize / CHUNK;
+        self.info.open.is_none() || own == (chunk.0 >= self.info.chunks)
     }
 
     /// The engine has been told: what was lost is gone for good, and who reads it again is caught.
@@ -119,10 +134,14 @@ impl Executor for SimExecutor {
 
     fn step(&mut self, plan: &StepPlan, residency: &dyn Residency, out: &mut StepOutput) {
         plan.check(&self.info).expect("a valid plan");
-        // Each lost chunk, and each copy of one, with the chunk that is to blame.
+        // Each lost chunk, each copy of one and what is sealed from it, with the chunk that is to blame.
         let mut lost: Vec<(ChunkId, ChunkId)> = Vec::new();
         lost.extend(plan.arriving.iter().filter(|&&c| residency.wait(0, c).is_err()).map(|&c| (c, c)));
         self.prepare(plan, &mut lost);
+        for seal in &plan.seals {
+            let blame = lost.iter().find(|l| l.0 == seal.from).map(|l| l.1);
+            lost.extend(blame.map(|blame| (seal.to, blame)));
+        }
         out.outcomes.clear();
         out.outcomes.resize(plan.rows.len(), RowOutcome::Done);
         out.logits.clear();
@@ -149,6 +168,10 @@ impl Executor for SimExecutor {
                     self.violations.push(format!("row {r} attends to an empty slot of {chunk} at {position}"));
                     break;
                 };
+                if !self.in_form(chunk, position, row.position) {
+                    self.violations.push(format!("row {r} at {} sees {position} in {chunk}", row.position));
+                    break;
+                }
                 let before = state;
                 state = self.model.state(before, cell.token);
                 let last = i + 1 == seen.len() && row.write.is_some();
@@ -164,6 +187,10 @@ impl Executor for SimExecutor {
             if let Some(slot) = row.write {
                 let cell = Cell { token: row.token, position: row.position, state };
                 self.cells[slot.chunk.0 as usize][slot.slot as usize] = Some(cell);
+                let seal = plan.seals.iter().find(|seal| seal.from == slot.chunk && slot.slot as usize == CHUNK - 1);
+                if let Some(seal) = seal {
+                    self.cells[seal.to.0 as usize] = self.cells[seal.from.0 as usize];
+                }
             }
         }
         for (r, row) in plan.rows.iter().enumerate() {

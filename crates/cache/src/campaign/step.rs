@@ -233,7 +233,7 @@ impl Campaign<'_> {
         let claim = self.cache.claim(&mut self.paths[i], domain(who), &text, max, prepare);
 
         let slots = match claim {
-            Claim::Slots { chunk, first_slot, n: got } => {
+            Claim::Slots { chunk, first_slot, n: got, .. } => {
                 ensure!((first_slot as usize, got as usize) == (first, n), "slots {first_slot} + {got}: {first} + {n}");
                 Some(chunk)
             }

@@ -7,10 +7,12 @@ use kvist_base::{CHUNK, ChunkId, RunList};
 
 use super::Queries;
 use super::plan::{AttnPlan, Task, state_len};
-use super::tile::{GROUP, State, Tile, group};
-use crate::KvPool;
+use super::tile::{Coded, GROUP, State, Tile, group};
 use crate::buffer::SharedMut;
-use crate::simd::{Simd, isa_entry, prepare_halves};
+use crate::kv::Words;
+use crate::kv8::Codes;
+use crate::simd::{PANEL, Simd, isa_entry, prepare_halves};
+use crate::{KvPool, bf16};
 
 pub(super) struct Job<'a> {
     pub plan: &'a AttnPlan,
@@ -32,6 +34,19 @@ pub(super) struct Scratch {
     folded: Vec<f32>,
     /// Scores of a group, `[query row][64]`; the prepared weights of a row take their place.
     scores: [f32; GROUP * CHUNK],
+    coded: CodedScratch,
+}
+
+/// What an encoded chunk takes besides.
+struct CodedScratch {
+    /// Queries of a band in f32, in the order of pairs; where prepared ones are in bf16.
+    q: Vec<f32>,
+    /// Prepared queries of a group times K's scales.
+    scaled: Vec<u32>,
+    /// K and V of the chunk, the codes in bf16.
+    words: Vec<u32>,
+    k_scales: Vec<f32>,
+    v_scales: [f32; CHUNK],
 }
 
 thread_local! {
@@ -42,6 +57,13 @@ thread_local! {
             state: Vec::new(),
             folded: Vec::new(),
             scores: [0.0; GROUP * CHUNK],
+            coded: CodedScratch {
+                q: Vec::new(),
+                scaled: Vec::new(),
+                words: Vec::new(),
+                k_scales: Vec::new(),
+                v_scales: [0.0; CHUNK],
+            },
         })
     };
 }
@@ -62,7 +84,14 @@ unsafe fn whole_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
     let len = state_len(shape, band.rows.len());
     scratch.shifts.clear();
     scratch.shifts.resize(band.rows.len(), None);
-    grow(&mut scratch.q, n * shape.head_dim / 2 * S::PAIR);
+    grow(&mut scratch.q, n * shape.head_dim / 2 * S::PAIR + PANEL);
+    if job.kv.is_coded() {
+        let dim = shape.head_dim;
+        grow(&mut scratch.coded.q, if S::PAIR == 1 { n * dim + PANEL } else { 0 });
+        grow(&mut scratch.coded.scaled, GROUP * dim / 2 * S::PAIR + PANEL);
+        grow(&mut scratch.coded.words, dim * CHUNK + PANEL);
+        grow(&mut scratch.coded.k_scales, dim + PANEL);
+    }
     grow(&mut scratch.folded, 2 * n);
     scratch.folded[..n].fill(f32::NEG_INFINITY);
     // SAFETY: states lie in the scratch or in this part's place of `partials`, both of `len` elements. The band's rows
@@ -132,7 +161,15 @@ unsafe fn segment<S: Simd>(
             let (begin, end) = ((a - rows.start) as usize * group_size, (b - rows.start) as usize * group_size);
             for chunk in 0..run.chunks.len() as u32 {
                 let id = runs.chunks[(run.chunks.start + chunk) as usize];
-                let (k, v) = job.kv.words(id, job.layer, head);
+                let next = following(runs, picks, i, chunk).map(|&next| job.kv.words(next, job.layer, head).start());
+                let (k, v, ahead, coded) = match job.kv.words(id, job.layer, head) {
+                    Words::Dense { k, v } => (k, v, next.map_or(0, |next| next as isize - k as isize), None),
+                    Words::Codes(codes) => {
+                        let coded = widen::<S>(&codes, shape.head_dim, next, scratch);
+                        let words = scratch.coded.words.as_ptr();
+                        (words, words.add(shape.head_dim * CHUNK / 2), 0, Some(coded))
+                    }
+                };
                 let mut tile = Tile {
                     job,
                     run,
@@ -140,14 +177,12 @@ unsafe fn segment<S: Simd>(
                     first: rows.start,
                     k,
                     v,
+                    coded,
                     q: scratch.q.as_ptr(),
                     state,
                     scores: scratch.scores.as_mut_ptr(),
-                    ahead: 0,
+                    ahead,
                 };
-                if let Some(&next) = following(runs, picks, i, chunk) {
-                    tile.ahead = job.kv.words(next, job.layer, head).0 as isize - k as isize;
-                }
                 for at in (begin..end).step_by(GROUP) {
                     group::<S>(&tile, at, GROUP.min(end - at));
                     tile.ahead = 0;
@@ -166,6 +201,34 @@ fn following<'a>(runs: &'a RunList, picks: &[u32], i: usize, chunk: u32) -> Opti
     } else {
         picks.get(i + 1).and_then(|&next| runs.chunks.get(at(next).start as usize))
     }
+}
+
+/// Brings codes and scales of a chunk into the scratch, and meanwhile the chunk at `next` nearer.
+///
+/// # Safety
+/// As [`whole_task`]; the codes are those of a head of this size.
+#[inline(always)]
+unsafe fn widen<S: Simd>(codes: &Codes, dim: usize, next: Option<*const u32>, scratch: &mut Scratch) -> Coded {
+    let CodedScratch { q, scaled, words, k_scales, v_scales } = &mut scratch.coded;
+    // SAFETY: K and V have `dim * 32` pairs of codes each, a multiple of every vector, and the scratch has room for them.
+    unsafe {
+        let half = dim * CHUNK / 2;
+        for (part, codes) in [codes.k, codes.v].into_iter().enumerate() {
+            for line in (0..half).step_by(2 * PANEL) {
+                if let Some(next) = next {
+                    S::prefetch(next.wrapping_byte_add(2 * (part * half + line)));
+                }
+                for at in (line..line + 2 * PANEL).step_by(S::LANES) {
+                    S::widen(codes.add(2 * at), words.as_mut_ptr().add(part * half + at));
+                }
+            }
+        }
+        let scale = |scales: *const u16, i: usize| bf16::to_f32(scales.add(i).read_unaligned());
+        k_scales[..dim].iter_mut().enumerate().for_each(|(i, s)| *s = scale(codes.k_scales, i));
+        v_scales.iter_mut().enumerate().for_each(|(i, s)| *s = scale(codes.v_scales, i));
+    }
+    let q = if S::PAIR == 1 { q.as_ptr() } else { scratch.q.as_ptr().cast() };
+    Coded { q, scaled: scaled.as_mut_ptr(), k_scales: k_scales.as_ptr(), v_scales: v_scales.as_ptr() }
 }
 
 /// Prepares the queries of `rows` for runs of `shift`, unless they are.
@@ -194,6 +257,13 @@ unsafe fn prepare_queries<S: Simd>(
         for (i, q) in job.q.data[at..at + group * dim].chunks_exact(dim).enumerate() {
             // SAFETY: `q` of the scratch has room for every query row of the band.
             unsafe { prepare_halves::<S>(q, scratch.q.as_mut_ptr().add((local * group + i) * dim / 2 * S::PAIR)) };
+            if S::PAIR == 1 && job.kv.is_coded() {
+                let (a, b) = q.split_at(dim / 2);
+                let pairs = scratch.coded.q[(local * group + i) * dim..][..dim].chunks_exact_mut(2);
+                for ((&a, &b), pair) in a.iter().zip(b).zip(pairs) {
+                    pair.copy_from_slice(&[bf16::to_f32(a), bf16::to_f32(b)]);
+                }
+            }
         }
     }
 }

@@ -247,12 +247,16 @@ pub(super) fn state_len(shape: AttnShape, rows: usize) -> usize {
 }
 
 /// Bytes of KV that the attention of a step reads in the layers of `class`: each chunk of a run once if any of its rows
-/// sees a slot of it, and the same with every row reading for itself.
-pub fn kv_bytes(runs: &RunList, layout: &ChunkLayout, class: usize) -> StepCounters {
-    let chunk: usize = layout.layers.iter().filter(|l| l.class == class).map(|l| l.bytes).sum();
+/// sees a slot of it, and the same with every row reading for itself. `layout` is that of the chunks, `open` the id from
+/// which on they have another one.
+pub fn kv_bytes(runs: &RunList, layout: &ChunkLayout, open: Option<(u32, &ChunkLayout)>, class: usize) -> StepCounters {
+    let bytes = |layout: &ChunkLayout| layout.layers.iter().filter(|l| l.class == class).map(|l| l.bytes).sum();
+    let (sealed, open): (usize, _) = (bytes(layout), open.map(|(first, layout)| (first, bytes(layout))));
     let mut counters = StepCounters::default();
     for run in &runs.runs {
         for c in 0..run.chunks.len() as u32 {
+            let id = runs.chunks[(run.chunks.start + c) as usize].0;
+            let chunk = open.filter(|&(first, _)| id >= first).map_or(sealed, |(_, bytes)| bytes);
             let sees = run.rows.clone().filter(|&row| runs.mask(run, c, row) != 0).count();
             counters.kv_bytes_read += if sees > 0 { chunk as u64 } else { 0 };
             counters.kv_bytes_unshared += (sees * chunk) as u64;

@@ -35,6 +35,19 @@ impl State {
     }
 }
 
+/// What scales the operands that meet the codes of an encoded chunk.
+#[derive(Clone, Copy)]
+pub(super) struct Coded {
+    /// Queries of the band in f32, `[query row][dim]` in the order of K's pairs.
+    pub q: *const f32,
+    /// Room for prepared queries of a group.
+    pub scaled: *mut u32,
+    /// `[dim]` in the order of K's pairs.
+    pub k_scales: *const f32,
+    /// `[64]`.
+    pub v_scales: *const f32,
+}
+
 /// What the groups of one band, head and chunk have in common.
 pub(super) struct Tile<'a> {
     pub job: &'a Job<'a>,
@@ -45,6 +58,8 @@ pub(super) struct Tile<'a> {
     pub first: u32,
     pub k: *const u32,
     pub v: *const u32,
+    /// What is in `k` and `v` are codes.
+    pub coded: Option<Coded>,
     pub q: *const u32,
     pub state: State,
     pub scores: *mut f32,
@@ -71,10 +86,18 @@ pub(super) unsafe fn group<S: Simd>(tile: &Tile<'_>, at: usize, n: usize) {
     let mut alpha = [1.0; GROUP];
     // SAFETY: rows `at..at + n` lie in the band, and `scores` has room for `n` rows.
     unsafe {
+        let q_row = tile.job.plan.shape.head_dim / 2 * S::PAIR;
+        let q = match &tile.coded {
+            None => tile.q.add(at * q_row),
+            Some(coded) => {
+                (0..n).for_each(|r| scale_query::<S>(coded, tile.job.plan.shape.head_dim, at + r, r));
+                coded.scaled
+            }
+        };
         let mut row = 0;
         while row < n {
             let size = block_size::<S>(n - row);
-            row_block!(S, size, scores(tile, at + row, row));
+            row_block!(S, size, scores(tile, q.add(row * q_row), row));
             row += size;
         }
         for (r, largest) in largest[..n].iter_mut().enumerate() {
@@ -86,7 +109,8 @@ pub(super) unsafe fn group<S: Simd>(tile: &Tile<'_>, at: usize, n: usize) {
         for (r, alpha) in alpha[..n].iter_mut().enumerate() {
             if masks[r] != 0 {
                 let (m, l) = (&mut *tile.state.m.add(at + r), &mut *tile.state.l.add(at + r));
-                *alpha = softmax_row::<S>(tile.scores.add(r * CHUNK), largest[r], m, l);
+                let scales = tile.coded.map(|coded| coded.v_scales);
+                *alpha = softmax_row::<S>(tile.scores.add(r * CHUNK), scales, largest[r], m, l);
             }
         }
         row = 0;
@@ -104,18 +128,51 @@ fn block_size<S: Simd>(rows: usize) -> usize {
     rows.div_ceil(rows.div_ceil(S::ROWS))
 }
 
-/// Scores of the query rows from `at` of the band, stored from row `to` of the group.
+/// Prepares query row `at` of the band times the scales of K as row `to` of the group. What overflows stays finite, so
+/// that codes of zero give zero.
+///
+/// # Safety
+/// As [`group`]. A vector behind the row is written: rows are scaled in ascending order.
+#[inline(always)]
+unsafe fn scale_query<S: Simd>(coded: &Coded, dim: usize, at: usize, to: usize) {
+    // SAFETY: the caller's contract; all four have room for a vector behind their last element.
+    unsafe {
+        let (q, out) = (coded.q.add(at * dim), coded.scaled.add(to * dim / 2 * S::PAIR));
+        for i in (0..dim).step_by(S::LANES) {
+            let x = S::mul(S::load(q.add(i)), S::load(coded.k_scales.add(i)));
+            let x = S::max(S::splat(f32::MIN), S::min(S::splat(f32::MAX), x));
+            store_scaled::<S>(out.add(i / 2 * S::PAIR), x);
+        }
+    }
+}
+
+/// Stores `LANES / 2` prepared pairs as precisely as a pair is held: in f32, or rounded to bf16.
+///
+/// # Safety
+/// The ISA of `S` is available and `to` valid for a vector.
+#[inline(always)]
+unsafe fn store_scaled<S: Simd>(to: *mut u32, x: S::F) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if S::PAIR == 2 {
+            S::store(to.cast(), x);
+        } else {
+            S::store_prepared(to, x);
+        }
+    }
+}
+
+/// Scores of prepared query rows, stored from row `to` of the group.
 ///
 /// # Safety
 /// As [`group`].
 #[inline(always)]
-unsafe fn scores<S: Simd, const R: usize, const V: usize>(tile: &Tile<'_>, at: usize, to: usize) {
+unsafe fn scores<S: Simd, const R: usize, const V: usize>(tile: &Tile<'_>, q: *const u32, to: usize) {
     let dim = tile.job.plan.shape.head_dim;
     let q_row = dim / 2 * S::PAIR;
     let ahead = if to == 0 { tile.ahead } else { 0 };
-    // SAFETY: K has `dim / 2` steps of 64 words; q has `at + R` rows.
+    // SAFETY: K has `dim / 2` steps of 64 words; q has `R` rows.
     unsafe {
-        let q = tile.q.add(at * q_row);
         for token in (0..CHUNK).step_by(V * S::LANES) {
             let mut acc = [[S::splat(0.0); V]; R];
             let k = tile.k.add(token);
@@ -187,12 +244,18 @@ unsafe fn mask_row<S: Simd>(scores: *mut f32, mask: u64) -> f32 {
 }
 
 /// Raises the row's maximum, replaces its scores by the rounded weights as prepared pairs and adds them to `l`.
-/// Returns the factor for O.
+/// Returns the factor for O. The weights that meet codes of V are multiplied with their scales, after `l`.
 ///
 /// # Safety
 /// The ISA of `S` is available and `scores` valid for a chunk.
 #[inline(always)]
-unsafe fn softmax_row<S: Simd>(scores: *mut f32, largest: f32, m: &mut f32, l: &mut f32) -> f32 {
+unsafe fn softmax_row<S: Simd>(
+    scores: *mut f32,
+    scales: Option<*const f32>,
+    largest: f32,
+    m: &mut f32,
+    l: &mut f32,
+) -> f32 {
     // SAFETY: offsets stay inside the chunk; a prepared pair takes no more room than two scores, so that nothing is
     // overwritten before it is read.
     unsafe {
@@ -208,7 +271,12 @@ unsafe fn softmax_row<S: Simd>(scores: *mut f32, largest: f32, m: &mut f32, l: &
         let mut sum = S::splat(0.0);
         for i in (0..CHUNK).step_by(S::LANES) {
             let e = S::exp2(S::sub(S::load(scores.add(i)), S::splat(top)));
-            sum = S::add(sum, S::store_prepared(scores.cast::<u32>().add(i / 2 * S::PAIR), e));
+            let to = scores.cast::<u32>().add(i / 2 * S::PAIR);
+            let p = S::store_prepared(to, e);
+            sum = S::add(sum, p);
+            if let Some(scales) = scales {
+                store_scaled::<S>(to, S::mul(p, S::load(scales.add(i))));
+            }
         }
         *m = top;
         *l = *l * alpha + S::sum(sum);

@@ -108,6 +108,16 @@ impl Simd for Avx2 {
         _mm256_castsi256_ps(rounded)
     }
     #[inline(always)]
+    unsafe fn widen(codes: *const i8, words: *mut u32) {
+        let pairs = _mm256_cvtepi16_epi32(_mm_loadu_si128(codes.cast()));
+        let first = _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(pairs));
+        let second = _mm256_srai_epi32::<8>(pairs);
+        // Eight bits of significand: the lower half of an integer's f32 is zero.
+        let [first, second] = [first, second].map(|x| _mm256_castps_si256(_mm256_cvtepi32_ps(x)));
+        let both = _mm256_blend_epi16::<0b1010_1010>(_mm256_srli_epi32::<16>(first), second);
+        _mm256_storeu_si256(words.cast(), both);
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u32) {
         _mm_prefetch::<_MM_HINT_T1>(p.cast())
     }

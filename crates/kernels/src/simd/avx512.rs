@@ -92,6 +92,15 @@ impl Simd for Avx512 {
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded)))
     }
     #[inline(always)]
+    unsafe fn widen(codes: *const i8, words: *mut u32) {
+        let pairs = _mm512_cvtepi16_epi32(_mm256_loadu_si256(codes.cast()));
+        let first = _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(pairs)));
+        let second = _mm512_cvtepi32_ps(_mm512_srai_epi32::<8>(pairs));
+        // Eight bits of significand: the lower half of an integer's f32 is zero.
+        let low = _mm512_srli_epi32::<16>(_mm512_castps_si512(first));
+        _mm512_storeu_si512(words.cast(), _mm512_or_si512(low, _mm512_castps_si512(second)));
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u32) {
         _mm_prefetch::<_MM_HINT_T1>(p.cast())
     }

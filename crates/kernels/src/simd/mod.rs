@@ -66,6 +66,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn store_bf16(p: *mut u16, x: Self::F);
     /// Rounds non-negative finite values to bf16, stores them as `LANES / 2` prepared pairs, returns them rounded.
     unsafe fn store_prepared(p: *mut u32, x: Self::F) -> Self::F;
+    /// `LANES` pairs of signed bytes to as many words of two bf16 each, exactly.
+    unsafe fn widen(codes: *const i8, words: *mut u32);
     /// One step of `R x V` dot products: `acc[r][v][lane] += w[v][lane][0] * x[r][0] + w[v][lane][1] * x[r][1]`.
     ///
     /// `w` is the step of packed operands (a word holds two bf16), vector `v` of it at [`at`]`(v, panel)`; the prepared

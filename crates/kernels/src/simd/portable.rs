@@ -99,6 +99,12 @@ impl Simd for Portable {
         F4(rounded)
     }
     #[inline(always)]
+    unsafe fn widen(codes: *const i8, words: *mut u32) {
+        let pairs = codes.cast::<[[i8; 2]; 4]>().read_unaligned();
+        let word = |[a, b]: [i8; 2]| f32::from(a).to_bits() >> 16 | f32::from(b).to_bits();
+        words.cast::<[u32; 4]>().write_unaligned(pairs.map(word));
+    }
+    #[inline(always)]
     unsafe fn prefetch(_: *const u32) {}
     #[inline(always)]
     unsafe fn step<const R: usize, const V: usize>(

@@ -6,7 +6,7 @@ mod fields;
 mod generation;
 pub(crate) mod rope;
 
-use kvist_base::{ChunkLayout, Dtype, LayerKind, TokenId};
+use kvist_base::{ChunkLayout, Codec, Dtype, LayerKind, TokenId};
 use serde_json::Value;
 
 pub use block::{Activation, Attention, Block, NormPlace, QkNorm, Scales};
@@ -170,9 +170,10 @@ impl Config {
         self.layout_of(Dtype::Bf16)
     }
 
-    pub(crate) fn layout_of(&self, dtype: Dtype) -> ChunkLayout {
+    /// The same in another form.
+    pub fn layout_of(&self, codec: impl Into<Codec>) -> ChunkLayout {
         let kind = LayerKind::Gqa { heads: self.kv_heads, dk: self.head_dim, dv: self.head_dim };
-        ChunkLayout::with_windows(dtype, self.attention.iter().map(|attention| (kind, attention.window)))
+        ChunkLayout::with_windows(codec, self.attention.iter().map(|attention| (kind, attention.window)))
     }
 
     /// Number of weights.

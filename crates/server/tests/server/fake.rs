@@ -77,7 +77,7 @@ pub struct Fake {
 impl Fake {
     pub fn new(chunks: u32, context: usize, eos_every: u64, drawn: Vec<TokenId>, knobs: Arc<Knobs>) -> Fake {
         let layout = ChunkLayout::new(Dtype::Bf16, &[LayerKind::Gqa { heads: 1, dk: 2, dv: 2 }]);
-        let info = ExecutorInfo { vocab: VOCAB, context, layout, chunks, name: "fake".into() };
+        let info = ExecutorInfo { vocab: VOCAB, context, layout, chunks, open: None, name: "fake".into() };
         Fake { info, slots: vec![[0; CHUNK]; chunks as usize], knobs, eos_every, drawn, scripted: HashMap::new() }
     }
 
