@@ -183,14 +183,13 @@ impl StepPlan {
                     return Err(format!("run {i}: masks out of range"));
                 }
                 for row in run.rows.clone() {
-                    // Who sees nothing of a run only stands between others that do.
-                    if run.masks.is_some() && (0..n).all(|c| list.mask(run, c, row) == 0) {
-                        continue;
-                    }
-                    if run.place < seen[row as usize] {
+                    // What a row sees nothing of only stands between chunks, or other rows, for which it counts.
+                    let sees = |c: &u32| run.masks.is_none() || list.mask(run, *c, row) != 0;
+                    let (Some(from), Some(to)) = ((0..n).find(sees), (0..n).rfind(sees)) else { continue };
+                    if run.place + from < seen[row as usize] {
                         return Err(format!("run {i}: not in ascending order for row {row}"));
                     }
-                    seen[row as usize] = run.place + n;
+                    seen[row as usize] = run.place + to + 1;
                 }
             }
         }
