@@ -6,5 +6,6 @@ pub mod bitwise;
 pub mod fuzz;
 pub mod ledger;
 pub mod parallel;
+pub mod quality;
 mod recorder;
 pub mod subjects;

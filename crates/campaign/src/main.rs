@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use kvist_base::{Codec, Dtype};
 use kvist_campaign::ledger::{self, Entry};
-use kvist_campaign::{bitwise, fuzz, parallel, subjects};
+use kvist_campaign::{bitwise, fuzz, parallel, quality, subjects};
 use kvist_kernels::Isa;
 use peak_alloc::PeakAlloc;
 
@@ -51,6 +51,14 @@ enum Campaign {
         /// How sealed chunks are kept: bf16 or kv8.
         #[arg(long, value_parser = codec, default_value = "bf16")]
         kv_type: Codec,
+    },
+    /// What KV in 8 bits costs on the embedded model, as it is and with outlier channels in K.
+    KvQuality {
+        /// ISA path; default: the best of this machine.
+        #[arg(long)]
+        isa: Option<Isa>,
+        #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, |n| n.get()))]
+        threads: usize,
     },
     /// The scheduler in simulation, with faults.
     Scheduler {
@@ -102,6 +110,16 @@ fn main() -> ExitCode {
             let result =
                 parallel::seeds(common.seeds.clone(), common.jobs, case, |a: &mut bitwise::Report, b| a.add(&b));
             report("bitwise", commit, common, scope, result.map(|r| r.to_string()))
+        }
+        Campaign::KvQuality { isa, threads } => {
+            for (name, outliers) in [("as it is", false), ("with outlier channels in K", true)] {
+                let isa = isa.unwrap_or_else(Isa::detect);
+                println!(
+                    "embedded, {name}: {}",
+                    quality::measure(&quality::model(outliers), &quality::prompts(), isa, threads)
+                );
+            }
+            Ok(())
         }
         Campaign::Scheduler { common } => {
             use kvist_sim::campaign::{Canary, Report, run};

@@ -19,7 +19,7 @@ mod sequence;
 mod softmax;
 
 pub use adjust::{Edits, Seen, adjust};
-pub use assemble::{Branch, assemble};
+pub use assemble::{Branch, Place, assemble};
 pub use config::EngineConfig;
 pub use engine::{Engine, EngineStats};
 pub use request::{Effect, Finish, Refusal, Request, RequestId, Sampling, Timings, TokenLogprobs, Usage};

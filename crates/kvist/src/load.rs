@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-use kvist_base::{Clock, SystemClock};
+use kvist_base::{Clock, Codec, Dtype, SystemClock};
 use kvist_engine::{EngineConfig, Sampling};
 use kvist_kernels::Isa;
 use kvist_model::{Config, LoadOptions, Model};
@@ -14,7 +14,7 @@ use crate::memory::{Budget, Load};
 use crate::model::Chosen;
 use crate::progress::Progress;
 use crate::settings::keys::{
-    ISA, ITL_TARGET_MS, MAX_BATCH, MAX_N, MAX_QUEUE, MAX_STEP_TOKENS, MODEL, THREADS, WEIGHTS,
+    ISA, ITL_TARGET_MS, KV_TYPE, MAX_BATCH, MAX_N, MAX_QUEUE, MAX_STEP_TOKENS, MODEL, THREADS, WEIGHTS,
 };
 use crate::settings::{Settings, Value};
 use crate::{complain, machine, memory, model};
@@ -38,7 +38,13 @@ pub fn plan(settings: &mut Settings, engine: EngineConfig, replies: u64, connect
     if let Some(note) = &chosen.note {
         complain(&format!("note: {note}"));
     }
-    let load = Load { engine: &engine, threads, replies, connections };
+    let load = Load {
+        engine: &engine,
+        codec: codec(settings.text(&KV_TYPE).unwrap_or_default()),
+        threads,
+        replies,
+        connections,
+    };
     let budget = memory::budget(settings, &chosen.config, chosen.bytes, &load, machine::free_memory())?;
     Ok(Plan { chosen, engine, budget, isa, threads })
 }
@@ -46,6 +52,11 @@ pub fn plan(settings: &mut Settings, engine: EngineConfig, replies: u64, connect
 /// The model of MODEL, in the form of `--weights`.
 pub fn chosen(settings: &Settings) -> Result<Chosen> {
     model::choose(settings.text(&MODEL), model::form(settings.text(&WEIGHTS).unwrap_or_default()))
+}
+
+/// The codec of this name in `--kv-type`.
+pub fn codec(name: &str) -> Codec {
+    if name == "kv8" { Codec::Kv8 } else { Codec::Dense(Dtype::Bf16) }
 }
 
 /// The threads asked for, or the cores allowed.
@@ -75,7 +86,7 @@ pub fn weights(chosen: &Chosen, threads: usize) -> Result<Model> {
 /// Loads the model and sets up the engine.
 pub fn driver(plan: &Plan) -> Result<Driver> {
     let model = weights(&plan.chosen, plan.threads)?;
-    let executor = model.into_executor(plan.budget.chunks, Some(plan.budget.context), plan.isa, plan.threads)?;
+    let executor = model.with_pool(plan.budget.pool, Some(plan.budget.context), plan.isa, plan.threads)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     Ok(Driver::new(plan.engine.clone(), Box::new(executor), clock))
 }

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use kvist_base::{CHUNK, SEGMENT};
+use kvist_base::{CHUNK, Codec, SEGMENT};
 use kvist_engine::EngineConfig;
-use kvist_model::Config;
+use kvist_model::{Config, PoolSize};
 
 use crate::failure::{Failure, Result};
 use crate::machine::Free;
@@ -27,6 +27,8 @@ const MOST_PARTIALS: u64 = 128 << 20;
 #[derive(Clone, Copy, Debug)]
 pub struct Load<'a> {
     pub engine: &'a EngineConfig,
+    /// How sealed chunks are kept.
+    pub codec: Codec,
     pub threads: usize,
     /// Bytes of the table of replies.
     pub replies: u64,
@@ -42,8 +44,7 @@ pub struct Budget {
     pub buffers: u64,
     pub replies: u64,
     pub connections: u64,
-    /// Chunks of the KV pool.
-    pub chunks: u32,
+    pub pool: PoolSize,
     pub token_bytes: u64,
     pub context: usize,
     pub limit: Limit,
@@ -71,12 +72,12 @@ impl Limit {
 impl Budget {
     /// KV of this many tokens can be held.
     pub fn capacity(&self) -> usize {
-        self.chunks as usize * CHUNK
+        self.pool.chunks as usize * CHUNK
     }
 
     /// Conversations at full context that the pool holds at once; its last chunk is for copies.
     pub fn conversations(&self) -> usize {
-        (self.chunks as usize).saturating_sub(1) / self.context.div_ceil(CHUNK)
+        (self.pool.chunks as usize).saturating_sub(1) / self.context.div_ceil(CHUNK)
     }
 
     pub fn total(&self) -> u64 {
@@ -137,7 +138,7 @@ fn default_kv(config: &Config, weights: u64, asked: Option<usize>, load: &Load, 
 
 /// The largest `--kv-ram` that leaves room for the rest, 0 if there is none.
 pub fn fitting(config: &Config, weights: u64, asked: Option<usize>, load: &Load, free: u64) -> u64 {
-    let chunk = config.kv_layout().bytes as u64;
+    let chunk = config.layout_of(load.codec).bytes as u64;
     let rest = buffers(config, load, asked.unwrap_or(config.context).min(config.context));
     let taken = [rest, load.replies, connections(load)].into_iter().fold(weights, u64::saturating_add);
     free.saturating_sub(taken) / (chunk + NODE_BYTES) * chunk / MIB * MIB
@@ -145,13 +146,53 @@ pub fn fitting(config: &Config, weights: u64, asked: Option<usize>, load: &Load,
 
 /// The longest context that `--kv-ram` of this size holds: while a sequence's open chunk is copied, both copies are
 /// held.
-pub fn longest(config: &Config, kv_ram: u64) -> usize {
-    chunks(config, kv_ram).saturating_sub(1) as usize * CHUNK
+pub fn longest(config: &Config, load: &Load, kv_ram: u64) -> usize {
+    pool(config, load, kv_ram).chunks.saturating_sub(1) as usize * CHUNK
 }
 
-/// Chunk ids have 32 bits.
-fn chunks(config: &Config, kv_ram: u64) -> u64 {
-    (kv_ram / config.kv_layout().bytes as u64).min(u64::from(u32::MAX - 1))
+/// Tokens whose KV `--kv-ram` of this size holds.
+pub fn held(config: &Config, load: &Load, kv_ram: u64) -> u64 {
+    u64::from(pool(config, load, kv_ram).chunks) * CHUNK as u64
+}
+
+/// The pool that takes `--kv-ram` of this size. Chunk ids have 32 bits.
+///
+/// Where sealed chunks are encoded, open ones have room of their own: enough for a full batch and a step of prompts if
+/// that is no more than a quarter of all, and a sixteenth of all for the ends of conversations that nobody continues now.
+fn pool(config: &Config, load: &Load, kv_ram: u64) -> PoolSize {
+    let most = u64::from(u32::MAX - 1);
+    let open = open_chunks(config, load, kv_ram);
+    let left = kv_ram.saturating_sub(open * config.kv_layout().bytes as u64);
+    let chunks = (left / config.layout_of(load.codec).bytes as u64).min(most - open.min(most));
+    PoolSize { codec: load.codec, chunks: chunks as u32, open: open.min(most) as u32 }
+}
+
+fn open_chunks(config: &Config, load: &Load, kv_ram: u64) -> u64 {
+    if let Codec::Dense(_) = load.codec {
+        return 0;
+    }
+    let bytes = config.kv_layout().bytes as u64;
+    let step = load.engine.max_batch.saturating_add(load.engine.max_step_rows / CHUNK + 2) as u64;
+    step.min(kv_ram / 4 / bytes).max(kv_ram / 16 / bytes).max(2)
+}
+
+/// Bytes of a pool.
+fn pool_bytes(config: &Config, pool: PoolSize) -> u64 {
+    u64::from(pool.chunks) * config.layout_of(pool.codec).bytes as u64
+        + u64::from(pool.open) * config.kv_layout().bytes as u64
+}
+
+/// The smallest `--kv-ram` of which the pool has this many chunks, whole MiB.
+fn kv_ram_for(config: &Config, load: &Load, chunks: u64) -> u64 {
+    let mut kv_ram = 0;
+    loop {
+        let (sealed, open) = (config.layout_of(load.codec).bytes as u64, config.kv_layout().bytes as u64);
+        let needed = (chunks * sealed + open_chunks(config, load, kv_ram) * open).div_ceil(MIB) * MIB;
+        if needed <= kv_ram {
+            return kv_ram;
+        }
+        kv_ram = needed;
+    }
 }
 
 fn connections(load: &Load) -> u64 {
@@ -160,11 +201,11 @@ fn connections(load: &Load) -> u64 {
 
 /// The plan for a `--kv-ram` and perhaps a `--ctx`, whether the memory is there or not.
 pub fn plan(config: &Config, weights: u64, kv_ram: u64, asked: Option<usize>, load: &Load) -> Result<Budget> {
-    let layout = config.kv_layout();
-    let (chunk_bytes, token_bytes) = (layout.bytes as u64, layout.token_bytes() as u64);
-    let chunks = chunks(config, kv_ram);
-    let longest = longest(config, kv_ram);
-    let needed = |tokens: usize| (tokens.div_ceil(CHUNK) as u64 + 1) * chunk_bytes;
+    let layout = config.layout_of(load.codec);
+    let token_bytes = layout.token_bytes() as u64;
+    let pool = pool(config, load, kv_ram);
+    let longest = longest(config, load, kv_ram);
+    let chunks = |tokens: usize| tokens.div_ceil(CHUNK) as u64 + 1;
     if let Some(asked) = asked.filter(|&asked| asked > config.context) {
         return Err(Failure::usage(
             format!("--ctx {asked}: the model was made for {} tokens", config.context),
@@ -173,7 +214,7 @@ pub fn plan(config: &Config, weights: u64, kv_ram: u64, asked: Option<usize>, lo
     }
     if longest == 0 || asked.is_some_and(|asked| asked > longest) {
         let tokens = asked.unwrap_or(CHUNK);
-        let least = needed(tokens).div_ceil(MIB) * MIB;
+        let least = kv_ram_for(config, load, chunks(tokens));
         let shorter = if longest > 0 { format!(", or --ctx {longest}") } else { String::new() };
         return Err(Failure::usage(
             format!(
@@ -181,7 +222,7 @@ pub fn plan(config: &Config, weights: u64, kv_ram: u64, asked: Option<usize>, lo
                 exact(kv_ram),
                 thousands(tokens as u64),
                 human(token_bytes),
-                human(needed(tokens)),
+                human(chunks(tokens) * layout.bytes as u64),
             ),
             format!("--kv-ram {}{shorter}", exact(least)),
         ));
@@ -193,11 +234,11 @@ pub fn plan(config: &Config, weights: u64, kv_ram: u64, asked: Option<usize>, lo
     };
     Ok(Budget {
         weights,
-        kv: chunks * chunk_bytes,
-        buffers: buffers(config, load, context).saturating_add(chunks * NODE_BYTES),
+        kv: pool_bytes(config, pool),
+        buffers: buffers(config, load, context).saturating_add(u64::from(pool.chunks) * NODE_BYTES),
         replies: load.replies,
         connections: connections(load),
-        chunks: chunks as u32,
+        pool,
         token_bytes,
         context,
         limit,
@@ -238,7 +279,7 @@ fn check(config: &Config, budget: &Budget, asked: Option<usize>, load: &Load, fr
         format!("not enough memory: {}, but {} are free{}", budget.arithmetic(), human(free.bytes), free.words());
     let smaller = "choose a smaller model";
     let fitting = fitting(config, budget.weights, asked, load, free.bytes);
-    let hint = match longest(config, fitting).min(config.context) {
+    let hint = match longest(config, load, fitting).min(config.context) {
         0 => smaller.into(),
         tokens if asked.is_some_and(|asked| asked > tokens) => {
             format!("--ctx {tokens} --kv-ram {} fits, or {smaller}", exact(fitting))
@@ -253,6 +294,7 @@ fn check(config: &Config, budget: &Budget, asked: Option<usize>, load: &Load, fr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvist_base::Dtype;
     use kvist_model::shapes;
 
     const GIB: u64 = 1 << 30;
@@ -262,7 +304,7 @@ mod tests {
     }
 
     fn load(engine: &EngineConfig) -> Load<'_> {
-        Load { engine, threads: 4, replies: 64 * MIB, connections: 900 }
+        Load { engine, codec: Codec::Dense(Dtype::Bf16), threads: 4, replies: 64 * MIB, connections: 900 }
     }
 
     fn llama() -> (Config, u64) {
@@ -306,7 +348,7 @@ mod tests {
     #[test]
     fn the_pool_bounds_the_context() {
         let small = planned(GIB, None).unwrap();
-        assert_eq!((small.chunks, small.token_bytes), (512, 32 << 10));
+        assert_eq!((small.pool.chunks, small.token_bytes), (512, 32 << 10));
         assert_eq!((small.context, small.limit), (511 * 64, Limit::Pool));
         assert_eq!(small.capacity(), 32_768);
         let large = planned(8 * GIB, None).unwrap();
@@ -314,6 +356,32 @@ mod tests {
         let asked = planned(8 * GIB, Some(1000)).unwrap();
         assert_eq!((asked.context, asked.limit), (1000, Limit::Asked));
         assert_eq!(large.weights, 2 * 1_235_814_400);
+    }
+
+    #[test]
+    fn encoded_chunks_leave_room_for_open_ones() {
+        let (config, weights) = llama();
+        let engine = engine();
+        let load = Load { codec: Codec::Kv8, ..load(&engine) };
+        let plan = |kv_ram, asked| super::plan(&config, weights, kv_ram, asked, &load);
+        let bf16 = planned(8 * GIB, None).unwrap();
+        let kv8 = plan(8 * GIB, None).unwrap();
+        assert!(kv8.kv <= 8 * GIB && kv8.kv > 8 * GIB - 4 * MIB, "{kv8:?}");
+        assert_eq!(u64::from(kv8.pool.open), 8 * GIB / 16 / (2 * MIB));
+        assert_eq!(kv8.token_bytes, 16896);
+        let gain = kv8.capacity() as f64 / bf16.capacity() as f64;
+        assert!(gain > 1.8, "{gain}");
+        // A small pool: a quarter for a batch of 64 and its prompts.
+        assert_eq!(plan(GIB / 2, None).unwrap().pool.open, 64);
+        assert_eq!(plan(GIB, None).unwrap().pool.open, 64 + 8 + 2);
+        for (kv_ram, tokens) in [(GIB, 100_000), (MIB, 64), (64 * MIB, 9000), (8 * GIB, 131_072)] {
+            let tokens = if plan(kv_ram, Some(tokens)).is_ok() { config.context } else { tokens };
+            if let Err(failure) = plan(kv_ram, Some(tokens)) {
+                let size = crate::size::parse(failure.hint.split([' ', ',']).nth(1).unwrap()).unwrap();
+                assert_eq!(plan(size, Some(tokens)).unwrap().context, tokens, "{failure}");
+                assert!(plan(size - MIB, Some(tokens)).is_err(), "{failure}");
+            }
+        }
     }
 
     #[test]

@@ -57,8 +57,9 @@ impl Page<'_> {
         line(
             "KV cache",
             format!(
-                "{}: {} tokens at {} a token, {} at full context",
+                "{} in {}: {} tokens at {} a token, {} at full context",
                 human(budget.kv),
+                budget.pool.codec,
                 thousands(budget.capacity() as u64),
                 human(budget.token_bytes),
                 count(budget.conversations(), "conversation"),
@@ -104,7 +105,7 @@ mod tests {
             buffers: 0,
             replies: 0,
             connections: 0,
-            chunks: 512,
+            pool: kvist_model::PoolSize::bf16(512),
             token_bytes: 32 << 10,
             context: 8192,
             limit,
@@ -134,7 +135,7 @@ mod tests {
             "Some-Model, 1235.8 M parameters in bf16, 3.0 GiB",
             "kvist serve MODEL",
             "avx2, 1 thread\n",
-            "1.0 GiB: 32,768 tokens at 32.0 KiB a token, 3 conversations at full context",
+            "1.0 GiB in bf16: 32,768 tokens at 32.0 KiB a token, 3 conversations at full context",
             "8,192 tokens of the model's 131,072: --kv-ram holds no more",
             "open to this machine, no key needed",
             "1,024 tokens of prompts",

@@ -5,8 +5,8 @@ pub mod gguf;
 use std::ops::Range;
 
 use kvist_base::{
-    AllResident, CHUNK, ChunkId, Executor, Prepare, Residency, Row, RowOutcome, Run, RunList, SEGMENT, Slot,
-    StepOutput, StepPlan, TokenId, low_mask,
+    AllResident, CHUNK, ChunkId, Executor, Gone, Prepare, Residency, Row, RowOutcome, Run, RunList, SEGMENT, Seal,
+    Slot, StepOutput, StepPlan, TokenId, low_mask,
 };
 
 /// One sequence's rows in a step.
@@ -95,12 +95,68 @@ pub fn path(first: u32, tokens: usize) -> Vec<ChunkId> {
     (first..).take(tokens.div_ceil(CHUNK)).map(ChunkId).collect()
 }
 
-/// Runs `plan`, whose lists of window classes are made here, and checks that each row became what it should.
+/// `plan` where sealed chunks are encoded, with the open form of chunk `i` as chunk `chunks + i`: there must be as many.
+fn encoded(plan: &StepPlan, chunks: u32) -> StepPlan {
+    let open = |chunk: ChunkId| ChunkId(chunks + chunk.0);
+    let mut out = plan.clone();
+    for prepare in &mut out.prepare {
+        *prepare = match *prepare {
+            Prepare::Zero(chunk) => Prepare::Zero(open(chunk)),
+            Prepare::Copy { from, to, n } => Prepare::Copy { from: open(from), to: open(to), n },
+        };
+    }
+    for slot in out.rows.iter_mut().filter_map(|row| row.write.as_mut()) {
+        let to = slot.chunk;
+        slot.chunk = open(to);
+        if slot.slot as usize == CHUNK - 1 {
+            out.seals.push(Seal { from: open(to), to });
+        }
+    }
+    out.arriving.extend(plan.arriving.iter().copied().map(open));
+    let list = &plan.classes[0];
+    out.classes[0] = RunList::default();
+    for run in &list.runs {
+        for c in 0..run.chunks.end - run.chunks.start {
+            let (chunk, place) = (list.chunks[(run.chunks.start + c) as usize], run.place + c);
+            for (chunk, own) in [(chunk, false), (open(chunk), true)] {
+                let out = &mut out.classes[0];
+                let sees = |row: u32| (plan.rows[row as usize].position as usize / CHUNK == place as usize) == own;
+                let masks: Vec<u64> =
+                    run.rows.clone().map(|row| if sees(row) { list.mask(run, c, row) } else { 0 }).collect();
+                if masks.iter().any(|mask| *mask != 0) {
+                    let (at, first) = (out.masks.len() as u32, out.chunks.len() as u32);
+                    out.chunks.push(chunk);
+                    out.masks.extend(masks);
+                    out.runs.push(Run { place, chunks: first..first + 1, masks: Some(at), ..run.clone() });
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Knows chunks by the ids of plans made by hand.
+struct ByHand<'a>(&'a dyn Residency, u32);
+
+impl Residency for ByHand<'_> {
+    fn wait(&self, layer: usize, chunk: ChunkId) -> Result<(), Gone> {
+        self.0.wait(layer, ChunkId(chunk.0 % self.1)).map_err(|_| Gone(chunk))
+    }
+}
+
+/// Runs `plan`, whose lists of window classes are made here, and checks that each row became what it should. Where the
+/// executor encodes sealed chunks, the plan names them, and there are as many open ones.
 pub fn step(executor: &mut dyn Executor, plan: &StepPlan, residency: &dyn Residency) -> StepOutput {
-    let mut plan = plan.clone();
+    let (chunks, encodes) = (executor.info().chunks, executor.info().open.is_some());
+    let mut plan = if encodes { encoded(plan, chunks) } else { plan.clone() };
     plan.fill_windows(&executor.info().layout.windows);
     let mut out = StepOutput::default();
-    executor.step(&plan, residency, &mut out);
+    executor.step(&plan, &ByHand(residency, chunks), &mut out);
+    for outcome in &mut out.outcomes {
+        if let RowOutcome::Lost(chunk) = outcome {
+            chunk.0 %= chunks;
+        }
+    }
     assert_eq!(out.outcomes.len(), plan.rows.len());
     let wanted = out.outcomes.iter().filter(|o| matches!(o, RowOutcome::Logits(_))).count();
     assert_eq!(out.logits.len(), wanted * executor.info().vocab);

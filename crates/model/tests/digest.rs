@@ -7,7 +7,7 @@ use common::{embedded, load};
 use kvist_base::{CHUNK, ChunkId, Executor};
 use kvist_kernels::Isa;
 use kvist_model::testing::logits;
-use kvist_model::{ModelSource, NUMERICS_VERSION};
+use kvist_model::{ModelSource, NUMERICS_VERSION, PoolSize};
 
 /// (numerics version, ISA path, digest).
 /// The one of avx512 was computed under an emulator that follows the instruction set manual.
@@ -17,18 +17,30 @@ const DIGESTS: [(u32, Isa, u64); 3] = [
     (1, Isa::Portable, 0x7c31_08a7_c4d3_7d5f),
 ];
 
+/// The same with sealed chunks in kv8.
+const KV8_DIGESTS: [(u32, Isa, u64); 3] = [(1, Isa::Avx512, 0), (1, Isa::Avx2, 0), (1, Isa::Portable, 0)];
+
 #[test]
 fn bits_of_the_embedded_model() {
+    check(PoolSize::bf16(10), &DIGESTS);
+}
+
+#[test]
+fn bits_of_the_embedded_model_in_kv8() {
+    check(PoolSize::kv8(10, 10), &KV8_DIGESTS);
+}
+
+fn check(size: PoolSize, digests: &[(u32, Isa, u64)]) {
     let model = load(&ModelSource::Dir(embedded()));
     let ids: Vec<u32> = (0..600).map(|i| i * i % 4093).collect();
     let mut wrong = Vec::new();
     for isa in Isa::available() {
-        let mut executor = model.clone().into_executor(10, None, isa, 2).unwrap();
+        let mut executor = model.clone().with_pool(size, None, isa, 2).unwrap();
         let mut bytes: Vec<u8> = logits(&mut executor, &ids, &[], 590).into_iter().flat_map(f32::to_le_bytes).collect();
         (0..ids.len().div_ceil(CHUNK) as u32).for_each(|chunk| executor.read_chunk(ChunkId(chunk), &mut bytes));
         let digest = fnv(&bytes);
         println!("(NUMERICS_VERSION, Isa::{isa:?}, {digest:#018x})");
-        match DIGESTS.iter().find(|(version, of, _)| (*version, *of) == (NUMERICS_VERSION, isa)) {
+        match digests.iter().find(|(version, of, _)| (*version, *of) == (NUMERICS_VERSION, isa)) {
             Some((.., expected)) if *expected == digest => {}
             Some(_) => wrong.push(isa),
             None => println!("no digest is recorded for the {isa} path"),

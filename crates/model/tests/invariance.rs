@@ -5,7 +5,7 @@ mod common;
 use common::{battery, dir, embedded, load};
 use kvist_kernels::Isa;
 use kvist_model::testing::logits;
-use kvist_model::{ModelSource, OracleExecutor};
+use kvist_model::{ModelSource, OracleExecutor, PoolSize};
 
 #[test]
 fn oracle() {
@@ -25,6 +25,19 @@ fn cpu() {
                 println!("{name}, {isa}, {threads} threads");
                 battery::run(&|| Box::new(model.clone().into_executor(64, Some(1024), isa, threads).unwrap()));
             }
+        }
+    }
+}
+
+#[test]
+fn kv8() {
+    battery::run(&|| Box::new(OracleExecutor::new(&dir("qwen3"), 64, None).unwrap().with_kv8(64)));
+    for (name, threads) in [("llama-odd", 3), ("smollm2", 1), ("gemma3", 2)] {
+        let model = load(&dir(name));
+        for isa in Isa::available() {
+            println!("{name}, {isa}, {threads} threads");
+            let size = PoolSize::kv8(64, 64);
+            battery::run(&|| Box::new(model.clone().with_pool(size, Some(1024), isa, threads).unwrap()));
         }
     }
 }

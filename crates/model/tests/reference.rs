@@ -4,9 +4,9 @@ mod common;
 
 use std::thread;
 
-use common::{distance, embedded, fixtures, load, models, name, prompts, run};
+use common::{distance, embedded, fixtures, kl_of_logits, load, models, name, prompts, run};
 use kvist_kernels::Isa;
-use kvist_model::{ModelSource, OracleExecutor};
+use kvist_model::{ModelSource, OracleExecutor, PoolSize};
 
 /// Positions in scope of a bf16 executor where another token is best all the same: a third token, in whose favour
 /// three errors add up. By model; the others have none.
@@ -34,6 +34,30 @@ fn tiny_models() {
             assert!(found.mean_kl <= 1e-3 && found.wrong <= exceptions, "{name} on {isa}: {found:?}");
             assert!(found.in_scope * 100 >= found.positions * 95, "{name} on {isa}: {found:?}");
             assert!(found.agree * 100 >= found.positions * 99, "{name} on {isa}: {found:?}");
+        }
+    }
+}
+
+/// The executors agree where sealed chunks are encoded, and the codec alone moves the oracle by little.
+#[test]
+fn tiny_models_in_kv8() {
+    for dir in models() {
+        let source = ModelSource::Dir(dir.clone());
+        let (name, prompts) = (name(&dir), prompts(&dir));
+        let mut oracle = OracleExecutor::new(&source, 16, None).unwrap().with_kv8(16);
+        let vocab = oracle.config().vocab;
+        let exact = run(&prompts, &mut oracle);
+        let found = distance(&prompts, vocab, &exact, &exact);
+        println!("{name}, oracle: {found:?}");
+        assert!(found.mean_kl <= 1e-3 && found.mean_kl > 1e-9, "{name}: {found:?}");
+        let model = load(&source);
+        for isa in Isa::available() {
+            let mut cpu = model.clone().with_pool(PoolSize::kv8(16, 16), None, isa, 2).unwrap();
+            let logits = run(&prompts, &mut cpu);
+            let kls = exact.iter().zip(&logits).map(|(e, f)| kl_of_logits(vocab, e, f).0);
+            let mean = kls.sum::<f64>() / prompts.len() as f64;
+            println!("{name}, {isa}: mean KL {mean:.2e}");
+            assert!(mean <= 1e-3, "{name} on {isa}: {mean:e}");
         }
     }
 }

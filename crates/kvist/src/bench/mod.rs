@@ -9,8 +9,9 @@ mod workload;
 use std::sync::Arc;
 
 use clap::ArgMatches;
-use kvist_base::SystemClock;
+use kvist_base::{CHUNK, Codec, SystemClock};
 use kvist_engine::EngineConfig;
+use kvist_model::PoolSize;
 use serde_json::{Value, json};
 
 use crate::driver::Driver;
@@ -66,7 +67,12 @@ fn bench_engine(matches: &ArgMatches) -> Result<()> {
     }
     let batch = engine::BATCHES.into_iter().max().unwrap_or(1);
     let chunks = workload::chunks_for(batch, options.batch_prompt).max(workload::chunks_for(1, options.prefill));
-    let kv = u64::from(chunks) * chosen.config.kv_layout().bytes as u64;
+    let codec = load::codec(matches.get_one::<String>("kv-type").map_or("bf16", String::as_str));
+    let config = EngineConfig::default();
+    let open = if codec == Codec::Kv8 { batch + config.max_step_rows / CHUNK + 2 } else { 0 };
+    let pool = PoolSize { codec, chunks, open: open as u32 };
+    let kv = u64::from(chunks) * chosen.config.layout_of(codec).bytes as u64
+        + u64::from(pool.open) * chosen.config.kv_layout().bytes as u64;
     let needed = chosen.bytes + kv;
     if machine::free_memory().is_some_and(|free| needed > free.bytes) {
         let what = format!("not enough memory: {} are needed", crate::size::human(needed));
@@ -75,9 +81,9 @@ fn bench_engine(matches: &ArgMatches) -> Result<()> {
 
     let mut probe = Probe::new(isa, threads);
     let loaded = load::weights(&chosen, threads)?;
-    let executor = loaded.into_executor(chunks, Some(longest), isa, threads)?;
+    let executor = loaded.with_pool(pool, Some(longest), isa, threads)?;
     // Prompts are not slowed down for the sake of those who decode: nobody waits here.
-    let config = EngineConfig { itl_target: 60_000_000, ..EngineConfig::default() };
+    let config = EngineConfig { itl_target: 60_000_000, ..config };
     let driver = Driver::new(config, Box::new(executor), Arc::new(SystemClock::new()));
     let lines = engine::run(&mut workload::Workload::new(driver), &chosen.config, &mut probe, &options)?;
     let limits = probe.finish();
@@ -85,13 +91,14 @@ fn bench_engine(matches: &ArgMatches) -> Result<()> {
         let figures = json!({
             "shape": chosen.name,
             "weights": chosen.kind(),
+            "kv_type": codec.to_string(),
             "parameters": chosen.config.parameters(),
             "lines": engine::json(&lines, &limits),
         });
         print_json("engine", &limits, figures)
     } else {
         say(&format!(
-            "{}\nmodel {} in {}\n\n{}",
+            "{}\nmodel {} in {}, KV in {codec}\n\n{}",
             limits.line(),
             chosen.name,
             chosen.kind(),

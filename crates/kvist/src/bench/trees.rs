@@ -1,7 +1,7 @@
 //! The trees that attention is measured on.
 
 use kvist_base::{CHUNK, ChunkId, RunList};
-use kvist_engine::{Branch, assemble};
+use kvist_engine::{Branch, Place, assemble};
 
 /// Heads of queries and of keys and values, and elements of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,10 +89,13 @@ impl Case {
             Tree::Prefill { rows, .. } => rows,
             _ => 1,
         };
-        let branches: Vec<Branch> = paths
+        let places: Vec<Vec<Place>> = paths
             .list
             .iter()
-            .map(|(path, length)| Branch { chunks: path, first: length - rows_each, rows: rows_each })
+            .map(|(path, _)| path.iter().map(|&chunk| Place { chunk, open: chunk }).collect())
+            .collect();
+        let branches: Vec<Branch> = (paths.list.iter().zip(&places))
+            .map(|((_, length), path)| Branch { chunks: path, first: length - rows_each, rows: rows_each })
             .collect();
         let mut runs = RunList::default();
         assemble(&branches, &mut runs);

@@ -246,6 +246,12 @@ fn bench() -> Command {
                         .default_value("bf16")
                         .help("How weights are kept")
                         .value_parser(PossibleValuesParser::new(["bf16", "q8", "q4"])),
+                    Arg::new("kv-type")
+                        .long("kv-type")
+                        .value_name("TYPE")
+                        .default_value("bf16")
+                        .help("How whole chunks of KV are kept")
+                        .value_parser(PossibleValuesParser::new(["bf16", "kv8"])),
                     Arg::new("seconds")
                         .long("seconds")
                         .value_name("S")

@@ -1,5 +1,6 @@
 //! The model that was asked for, and what of it fits.
 
+use kvist_base::Codec;
 use serde_json::{Value, json};
 
 use super::report::{Section, Status};
@@ -9,7 +10,7 @@ use crate::limits::Limits;
 use crate::machine::{self, Cores, Free};
 use crate::memory::{self, Budget, Limit, Load};
 use crate::model::Chosen;
-use crate::settings::keys::{CTX, KV_RAM, MAX_CONNECTIONS, REPLY_RAM};
+use crate::settings::keys::{CTX, KV_RAM, KV_TYPE, MAX_CONNECTIONS, REPLY_RAM};
 use crate::settings::{Origin, Settings};
 use crate::size::{count, exact, human, thousands};
 use crate::{load, serve};
@@ -31,7 +32,7 @@ pub fn look(settings: &mut Settings, threads: usize, limits: Option<&Limits>) ->
             return (vec![section], facts);
         }
     };
-    facts.model = describe(&mut section, &chosen);
+    facts.model = describe(&mut section, &chosen, load::codec(settings.text(&KV_TYPE).unwrap_or_default()));
     let mut fits = Section::new("what fits");
     match fit(&mut fits, settings, &chosen, threads, limits) {
         Ok(found) => facts.fits = found,
@@ -40,7 +41,7 @@ pub fn look(settings: &mut Settings, threads: usize, limits: Option<&Limits>) ->
     (vec![section, fits], facts)
 }
 
-fn describe(section: &mut Section, chosen: &Chosen) -> Value {
+fn describe(section: &mut Section, chosen: &Chosen, codec: Codec) -> Value {
     let (config, weights) = (&chosen.config, chosen.bytes);
     if let Some(note) = &chosen.note {
         section.add(Status::Warn, "name", note.clone());
@@ -60,8 +61,8 @@ fn describe(section: &mut Section, chosen: &Chosen) -> Value {
         ),
     );
     section.add(Status::Info, "weights", format!("{} in memory, {}", human(weights), chosen.kind()));
-    let token = config.kv_layout().token_bytes() as u64;
-    section.add(Status::Info, "KV", format!("{} a token", human(token)));
+    let token = config.layout_of(codec).token_bytes() as u64;
+    section.add(Status::Info, "KV", format!("{} a token in {codec}", human(token)));
     let (vocabulary, chat) = text(section, chosen);
     json!({
         "name": chosen.name,
@@ -75,6 +76,7 @@ fn describe(section: &mut Section, chosen: &Chosen) -> Value {
         "chat": chat,
         "weights": chosen.kind(),
         "weight_bytes": weights,
+        "kv_type": codec.to_string(),
         "kv_bytes_per_token": token,
     })
 }
@@ -117,13 +119,14 @@ fn fit(
     let engine = load::engine_config(settings)?;
     let connections = machine::open_files().map_or(u64::MAX, serve::connections_of);
     let connections = connections.min(settings.count(&MAX_CONNECTIONS) as u64) as usize;
-    let load = Load { engine: &engine, threads, replies: settings.count(&REPLY_RAM) as u64, connections };
+    let codec = load::codec(settings.text(&KV_TYPE).unwrap_or_default());
+    let load = Load { engine: &engine, codec, threads, replies: settings.count(&REPLY_RAM) as u64, connections };
     let (config, weights, free) = (&chosen.config, chosen.bytes, machine::free_memory());
     let asked = settings.number(&CTX).map(|n| n as usize);
     let default = *settings.origin(&KV_RAM) == Origin::Default;
 
     let largest = free.map(|free| memory::fitting(config, weights, None, &load, free.bytes));
-    let longest = largest.map(|kv_ram| memory::longest(config, kv_ram).min(config.context));
+    let longest = largest.map(|kv_ram| memory::longest(config, &load, kv_ram).min(config.context));
     let planned = memory::budget(settings, config, weights, &load, free);
     let shown = match &planned {
         Ok(budget) => Some(budget.clone()),
@@ -136,7 +139,7 @@ fn fit(
     addresses(section, shown.as_ref());
     if let (Some(kv_ram), Some(tokens @ 1..)) = (largest, longest) {
         let all = if tokens == config.context { ", the model's" } else { "" };
-        let held = kv_ram / config.kv_layout().token_bytes() as u64;
+        let held = memory::held(config, &load, kv_ram);
         let text = format!("--ctx {tokens}{all}; --kv-ram {}: {} tokens", exact(kv_ram), thousands(held));
         section.add(Status::Info, "at most", text);
     }

@@ -127,10 +127,15 @@ pub static WEIGHTS: Key = key(
 )
 .under(MEMORY)
 .also_in_run();
-pub static KV_TYPE: Key =
-    key("kv-type", "TYPE", Kind::Choice(&["bf16"]), Is("bf16"), "How the cache stores keys and values")
-        .under(MEMORY)
-        .also_in_run();
+pub static KV_TYPE: Key = key(
+    "kv-type",
+    "TYPE",
+    Kind::Choice(&["bf16", "kv8"]),
+    Is("bf16"),
+    "How the cache keeps whole chunks; kv8: in 8 bits",
+)
+.under(MEMORY)
+.also_in_run();
 pub static MAX_STEP_TOKENS: Key = key(
     "max-step-tokens",
     "N",

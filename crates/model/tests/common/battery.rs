@@ -208,9 +208,13 @@ impl Residency for Loses {
     }
 }
 
+/// Of a chunk, in every form that the executor has.
 fn slot_is_zero(executor: &dyn Executor, chunk: ChunkId) -> bool {
     let mut bytes = Vec::new();
     executor.read_chunk(chunk, &mut bytes);
+    if executor.info().open.is_some() {
+        executor.read_chunk(ChunkId(executor.info().chunks + chunk.0), &mut bytes);
+    }
     bytes.iter().all(|b| *b == 0)
 }
 

@@ -1,0 +1,162 @@
+//! What encoding sealed chunks costs: the next-token distributions of the embedded model with KV in kv8 beside those with
+//! KV in bf16, over the teacher-forced prompts of its reference. Also with outlier channels put into K: the model stays the
+//! same function, to the bit, and its keys become those of models that are known to be hard to quantise.
+
+use std::fmt;
+use std::ops::Range;
+
+use kvist_kernels::Isa;
+use kvist_model::{LoadOptions, Model, ModelSource, PoolSize, testing};
+use serde_json::Value;
+
+use crate::subjects::root;
+
+/// Pairs of K's elements that are made outliers in every kv-head, slowly turning ones first, and by how much: powers of
+/// two, so that a bf16 weight and its product with a query stay the same to the bit.
+pub const OUTLIERS: [(usize, i32); 4] = [(31, 4), (30, 3), (27, 4), (22, 2)];
+
+/// Tokens that run in a step.
+const STEP: usize = 256;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figures {
+    pub positions: usize,
+    /// Of the distribution with kv8 from that with bf16, in nats.
+    pub mean_kl: f64,
+    /// 99.9 % of the positions are below it.
+    pub high_kl: f64,
+    pub max_kl: f64,
+    /// Share of the positions where the same token is best.
+    pub top1: f64,
+    /// Bytes of a token.
+    pub bf16_bytes: usize,
+    pub kv8_bytes: usize,
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} positions: mean KL {:.2e}, 99.9 % below {:.2e}, largest {:.2e}; the same best token at {:.2} %; {} bytes a \
+             token instead of {}",
+            self.positions,
+            self.mean_kl,
+            self.high_kl,
+            self.max_kl,
+            100.0 * self.top1,
+            self.kv8_bytes,
+            self.bf16_bytes
+        )
+    }
+}
+
+/// The token ids of the reference prompts.
+pub fn prompts() -> Vec<Vec<u32>> {
+    let file = root().join("crates/model/tests/fixtures/embedded/expected.safetensors");
+    let (bytes, header) = open(&std::fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display())));
+    let ids = |i: usize| data(&header, &format!("{i}.ids"));
+    let words =
+        |at: Range<usize>| bytes[at].chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    (0..).map_while(ids).map(words).collect()
+}
+
+/// The embedded model with weights as in its file, or with [`OUTLIERS`] in K.
+pub fn model(outliers: bool) -> Model {
+    let dir = root().join("assets/model");
+    let read = |name: &str| std::fs::read(dir.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let (config, mut weights) = (read("config.json"), read("model.safetensors"));
+    if outliers {
+        inject(&serde_json::from_slice(&config).expect("JSON"), &mut weights);
+    }
+    let source = ModelSource::Embedded { config: config.leak(), generation_config: None, weights: weights.leak() };
+    Model::load(&source, &LoadOptions { threads: 2, ..LoadOptions::default() }).expect("the embedded model")
+}
+
+/// Keys of a pair times a power of two, the queries that meet them divided by it. The rotation turns both elements of a
+/// pair into each other, so scaling both commutes with it.
+fn inject(config: &Value, file: &mut [u8]) {
+    let number = |name: &str| config[name].as_u64().expect("a number") as usize;
+    let (layers, dim, hidden) = (number("num_hidden_layers"), number("head_dim"), number("hidden_size"));
+    let (data_at, header) = {
+        let (bytes, header) = open(file);
+        (file.len() - bytes.len(), header)
+    };
+    for layer in 0..layers {
+        for (part, heads, sign) in
+            [("k_proj", number("num_key_value_heads"), 1), ("q_proj", number("num_attention_heads"), -1)]
+        {
+            let name = format!("model.layers.{layer}.self_attn.{part}.weight");
+            let at = data_at + data(&header, &name).expect("a tensor of the model").start;
+            for (head, (pair, power)) in (0..heads).flat_map(|head| OUTLIERS.map(|outlier| (head, outlier))) {
+                for row in [pair, pair + dim / 2] {
+                    let row = at + (head * dim + row) * hidden * 2;
+                    for weight in file[row..row + hidden * 2].chunks_exact_mut(2) {
+                        let bits = u16::from_le_bytes([weight[0], weight[1]]);
+                        if bits & 0x7fff != 0 {
+                            let scaled = bits.wrapping_add_signed((sign * power * (1 << 7)) as i16);
+                            weight.copy_from_slice(&scaled.to_le_bytes());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A safetensors file: its data, and its header.
+fn open(file: &[u8]) -> (Vec<u8>, Value) {
+    let n = u64::from_le_bytes(file[..8].try_into().expect("eight bytes")) as usize;
+    (file[8 + n..].to_vec(), serde_json::from_slice(&file[8..8 + n]).expect("a header"))
+}
+
+fn data(header: &Value, name: &str) -> Option<Range<usize>> {
+    let at = header.get(name)?.get("data_offsets")?;
+    Some(at[0].as_u64()? as usize..at[1].as_u64()? as usize)
+}
+
+/// The logits of a prompt at every position.
+pub fn logits(model: &Model, kv8: bool, isa: Isa, threads: usize, prompt: &[u32]) -> Vec<f32> {
+    let chunks = prompt.len().div_ceil(kvist_base::CHUNK) as u32;
+    let size = if kv8 { PoolSize::kv8(chunks, chunks.max(2)) } else { PoolSize::bf16(chunks) };
+    let mut executor = model.clone().with_pool(size, None, isa, threads).expect("room for a prompt");
+    let cuts: Vec<usize> = (STEP..prompt.len()).step_by(STEP).collect();
+    testing::logits(&mut executor, prompt, &cuts, 0)
+}
+
+pub fn measure(model: &Model, prompts: &[Vec<u32>], isa: Isa, threads: usize) -> Figures {
+    let vocab = model.config().vocab;
+    let (mut kls, mut same) = (Vec::new(), 0);
+    for prompt in prompts {
+        let [bf16, kv8] = [false, true].map(|kv8| logits(model, kv8, isa, threads, prompt));
+        for (a, b) in bf16.chunks_exact(vocab).zip(kv8.chunks_exact(vocab)) {
+            kls.push(divergence(a, b));
+            same += usize::from(best(a) == best(b));
+        }
+    }
+    kls.sort_by(f64::total_cmp);
+    let config = model.config();
+    Figures {
+        positions: kls.len(),
+        mean_kl: kls.iter().sum::<f64>() / kls.len() as f64,
+        high_kl: kls[kls.len() * 999 / 1000],
+        max_kl: kls[kls.len() - 1],
+        top1: same as f64 / kls.len() as f64,
+        bf16_bytes: config.kv_layout().token_bytes(),
+        kv8_bytes: config.layout_of(kvist_base::Codec::Kv8).token_bytes(),
+    }
+}
+
+fn best(logits: &[f32]) -> Option<usize> {
+    (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
+}
+
+fn divergence(p: &[f32], q: &[f32]) -> f64 {
+    let (p, q) = (log_softmax(p), log_softmax(q));
+    p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum()
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
+    let sum: f64 = logits.iter().map(|l| (*l as f64 - max).exp()).sum();
+    logits.iter().map(|l| *l as f64 - max - sum.ln()).collect()
+}
