@@ -112,7 +112,7 @@ fn main() -> ExitCode {
             report("bitwise", commit, common, scope, result.map(|r| r.to_string()))
         }
         Campaign::KvQuality { isa, threads } => {
-            for (name, outliers) in [("as it is", false), ("with outlier channels in K", true)] {
+            for (name, outliers) in [("as it is", None), ("with outlier channels in K", Some(&quality::ROUNDED))] {
                 let isa = isa.unwrap_or_else(Isa::detect);
                 println!(
                     "embedded, {name}: {}",

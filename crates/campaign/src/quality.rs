@@ -1,19 +1,25 @@
 //! What encoding sealed chunks costs: the next-token distributions of the embedded model with KV in kv8 beside those with
 //! KV in bf16, over the teacher-forced prompts of its reference. Also with outlier channels put into K: the model stays the
-//! same function, to the bit, and its keys become those of models that are known to be hard to quantise.
+//! same function (but for the rounding of its weights to bf16), and its keys become those of models that are known to be
+//! hard to quantise.
 
 use std::fmt;
 use std::ops::Range;
 
-use kvist_kernels::Isa;
+use kvist_kernels::{Isa, bf16};
 use kvist_model::{LoadOptions, Model, ModelSource, PoolSize, testing};
 use serde_json::Value;
 
 use crate::subjects::root;
 
-/// Pairs of K's elements that are made outliers in every kv-head, slowly turning ones first, and by how much: powers of
-/// two, so that a bf16 weight and its product with a query stay the same to the bit.
-pub const OUTLIERS: [(usize, i32); 4] = [(31, 4), (30, 3), (27, 4), (22, 2)];
+/// Pairs of K's elements, slowly turning ones, that are made outliers in every kv-head, and by how much.
+pub type Outliers = [(usize, f32); 4];
+
+/// By powers of two the model stays the same function to the bit, and so do codes with a scale per channel.
+pub const EXACT: Outliers = [(31, 16.0), (30, 8.0), (27, 16.0), (22, 4.0)];
+
+/// By other factors both round otherwise.
+pub const ROUNDED: Outliers = [(31, 15.0), (30, 7.0), (27, 13.0), (22, 3.0)];
 
 /// Tokens that run in a step.
 const STEP: usize = 256;
@@ -60,21 +66,21 @@ pub fn prompts() -> Vec<Vec<u32>> {
     (0..).map_while(ids).map(words).collect()
 }
 
-/// The embedded model with weights as in its file, or with [`OUTLIERS`] in K.
-pub fn model(outliers: bool) -> Model {
+/// The embedded model with weights as in its file, or with outliers in K.
+pub fn model(outliers: Option<&Outliers>) -> Model {
     let dir = root().join("assets/model");
     let read = |name: &str| std::fs::read(dir.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
     let (config, mut weights) = (read("config.json"), read("model.safetensors"));
-    if outliers {
-        inject(&serde_json::from_slice(&config).expect("JSON"), &mut weights);
+    if let Some(outliers) = outliers {
+        inject(outliers, &serde_json::from_slice(&config).expect("JSON"), &mut weights);
     }
     let source = ModelSource::Embedded { config: config.leak(), generation_config: None, weights: weights.leak() };
     Model::load(&source, &LoadOptions { threads: 2, ..LoadOptions::default() }).expect("the embedded model")
 }
 
-/// Keys of a pair times a power of two, the queries that meet them divided by it. The rotation turns both elements of a
+/// Keys of a pair times a factor, the queries that meet them divided by it. The rotation turns both elements of a
 /// pair into each other, so scaling both commutes with it.
-fn inject(config: &Value, file: &mut [u8]) {
+fn inject(outliers: &Outliers, config: &Value, file: &mut [u8]) {
     let number = |name: &str| config[name].as_u64().expect("a number") as usize;
     let (layers, dim, hidden) = (number("num_hidden_layers"), number("head_dim"), number("hidden_size"));
     let (data_at, header) = {
@@ -82,20 +88,16 @@ fn inject(config: &Value, file: &mut [u8]) {
         (file.len() - bytes.len(), header)
     };
     for layer in 0..layers {
-        for (part, heads, sign) in
-            [("k_proj", number("num_key_value_heads"), 1), ("q_proj", number("num_attention_heads"), -1)]
-        {
+        for (part, heads) in [("k_proj", number("num_key_value_heads")), ("q_proj", number("num_attention_heads"))] {
             let name = format!("model.layers.{layer}.self_attn.{part}.weight");
             let at = data_at + data(&header, &name).expect("a tensor of the model").start;
-            for (head, (pair, power)) in (0..heads).flat_map(|head| OUTLIERS.map(|outlier| (head, outlier))) {
+            for (head, (pair, factor)) in (0..heads).flat_map(|head| outliers.map(|outlier| (head, outlier))) {
                 for row in [pair, pair + dim / 2] {
                     let row = at + (head * dim + row) * hidden * 2;
                     for weight in file[row..row + hidden * 2].chunks_exact_mut(2) {
-                        let bits = u16::from_le_bytes([weight[0], weight[1]]);
-                        if bits & 0x7fff != 0 {
-                            let scaled = bits.wrapping_add_signed((sign * power * (1 << 7)) as i16);
-                            weight.copy_from_slice(&scaled.to_le_bytes());
-                        }
+                        let x = bf16::to_f32(u16::from_le_bytes([weight[0], weight[1]]));
+                        let x = if part == "k_proj" { x * factor } else { x / factor };
+                        weight.copy_from_slice(&bf16::from_f32(x).to_le_bytes());
                     }
                 }
             }

@@ -49,7 +49,7 @@ fn tiny_models_in_kv8() {
         let exact = run(&prompts, &mut oracle);
         let found = distance(&prompts, vocab, &exact, &exact);
         println!("{name}, oracle: {found:?}");
-        assert!(found.mean_kl <= 1e-3 && found.mean_kl > 1e-9, "{name}: {found:?}");
+        assert!(found.mean_kl <= 2e-4 && found.mean_kl > 1e-9, "{name}: {found:?}");
         let model = load(&source);
         for isa in Isa::available() {
             let mut cpu = model.clone().with_pool(PoolSize::kv8(16, 16), None, isa, 2).unwrap();
@@ -57,7 +57,7 @@ fn tiny_models_in_kv8() {
             let kls = exact.iter().zip(&logits).map(|(e, f)| kl_of_logits(vocab, e, f).0);
             let mean = kls.sum::<f64>() / prompts.len() as f64;
             println!("{name}, {isa}: mean KL {mean:.2e}");
-            assert!(mean <= 1e-3, "{name} on {isa}: {mean:e}");
+            assert!(mean <= 2e-4, "{name} on {isa}: {mean:e}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use kvist_base::{CHUNK, ChunkId, ChunkLayout, Dtype, LayerKind, RunList, Slot};
+use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, Dtype, LayerKind, RunList, Seal, Slot};
 use kvist_kernels::{AttnPlan, AttnShape, Isa, KvPool, Pool, Queries, attend, bf16};
 use serde_json::{Value, json};
 
@@ -16,6 +16,8 @@ use crate::progress::Progress;
 /// cache, as in a model.
 const FOOTPRINT: usize = 256 << 20;
 const MOST_LAYERS: usize = 2048;
+/// Open chunks beside encoded ones, at most: as many as rows lie in at a time, about.
+const OPEN: u32 = 256;
 /// Where arithmetic takes the time, it does not matter where the bytes come from, and fewer layers do.
 const MOST_FLOPS: f64 = 2e10;
 
@@ -24,6 +26,9 @@ pub struct Measured {
     pub case: Case,
     pub tree: Vec<f64>,
     pub unshared: Vec<f64>,
+    /// With sealed chunks in kv8, and the tree with bf16 measured in turn with it.
+    pub kv8: Vec<f64>,
+    pub beside_kv8: Vec<f64>,
     /// Bytes to be read and written, operations to be done, at least.
     pub bytes: f64,
     pub flops: f64,
@@ -37,6 +42,11 @@ impl Measured {
     /// How much faster the tree is: the ratio of the medians.
     pub fn gain(&self) -> f64 {
         median(&self.unshared) / self.seconds()
+    }
+
+    /// How much faster kv8 is than bf16: the median over pairs of neighbouring measurements.
+    pub fn kv8_gain(&self) -> f64 {
+        median(&self.beside_kv8.iter().zip(&self.kv8).map(|(bf16, kv8)| bf16 / kv8).collect::<Vec<_>>())
     }
 
     /// The tree's time in units of the time without: the median over pairs of neighbouring measurements, which a drift
@@ -63,17 +73,20 @@ pub fn run(cases: &[Case], repeat: usize, isa: Isa, threads: usize, probe: &mut 
 }
 
 fn measure(case: &Case, repeat: usize, isa: Isa, pool: &Pool) -> Result<Measured> {
-    let Planned { runs, rows, chunks, tokens, row_tokens } = case.plan();
+    let Planned { runs, rows, chunks, tokens, row_tokens } = case.plan(None);
     let heads = case.heads;
     let kind = LayerKind::Gqa { heads: heads.kv, dk: heads.dim, dv: heads.dim };
     let layer_bytes = chunks * ChunkLayout::new(Dtype::Bf16, &[kind]).bytes;
     let flops = 4.0 * (heads.q * heads.dim) as f64 * row_tokens as f64;
     let layers = FOOTPRINT.div_ceil(layer_bytes).min((MOST_FLOPS / flops) as usize).clamp(1, MOST_LAYERS);
-    let layout = ChunkLayout::new(Dtype::Bf16, &vec![kind; layers]);
-    let mut kv = KvPool::new(layout, chunks as u32)
-        .map_err(|e| Failure::new(format!("{}: {e}", case.name()), "free some memory, or leave out --full"))?;
+    let kinds = vec![kind; layers];
+    let open = (chunks as u32).min(OPEN);
+    let refused = |e| Failure::new(format!("{}: {e}", case.name()), "free some memory, or leave out --full");
+    let mut kv = KvPool::new(ChunkLayout::new(Dtype::Bf16, &kinds), chunks as u32).map_err(refused)?;
+    let mut kv8 = KvPool::with_codec(ChunkLayout::new(Codec::Kv8, &kinds), chunks as u32, open).map_err(refused)?;
     let mut random = Random(3);
     fill(&mut kv, pool, heads.kv * heads.dim, &mut random);
+    fill(&mut kv8, pool, heads.kv * heads.dim, &mut random);
 
     let width = heads.q * heads.dim;
     // Scores of a few units, as in a model.
@@ -82,46 +95,74 @@ fn measure(case: &Case, repeat: usize, isa: Isa, pool: &Pool) -> Result<Measured
     let queries = Queries { data: &queries, shifts: &[0] };
     let out = RefCell::new(vec![0.0; rows * width]);
     let shape = AttnShape { heads: heads.q, kv_heads: heads.kv, head_dim: heads.dim };
-    let all_layers = |plan: &mut AttnPlan, runs: &RunList| {
+    let all_layers = |kv: &KvPool, plan: &mut AttnPlan, runs: &RunList| {
         for layer in 0..layers {
-            attend(isa, pool, plan, runs, &kv, layer, &queries, &mut out.borrow_mut());
+            attend(isa, pool, plan, runs, kv, layer, &queries, &mut out.borrow_mut());
         }
     };
     let unshared_runs = runs.unshared(rows as u32);
     let (mut tree_plan, mut unshared_plan) = (AttnPlan::new(shape), AttnPlan::new(shape));
     tree_plan.build(&runs, rows, pool.threads());
     unshared_plan.build(&unshared_runs, rows, pool.threads());
-    let (tree, unshared) =
-        interleaved(repeat, || all_layers(&mut tree_plan, &runs), || all_layers(&mut unshared_plan, &unshared_runs));
+    let (tree, unshared) = interleaved(
+        repeat,
+        || all_layers(&kv, &mut tree_plan, &runs),
+        || {
+            all_layers(&kv, &mut unshared_plan, &unshared_runs);
+        },
+    );
+    let encoded_runs = case.plan(Some(open)).runs;
+    let mut encoded_plan = AttnPlan::new(shape);
+    encoded_plan.build(&encoded_runs, rows, pool.threads());
+    let (beside_kv8, kv8) = interleaved(
+        repeat,
+        || all_layers(&kv, &mut tree_plan, &runs),
+        || {
+            all_layers(&kv8, &mut encoded_plan, &encoded_runs);
+        },
+    );
     let each = |times: Vec<f64>| times.into_iter().map(|t| t / layers as f64).collect();
 
     let token_bytes = heads.kv * 2 * heads.dim * 2;
     let bytes = (tokens * token_bytes + rows * width * (2 + 4)) as f64;
-    Ok(Measured { case: *case, tree: each(tree), unshared: each(unshared), bytes, flops })
+    Ok(Measured {
+        case: *case,
+        tree: each(tree),
+        unshared: each(unshared),
+        kv8: each(kv8),
+        beside_kv8: each(beside_kv8),
+        bytes,
+        flops,
+    })
 }
 
-/// Random keys and values everywhere.
+/// Random keys and values everywhere; sealed chunks are encoded from the open ones in turn.
 fn fill(kv: &mut KvPool, pool: &Pool, width: usize, random: &mut Random) {
     let values: Vec<f32> = (0..CHUNK * width).map(|_| random.unit()).collect();
-    for chunk in 0..kv.chunks() {
+    let open = kv.open();
+    for chunk in open.clone() {
         let slots: Vec<Option<Slot>> =
             (0..CHUNK).map(|slot| Some(Slot { chunk: ChunkId(chunk), slot: slot as u8 })).collect();
         for layer in 0..kv.layout().layers.len() {
             kv.write(pool, layer, &slots, &values, &values);
         }
     }
+    let sealed = 0..open.start;
+    let seals: Vec<Seal> =
+        sealed.map(|to| Seal { from: ChunkId(open.start + to % open.len() as u32), to: ChunkId(to) }).collect();
+    (0..kv.layout().layers.len()).for_each(|layer| kv.seal(pool, layer, &seals));
 }
 
 /// For people.
 pub fn table(measured: &[Measured], limits: &Limits) -> String {
     let width = measured.iter().map(|m| m.case.name().len()).max().unwrap_or(0);
     let mut out = format!(
-        "{:<width$}{:>11}{:>11}{:>8}{:>9}{:>10}{:>9}\n",
-        "one layer", "tree", "tree off", "gain", "GB/s", "GFLOP/s", "of floor"
+        "{:<width$}{:>11}{:>11}{:>8}{:>9}{:>10}{:>9}{:>12}\n",
+        "one layer", "tree", "tree off", "gain", "GB/s", "GFLOP/s", "of floor", "kv8 faster"
     );
     for m in measured {
         out += &format!(
-            "{:<width$}{:>8.1} us{:>8.1} us{:>7.2}x{:>9.1}{:>10.1}{:>7.0} %\n",
+            "{:<width$}{:>8.1} us{:>8.1} us{:>7.2}x{:>9.1}{:>10.1}{:>7.0} %{:>11.2}x\n",
             m.case.name(),
             m.seconds() * 1e6,
             median(&m.unshared) * 1e6,
@@ -129,6 +170,7 @@ pub fn table(measured: &[Measured], limits: &Limits) -> String {
             m.bytes / m.seconds() / 1e9,
             m.flops / m.seconds() / 1e9,
             100.0 * m.floor(limits) / m.seconds(),
+            m.kv8_gain(),
         );
     }
     out
@@ -168,6 +210,8 @@ pub fn json(measured: &[Measured], limits: &Limits) -> Value {
             "head_dim": m.case.heads.dim,
             "seconds": m.tree,
             "unshared_seconds": m.unshared,
+            "kv8_seconds": m.kv8,
+            "kv8_gain": m.kv8_gain(),
             "median_seconds": m.seconds(),
             "gain": m.gain(),
             "paired_cost": m.cost(),
@@ -193,7 +237,8 @@ mod tests {
     fn measured(batch: usize, shared: usize, tree: f64, unshared: f64) -> Measured {
         let case = Case { tree: Tree::Flat { batch, shared, own: 64 }, heads: Heads { q: 4, kv: 2, dim: 64 } };
         let times = |t: f64| vec![t, 1.1 * t, 0.9 * t];
-        Measured { case, tree: times(tree), unshared: times(unshared), bytes: 1e6, flops: 1e6 }
+        let (kv8, beside_kv8) = (times(tree / 2.0), times(tree));
+        Measured { case, tree: times(tree), unshared: times(unshared), kv8, beside_kv8, bytes: 1e6, flops: 1e6 }
     }
 
     #[test]
@@ -207,7 +252,8 @@ mod tests {
         assert!(verdict(&[]).contains("nothing was measured"));
         let limits = Limits { bandwidth: 2.0, ..Limits::unknown(Isa::Portable, 1) };
         assert_eq!(all[2].floor(&limits), 1e-3);
-        assert!(table(&all, &limits).contains("3.00x"));
+        let table = table(&all, &limits);
+        assert!(table.contains("3.00x") && table.contains("2.00x"), "{table}");
     }
 
     #[test]

@@ -63,7 +63,9 @@ impl Case {
         matches!(self.tree, Tree::Flat { batch: 1, .. })
     }
 
-    pub fn plan(&self) -> Planned {
+    /// `encoded`: sealed chunks are, and this many open ones, with the ids after theirs, take turns as those in which rows
+    /// lie.
+    pub fn plan(&self, encoded: Option<u32>) -> Planned {
         let mut paths = Paths { list: Vec::new(), next: 0 };
         match self.tree {
             Tree::Flat { batch, shared, own } | Tree::Prefill { batch, shared, rows: own } => {
@@ -89,11 +91,9 @@ impl Case {
             Tree::Prefill { rows, .. } => rows,
             _ => 1,
         };
-        let places: Vec<Vec<Place>> = paths
-            .list
-            .iter()
-            .map(|(path, _)| path.iter().map(|&chunk| Place { chunk, open: chunk }).collect())
-            .collect();
+        let open = |chunk: ChunkId| encoded.map_or(chunk, |open| ChunkId(paths.next + chunk.0 % open));
+        let place = |&chunk: &ChunkId| Place { chunk, open: open(chunk) };
+        let places: Vec<Vec<Place>> = paths.list.iter().map(|(path, _)| path.iter().map(place).collect()).collect();
         let branches: Vec<Branch> = (paths.list.iter().zip(&places))
             .map(|((_, length), path)| Branch { chunks: path, first: length - rows_each, rows: rows_each })
             .collect();
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn trees_have_the_tokens_that_their_names_say() {
         let check = |tree, rows, tokens, row_tokens| {
-            let p = Case { tree, heads: GQA }.plan();
+            let p = Case { tree, heads: GQA }.plan(None);
             assert_eq!((p.rows, p.tokens, p.row_tokens), (rows, tokens, row_tokens), "{tree:?}");
             assert_eq!(p.chunks, p.tokens.div_ceil(CHUNK), "{tree:?}");
         };
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn the_unshared_form_is_the_same_attention() {
         for case in cases(false) {
-            let planned = case.plan();
+            let planned = case.plan(None);
             let unshared = planned.runs.unshared(planned.rows as u32);
             assert!(unshared.runs.iter().all(|run| run.rows.len() == 1), "{}", case.name());
             if case.is_one_sequence() {
