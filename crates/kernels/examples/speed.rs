@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use kvist_base::{CHUNK, ChunkId, ChunkLayout, Dtype, LayerKind, Run, RunList, SEGMENT, Slot};
+use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, Dtype, LayerKind, Run, RunList, SEGMENT, Seal, Slot};
 use kvist_kernels::{
     AttnPlan, AttnShape, Isa, KvPool, PackedBf16, PackedQuant, Pool, QuantKind, QuantRows, Queries, attend, kv_bytes,
     matmul, matmul_quant, probe,
@@ -61,7 +61,9 @@ fn main() {
         quant(isa, &pool, limit.gflops, memory);
     }
     if wanted("attention") {
-        println!("\nattention heads    d  rows  tokens       us  GFLOP/s  % peak     GB/s  % memory  unshared/shared");
+        println!(
+            "\nattention heads    d  rows  tokens       us  GFLOP/s  % peak     GB/s  % memory  unshared/shared  bf16/kv8"
+        );
         for (heads, kv_heads, head_dim) in [(32, 8, 64), (32, 8, 128), (14, 2, 64), (8, 8, 128)] {
             let shape = AttnShape { heads, kv_heads, head_dim };
             for (rows, tokens) in [(1, 8192), (8, 4096), (64, 2048), (512, 2048)] {
@@ -133,8 +135,9 @@ fn attention(isa: Isa, pool: &Pool, shape: AttnShape, rows: usize, tokens: usize
     let chunks = tokens / CHUNK;
     let kind = LayerKind::Gqa { heads: kv_heads, dk: head_dim, dv: head_dim };
     let layers = ((96 << 20) / (chunks * CHUNK * kv_heads * head_dim * 4)).clamp(1, 16);
-    let layout = ChunkLayout::new(Dtype::Bf16, &vec![kind; layers]);
-    let mut kv = KvPool::new(layout, chunks as u32).expect("memory");
+    let kinds = vec![kind; layers];
+    let mut kv = KvPool::new(ChunkLayout::new(Dtype::Bf16, &kinds), chunks as u32).expect("memory");
+    let mut kv8 = KvPool::with_codec(ChunkLayout::new(Codec::Kv8, &kinds), chunks as u32, 1).expect("memory");
     let width = kv_heads * head_dim;
     let numbers: Vec<f32> = (0..width * CHUNK).map(|i| (i * 7 % 101) as f32 / 50.0 - 1.0).collect();
     for layer in 0..layers {
@@ -142,6 +145,11 @@ fn attention(isa: Isa, pool: &Pool, shape: AttnShape, rows: usize, tokens: usize
             let slots: Vec<_> = (0..CHUNK as u8).map(|slot| Some(Slot { chunk: ChunkId(chunk), slot })).collect();
             kv.write(pool, layer, &slots, &numbers, &numbers);
         }
+        let from = ChunkId(chunks as u32);
+        let slots: Vec<_> = (0..CHUNK as u8).map(|slot| Some(Slot { chunk: from, slot })).collect();
+        kv8.write(pool, layer, &slots, &numbers, &numbers);
+        let seals: Vec<Seal> = (0..chunks as u32).map(|to| Seal { from, to: ChunkId(to) }).collect();
+        kv8.seal(pool, layer, &seals);
     }
     let per_segment = (SEGMENT / CHUNK) as u32;
     let runs = (0..chunks as u32).step_by(per_segment as usize).map(|place| Run {
@@ -154,23 +162,25 @@ fn attention(isa: Isa, pool: &Pool, shape: AttnShape, rows: usize, tokens: usize
     let runs = RunList { runs: runs.collect(), chunks: (0..chunks as u32).map(ChunkId).collect(), masks: Vec::new() };
     let q = values(rows * heads * head_dim);
     let mut out = vec![0.0; q.len()];
-    let mut layer_time = |runs: &RunList| {
+    let mut layer_time = |kv: &KvPool, runs: &RunList| {
         let mut plan = AttnPlan::new(shape);
         plan.build(runs, rows, pool.threads());
         let queries = Queries { data: &q, shifts: &[0] };
         time(pool, || {
-            (0..layers).for_each(|layer| attend(isa, pool, &mut plan, runs, &kv, layer, &queries, &mut out));
+            (0..layers).for_each(|layer| attend(isa, pool, &mut plan, runs, kv, layer, &queries, &mut out));
         }) / layers as f64
     };
     let (shared, unshared) =
-        (layer_time(&runs), if rows <= 64 { layer_time(&runs.unshared(rows as u32)) } else { f64::NAN });
+        (layer_time(&kv, &runs), if rows <= 64 { layer_time(&kv, &runs.unshared(rows as u32)) } else { f64::NAN });
+    let encoded = layer_time(&kv8, &runs);
     let gflops = 4.0 * (rows * heads * head_dim * tokens) as f64 / shared / 1e9;
     let gbs = (kv_bytes(&runs, kv.layout(), None, 0).kv_bytes_read as usize / layers) as f64 / shared / 1e9;
     println!(
-        "    {heads:>5}/{kv_heads:<2} {head_dim:>5} {rows:>5} {tokens:>7} {:>8.0} {gflops:>8.1} {:>7.0} {gbs:>8.1} {:>9.0} {:>16.2}",
+        "    {heads:>5}/{kv_heads:<2} {head_dim:>5} {rows:>5} {tokens:>7} {:>8.0} {gflops:>8.1} {:>7.0} {gbs:>8.1} {:>9.0} {:>16.2} {:>12.2}",
         shared * 1e6,
         gflops / peak * 100.0,
         gbs / memory * 100.0,
         unshared / shared,
+        shared / encoded,
     );
 }

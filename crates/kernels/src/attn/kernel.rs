@@ -165,9 +165,15 @@ unsafe fn segment<S: Simd>(
                 let (k, v, ahead, coded) = match job.kv.words(id, job.layer, head) {
                     Words::Dense { k, v } => (k, v, next.map_or(0, |next| next as isize - k as isize), None),
                     Words::Codes(codes) => {
-                        let coded = widen::<S>(&codes, shape.head_dim, next, scratch);
-                        let words = scratch.coded.words.as_ptr();
-                        (words, words.add(shape.head_dim * CHUNK / 2), 0, Some(coded))
+                        let coded = scales::<S>(&codes, shape.head_dim, end - begin <= 2 * S::ROWS, scratch);
+                        if coded.direct {
+                            let ahead = next.map_or(0, |next| next as isize - codes.k as isize);
+                            (codes.k.cast(), codes.v.cast(), ahead, Some(coded))
+                        } else {
+                            widen::<S>(&codes, shape.head_dim, next, &mut scratch.coded.words);
+                            let words = scratch.coded.words.as_ptr();
+                            (words, words.add(shape.head_dim * CHUNK / 2), 0, Some(coded))
+                        }
                     }
                 };
                 let mut tile = Tile {
@@ -203,13 +209,12 @@ fn following<'a>(runs: &'a RunList, picks: &[u32], i: usize, chunk: u32) -> Opti
     }
 }
 
-/// Brings codes and scales of a chunk into the scratch, and meanwhile the chunk at `next` nearer.
+/// Widens the codes of a chunk, and meanwhile brings the chunk at `next` nearer.
 ///
 /// # Safety
-/// As [`whole_task`]; the codes are those of a head of this size.
+/// As [`whole_task`]; the codes are those of a head of this size, and `words` has room for them.
 #[inline(always)]
-unsafe fn widen<S: Simd>(codes: &Codes, dim: usize, next: Option<*const u32>, scratch: &mut Scratch) -> Coded {
-    let CodedScratch { q, scaled, words, k_scales, v_scales } = &mut scratch.coded;
+unsafe fn widen<S: Simd>(codes: &Codes, dim: usize, next: Option<*const u32>, words: &mut [u32]) {
     // SAFETY: K and V have `dim * 32` pairs of codes each, a multiple of every vector, and the scratch has room for them.
     unsafe {
         let half = dim * CHUNK / 2;
@@ -223,12 +228,24 @@ unsafe fn widen<S: Simd>(codes: &Codes, dim: usize, next: Option<*const u32>, sc
                 }
             }
         }
+    }
+}
+
+/// Brings the scales of a chunk into the scratch.
+///
+/// # Safety
+/// As [`widen`].
+#[inline(always)]
+unsafe fn scales<S: Simd>(codes: &Codes, dim: usize, direct: bool, scratch: &mut Scratch) -> Coded {
+    let CodedScratch { q, scaled, k_scales, v_scales, .. } = &mut scratch.coded;
+    // SAFETY: K has `dim` scales, V one for each token.
+    unsafe {
         let scale = |scales: *const u16, i: usize| bf16::to_f32(scales.add(i).read_unaligned());
         k_scales[..dim].iter_mut().enumerate().for_each(|(i, s)| *s = scale(codes.k_scales, i));
         v_scales.iter_mut().enumerate().for_each(|(i, s)| *s = scale(codes.v_scales, i));
     }
     let q = if S::PAIR == 1 { q.as_ptr() } else { scratch.q.as_ptr().cast() };
-    Coded { q, scaled: scaled.as_mut_ptr(), k_scales: k_scales.as_ptr(), v_scales: v_scales.as_ptr() }
+    Coded { q, scaled: scaled.as_mut_ptr(), k_scales: k_scales.as_ptr(), v_scales: v_scales.as_ptr(), direct }
 }
 
 /// Prepares the queries of `rows` for runs of `shift`, unless they are.

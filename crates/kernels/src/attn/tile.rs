@@ -46,6 +46,8 @@ pub(super) struct Coded {
     pub k_scales: *const f32,
     /// `[64]`.
     pub v_scales: *const f32,
+    /// K and V of the tile are the codes themselves: for few rows, that widen them on the way.
+    pub direct: bool,
 }
 
 /// What the groups of one band, head and chunk have in common.
@@ -58,7 +60,7 @@ pub(super) struct Tile<'a> {
     pub first: u32,
     pub k: *const u32,
     pub v: *const u32,
-    /// What is in `k` and `v` are codes.
+    /// What is in `k` and `v` are codes, most often widened.
     pub coded: Option<Coded>,
     pub q: *const u32,
     pub state: State,
@@ -90,7 +92,9 @@ pub(super) unsafe fn group<S: Simd>(tile: &Tile<'_>, at: usize, n: usize) {
         let q = match &tile.coded {
             None => tile.q.add(at * q_row),
             Some(coded) => {
-                (0..n).for_each(|r| scale_query::<S>(coded, tile.job.plan.shape.head_dim, at + r, r));
+                for r in 0..n {
+                    scale_query::<S>(coded, tile.job.plan.shape.head_dim, at + r, r);
+                }
                 coded.scaled
             }
         };
@@ -176,7 +180,11 @@ unsafe fn scores<S: Simd, const R: usize, const V: usize>(tile: &Tile<'_>, q: *c
         for token in (0..CHUNK).step_by(V * S::LANES) {
             let mut acc = [[S::splat(0.0); V]; R];
             let k = tile.k.add(token);
-            if ahead == 0 {
+            if tile.coded.is_some_and(|coded| coded.direct) {
+                let k = tile.k.cast::<i8>().add(2 * token);
+                let next = next_codes(k, ahead);
+                dots_codes::<S, R, V>(&mut acc, k, CHUNK, q, q_row, dim / 2, next);
+            } else if ahead == 0 {
                 dots::<S, R, V, false>(&mut acc, k, CHUNK, PANEL, q, q_row, dim / 2, std::ptr::null());
             } else {
                 let next = tile.k.wrapping_byte_offset(ahead).wrapping_add(token * dim / 2);
@@ -191,6 +199,40 @@ unsafe fn scores<S: Simd, const R: usize, const V: usize>(tile: &Tile<'_>, q: *c
                     S::store(tile.scores.add((to + r) * CHUNK + token + v * S::LANES), x);
                 }
             }
+        }
+    }
+}
+
+/// Where the next chunk has what `codes` are of this one, if there is one.
+fn next_codes(codes: *const i8, ahead: isize) -> Option<*const i8> {
+    (ahead != 0).then(|| codes.wrapping_offset(ahead))
+}
+
+/// [`dots`] with codes, `stride` pairs apart; meanwhile the lines that the next chunk has in their place are asked for.
+///
+/// # Safety
+/// As [`dots`].
+#[inline(always)]
+unsafe fn dots_codes<S: Simd, const R: usize, const V: usize>(
+    acc: &mut [[S::F; V]; R],
+    codes: *const i8,
+    stride: usize,
+    x: *const u32,
+    row: usize,
+    pairs: usize,
+    next: Option<*const i8>,
+) {
+    // SAFETY: the caller's contract; any address may be asked for.
+    unsafe {
+        for i in 0..pairs {
+            if let Some(next) = next {
+                let mut line = 0;
+                while line < 2 * V * S::LANES {
+                    S::prefetch(next.wrapping_add(2 * i * stride + line).cast());
+                    line += 64;
+                }
+            }
+            S::step_codes(acc, codes.add(2 * i * stride), x.add(i * S::PAIR), row);
         }
     }
 }
@@ -311,7 +353,10 @@ unsafe fn columns<S: Simd, const R: usize, const V: usize>(
             }
         }
         let v = tile.v.add(column);
-        if ahead == 0 {
+        if tile.coded.is_some_and(|coded| coded.direct) {
+            let v = tile.v.cast::<i8>().add(2 * column);
+            dots_codes::<S, R, V>(&mut acc, v, shape.head_dim, p, CHUNK, PAIRS, next_codes(v, ahead));
+        } else if ahead == 0 {
             dots::<S, R, V, false>(&mut acc, v, shape.head_dim, PANEL, p, CHUNK, PAIRS, std::ptr::null());
         } else {
             let next = tile.v.wrapping_byte_offset(ahead).wrapping_add(column * PAIRS);

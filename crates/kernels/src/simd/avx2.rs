@@ -23,6 +23,20 @@ unsafe fn round(x: __m256) -> __m256i {
     _mm256_and_si256(_mm256_blendv_epi8(up, quiet, nan), _mm256_set1_epi32(0xffff_0000_u32 as i32))
 }
 
+/// One byte of each of eight pairs of signed bytes (both 128-bit lanes hold all of them) as f32: the byte becomes the low
+/// bits of 2^23 + 128 + code.
+#[inline(always)]
+unsafe fn half<const H: i8>(pairs: __m256i) -> __m256 {
+    const NONE: i8 = i8::MIN;
+    #[rustfmt::skip]
+    let place = _mm256_setr_epi8(
+        H, NONE, NONE, NONE, H + 2, NONE, NONE, NONE, H + 4, NONE, NONE, NONE, H + 6, NONE, NONE, NONE,
+        H + 8, NONE, NONE, NONE, H + 10, NONE, NONE, NONE, H + 12, NONE, NONE, NONE, H + 14, NONE, NONE, NONE,
+    );
+    let biased = _mm256_xor_si256(_mm256_shuffle_epi8(pairs, place), _mm256_set1_epi32(0x4b00_0080));
+    _mm256_sub_ps(_mm256_castsi256_ps(biased), _mm256_set1_ps(8_388_736.0))
+}
+
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const PAIR: usize = 2;
@@ -109,17 +123,56 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn widen(codes: *const i8, words: *mut u32) {
-        let pairs = _mm256_cvtepi16_epi32(_mm_loadu_si128(codes.cast()));
-        let first = _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(pairs));
-        let second = _mm256_srai_epi32::<8>(pairs);
+        let pairs = _mm256_broadcastsi128_si256(_mm_loadu_si128(codes.cast()));
         // Eight bits of significand: the lower half of an integer's f32 is zero.
-        let [first, second] = [first, second].map(|x| _mm256_castps_si256(_mm256_cvtepi32_ps(x)));
-        let both = _mm256_blend_epi16::<0b1010_1010>(_mm256_srli_epi32::<16>(first), second);
-        _mm256_storeu_si256(words.cast(), both);
+        let first = _mm256_srli_epi32::<16>(_mm256_castps_si256(half::<0>(pairs)));
+        let second = _mm256_castps_si256(half::<1>(pairs));
+        _mm256_storeu_si256(words.cast(), _mm256_or_si256(first, second));
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u32) {
         _mm_prefetch::<_MM_HINT_T1>(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn step_codes<const R: usize, const V: usize>(
+        acc: &mut [[__m256; V]; R],
+        w: *const i8,
+        x: *const u32,
+        row: usize,
+    ) {
+        if R <= 2 {
+            for v in 0..V {
+                let pairs = _mm256_broadcastsi128_si256(_mm_loadu_si128(w.add(2 * v * Self::LANES).cast()));
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let x = x.add(r * row).cast::<f32>();
+                    acc[v] = _mm256_fmadd_ps(half::<0>(pairs), _mm256_broadcast_ss(&*x), acc[v]);
+                    acc[v] = _mm256_fmadd_ps(half::<1>(pairs), _mm256_broadcast_ss(&*x.add(1)), acc[v]);
+                }
+            }
+            return;
+        }
+        // As in `step`, first elements of all pairs before the second ones.
+        let mut pairs = [_mm256_setzero_si256(); V];
+        let mut halves = [_mm256_setzero_ps(); V];
+        for (v, (pairs, h)) in pairs.iter_mut().zip(&mut halves).enumerate() {
+            *pairs = _mm256_broadcastsi128_si256(_mm_loadu_si128(w.add(2 * v * Self::LANES).cast()));
+            *h = half::<0>(*pairs);
+        }
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let x = _mm256_broadcast_ss(&*x.add(r * row).cast());
+            for (a, h) in acc.iter_mut().zip(halves) {
+                *a = _mm256_fmadd_ps(h, x, *a);
+            }
+        }
+        for (pairs, h) in pairs.iter().zip(&mut halves) {
+            *h = half::<1>(*pairs);
+        }
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let x = _mm256_broadcast_ss(&*x.add(r * row + 1).cast());
+            for (a, h) in acc.iter_mut().zip(halves) {
+                *a = _mm256_fmadd_ps(h, x, *a);
+            }
+        }
     }
     #[inline(always)]
     unsafe fn step<const R: usize, const V: usize>(

@@ -13,6 +13,17 @@ fn first(n: usize) -> __mmask16 {
     ((1_u32 << n) - 1) as __mmask16
 }
 
+/// 16 pairs of signed bytes as pairs of bf16.
+#[inline(always)]
+unsafe fn widened(codes: *const i8) -> __m512i {
+    let pairs = _mm512_cvtepi16_epi32(_mm256_loadu_si256(codes.cast()));
+    let first = _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(pairs)));
+    let second = _mm512_cvtepi32_ps(_mm512_srai_epi32::<8>(pairs));
+    // Eight bits of significand: the lower half of an integer's f32 is zero.
+    let low = _mm512_srli_epi32::<16>(_mm512_castps_si512(first));
+    _mm512_or_si512(low, _mm512_castps_si512(second))
+}
+
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const PAIR: usize = 1;
@@ -93,16 +104,29 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn widen(codes: *const i8, words: *mut u32) {
-        let pairs = _mm512_cvtepi16_epi32(_mm256_loadu_si256(codes.cast()));
-        let first = _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(pairs)));
-        let second = _mm512_cvtepi32_ps(_mm512_srai_epi32::<8>(pairs));
-        // Eight bits of significand: the lower half of an integer's f32 is zero.
-        let low = _mm512_srli_epi32::<16>(_mm512_castps_si512(first));
-        _mm512_storeu_si512(words.cast(), _mm512_or_si512(low, _mm512_castps_si512(second)));
+        _mm512_storeu_si512(words.cast(), widened(codes));
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u32) {
         _mm_prefetch::<_MM_HINT_T1>(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn step_codes<const R: usize, const V: usize>(
+        acc: &mut [[__m512; V]; R],
+        w: *const i8,
+        x: *const u32,
+        row: usize,
+    ) {
+        let mut pairs = [_mm512_setzero_si512(); V];
+        for (v, pair) in pairs.iter_mut().enumerate() {
+            *pair = widened(w.add(2 * v * Self::LANES));
+        }
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let x = _mm512_set1_epi32(*x.add(r * row) as i32);
+            for (a, pair) in acc.iter_mut().zip(pairs) {
+                *a = _mm512_dpbf16_ps(*a, transmute::<__m512i, __m512bh>(pair), transmute::<__m512i, __m512bh>(x));
+            }
+        }
     }
     #[inline(always)]
     unsafe fn step<const R: usize, const V: usize>(

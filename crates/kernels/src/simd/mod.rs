@@ -80,6 +80,14 @@ pub(crate) trait Simd: Copy + 'static {
         row: usize,
     );
 
+    /// As [`Simd::step`] with pairs of signed bytes at `w`, vector after vector: the same bits as from their bf16 values.
+    unsafe fn step_codes<const R: usize, const V: usize>(
+        acc: &mut [[Self::F; V]; R],
+        w: *const i8,
+        x: *const u32,
+        row: usize,
+    );
+
     /// Asks for a cache line; any address is allowed.
     unsafe fn prefetch(p: *const u32);
 

@@ -107,6 +107,24 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn prefetch(_: *const u32) {}
     #[inline(always)]
+    unsafe fn step_codes<const R: usize, const V: usize>(
+        acc: &mut [[F4; V]; R],
+        w: *const i8,
+        x: *const u32,
+        row: usize,
+    ) {
+        for v in 0..V {
+            let pairs = w.add(2 * v * Self::LANES).cast::<[[i8; 2]; 4]>().read_unaligned();
+            let first = F4(pairs.map(|[a, _]| f32::from(a)));
+            let second = F4(pairs.map(|[_, b]| f32::from(b)));
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let x = x.add(r * row).cast::<f32>();
+                acc[v] = Self::fma(first, Self::splat(*x), acc[v]);
+                acc[v] = Self::fma(second, Self::splat(*x.add(1)), acc[v]);
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn step<const R: usize, const V: usize>(
         acc: &mut [[F4; V]; R],
         w: *const u32,
