@@ -44,6 +44,7 @@ fn the_schema_stays() {
             "chat",
             "weights",
             "weight_bytes",
+            "kv_type",
             "kv_bytes_per_token"
         ]
     );
