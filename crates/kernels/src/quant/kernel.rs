@@ -1,20 +1,11 @@
 //! Rows of activations against a piece of a panel.
 
-use super::QuantKind::{Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
+use super::QuantKind::{self, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
 use super::dots::Dots;
 use super::packed::GROUP;
 use super::rows::Group;
-use super::unpack::{By4, By5, By6, By8, Bytes, Codes, Packed, Piece};
+use super::unpack::{Bytes, Codes, Piece};
 use crate::simd::PANEL;
-
-macro_rules! unroll {
-    ($name:ident in $($value:literal)* $body:block) => {
-        $({
-            let $name = $value;
-            $body
-        })*
-    };
-}
 
 /// Adds the products of `rows` rows, which are `stride` groups apart in x, to `sums`, `[rows][16]`.
 ///
@@ -51,55 +42,18 @@ unsafe fn all_rows<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
         unsafe {
             let (x, sums) = (x.add(r * stride), sums.add(r * PANEL));
             r += match (S::LANES, rows - r) {
-                (4, 2..) => block::<S, Bytes, WIDE, HALVES, LIFT, 2, 4>(piece, x, stride, sums),
-                (4, _) => block::<S, Bytes, WIDE, HALVES, LIFT, 1, 4>(piece, x, stride, sums),
-                (8, 4..) => block::<S, Bytes, WIDE, HALVES, LIFT, 4, 2>(piece, x, stride, sums),
-                (8, 2..) => block::<S, Bytes, WIDE, HALVES, LIFT, 2, 2>(piece, x, stride, sums),
-                (8, _) => block::<S, Bytes, WIDE, HALVES, LIFT, 1, 2>(piece, x, stride, sums),
-                (16, 8..) => block::<S, Bytes, WIDE, HALVES, LIFT, 8, 1>(piece, x, stride, sums),
-                (16, 4..) => block::<S, Bytes, WIDE, HALVES, LIFT, 4, 1>(piece, x, stride, sums),
-                (16, 2..) => block::<S, Bytes, WIDE, HALVES, LIFT, 2, 1>(piece, x, stride, sums),
-                (16, _) => block::<S, Bytes, WIDE, HALVES, LIFT, 1, 1>(piece, x, stride, sums),
+                (4, 2..) => block::<S, WIDE, HALVES, LIFT, 2, 4>(piece, x, stride, sums),
+                (4, _) => block::<S, WIDE, HALVES, LIFT, 1, 4>(piece, x, stride, sums),
+                (8, 4..) => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, stride, sums),
+                (8, 2..) => block::<S, WIDE, HALVES, LIFT, 2, 2>(piece, x, stride, sums),
+                (8, _) => block::<S, WIDE, HALVES, LIFT, 1, 2>(piece, x, stride, sums),
+                (16, 8..) => block::<S, WIDE, HALVES, LIFT, 8, 1>(piece, x, stride, sums),
+                (16, 4..) => block::<S, WIDE, HALVES, LIFT, 4, 1>(piece, x, stride, sums),
+                (16, 2..) => block::<S, WIDE, HALVES, LIFT, 2, 1>(piece, x, stride, sums),
+                (16, _) => block::<S, WIDE, HALVES, LIFT, 1, 1>(piece, x, stride, sums),
                 (lanes, _) => unreachable!("no block of {lanes} lanes"),
             };
         }
-    }
-}
-
-/// As [`add_products`] for one row and codes that are still packed: what is used once needs no place of its own.
-///
-/// # Safety
-/// As [`add_products`], for a piece as [`super::unpack::unpack`] left it.
-#[inline(always)]
-pub(crate) unsafe fn add_row<S: Dots>(piece: &Piece, x: *const Group, sums: *mut f32) {
-    // SAFETY: passed on.
-    unsafe {
-        match piece.kind {
-            Q8_0 => row::<S, Packed<By8>, true, false, false>(piece, x, sums),
-            Q4_0 => row::<S, Packed<By4>, false, false, false>(piece, x, sums),
-            Q5_0 => row::<S, Packed<By5>, false, false, false>(piece, x, sums),
-            Q4K => row::<S, Packed<By4>, false, false, true>(piece, x, sums),
-            Q5K => row::<S, Packed<By5>, false, false, true>(piece, x, sums),
-            Q6K => row::<S, Packed<By6>, false, true, false>(piece, x, sums),
-        }
-    }
-}
-
-/// # Safety
-/// As [`add_row`].
-#[inline(always)]
-unsafe fn row<S: Dots, C: Codes, const WIDE: bool, const HALVES: bool, const LIFT: bool>(
-    piece: &Piece,
-    x: *const Group,
-    sums: *mut f32,
-) {
-    // SAFETY: passed on; V vectors are a panel.
-    unsafe {
-        match S::LANES {
-            4 => block::<S, C, WIDE, HALVES, LIFT, 1, 4>(piece, x, 0, sums),
-            8 => block::<S, C, WIDE, HALVES, LIFT, 1, 2>(piece, x, 0, sums),
-            _ => block::<S, C, WIDE, HALVES, LIFT, 1, 1>(piece, x, 0, sums),
-        };
     }
 }
 
@@ -108,15 +62,7 @@ unsafe fn row<S: Dots, C: Codes, const WIDE: bool, const HALVES: bool, const LIF
 /// # Safety
 /// As [`add_products`].
 #[inline(always)]
-unsafe fn block<
-    S: Dots,
-    C: Codes,
-    const WIDE: bool,
-    const HALVES: bool,
-    const LIFT: bool,
-    const R: usize,
-    const V: usize,
->(
+unsafe fn block<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool, const R: usize, const V: usize>(
     piece: &Piece,
     x: *const Group,
     stride: usize,
@@ -132,41 +78,17 @@ unsafe fn block<
                 *acc = S::load(sums.add(r * PANEL + v * S::LANES));
             }
         }
-        let centre = piece.kind.centre() as i16;
         for g in 0..piece.groups {
+            let x = x.add(g);
             for half in 0..scales_of_group {
-                let mut dots = [[S::four(&0); V]; R];
-                for (r, dots) in dots.iter_mut().enumerate() {
-                    let x = x.add(r * stride + g);
-                    let sum = if HALVES { &raw const (*x).halves[half] } else { &raw const (*x).whole };
-                    *dots = [S::start::<WIDE>(sum, centre); V];
-                }
-                let x_of_group = x.add(g);
-                let first = half * steps;
-                if C::UNROLL {
-                    unroll!(s in 0 1 2 3 4 5 6 7 {
-                        if s < steps {
-                            add_step::<S, C, WIDE, R, V>(&mut dots, piece.codes, g, first + s, x_of_group, stride);
-                        }
-                    });
-                } else {
-                    // Unrolled, the compiler would take the steps apart and run out of registers.
-                    for s in first..first + steps {
-                        add_step::<S, C, WIDE, R, V>(&mut dots, piece.codes, g, s, x_of_group, stride);
-                    }
+                let mut dots = start::<S, WIDE, R, V>(piece.kind, x, stride, half);
+                // Unrolled, the compiler would take the steps apart and run out of registers.
+                for s in half * steps..(half + 1) * steps {
+                    add_step::<S, Bytes, WIDE, R, V>(&mut dots, piece.codes, g, s, x, stride);
                 }
                 let scales = (&raw const (*piece.room).scales[g][half]).cast::<f32>();
                 let lifts = (&raw const (*piece.room).lifts[g]).cast::<f32>();
-                for (r, (acc, dots)) in acc.iter_mut().zip(dots).enumerate() {
-                    let x = x.add(r * stride + g);
-                    for (v, (acc, dot)) in acc.iter_mut().zip(dots).enumerate() {
-                        let scale = S::mul(S::load(scales.add(v * S::LANES)), S::splat((*x).scale));
-                        *acc = S::fma(S::total::<WIDE>(dot), scale, *acc);
-                        if LIFT {
-                            *acc = S::fma(S::load(lifts.add(v * S::LANES)), S::splat((*x).sum), *acc);
-                        }
-                    }
-                }
+                add_scaled::<S, WIDE, LIFT, R, V>(&mut acc, dots, x, stride, scales, lifts);
             }
         }
         for (r, acc) in acc.into_iter().enumerate() {
@@ -178,12 +100,35 @@ unsafe fn block<
     R
 }
 
+/// What the products of a group or one of its halves are added to.
+///
+/// # Safety
+/// The ISA of `S` is available; x has `R` rows.
+#[inline(always)]
+pub(crate) unsafe fn start<S: Dots, const WIDE: bool, const R: usize, const V: usize>(
+    kind: QuantKind,
+    x: *const Group,
+    stride: usize,
+    half: usize,
+) -> [[S::I; V]; R] {
+    // SAFETY: the contract above.
+    unsafe {
+        let mut dots = [[S::four(&0); V]; R];
+        for (r, dots) in dots.iter_mut().enumerate() {
+            let x = x.add(r * stride);
+            let sum = if kind.scale_len() < GROUP { &raw const (*x).halves[half] } else { &raw const (*x).whole };
+            *dots = [S::start::<WIDE>(sum, kind.centre() as i16); V];
+        }
+        dots
+    }
+}
+
 /// Adds the products of four elements.
 ///
 /// # Safety
-/// As [`block`].
+/// The ISA of `S` is available; the codes are there, and `R` rows of x.
 #[inline(always)]
-unsafe fn add_step<S: Dots, C: Codes, const WIDE: bool, const R: usize, const V: usize>(
+pub(crate) unsafe fn add_step<S: Dots, C: Codes, const WIDE: bool, const R: usize, const V: usize>(
     dots: &mut [[S::I; V]; R],
     codes: *const u32,
     g: usize,
@@ -197,6 +142,34 @@ unsafe fn add_step<S: Dots, C: Codes, const WIDE: bool, const R: usize, const V:
             let x = S::four(&raw const (*x.add(r * stride)).codes[s]);
             for (v, dot) in dots.iter_mut().enumerate() {
                 *dot = S::dot::<WIDE>(*dot, C::get::<S>(codes, g, s, v * S::LANES), x);
+            }
+        }
+    }
+}
+
+/// Adds the sums of a group, or one of its halves, under their scales.
+///
+/// # Safety
+/// The ISA of `S` is available; x has `R` rows; `scales`, and `lifts` with `LIFT`, are of a panel.
+#[inline(always)]
+pub(crate) unsafe fn add_scaled<S: Dots, const WIDE: bool, const LIFT: bool, const R: usize, const V: usize>(
+    acc: &mut [[S::F; V]; R],
+    dots: [[S::I; V]; R],
+    x: *const Group,
+    stride: usize,
+    scales: *const f32,
+    lifts: *const f32,
+) {
+    // SAFETY: the contract above.
+    unsafe {
+        for (r, (acc, dots)) in acc.iter_mut().zip(dots).enumerate() {
+            let x = x.add(r * stride);
+            for (v, (acc, dot)) in acc.iter_mut().zip(dots).enumerate() {
+                let scale = S::mul(S::load(scales.add(v * S::LANES)), S::splat((*x).scale));
+                *acc = S::fma(S::total::<WIDE>(dot), scale, *acc);
+                if LIFT {
+                    *acc = S::fma(S::load(lifts.add(v * S::LANES)), S::splat((*x).sum), *acc);
+                }
             }
         }
     }

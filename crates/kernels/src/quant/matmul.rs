@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use super::dots::Dots;
-use super::kernel::{add_products, add_row};
+use super::few::{few_of, few_rows};
+use super::kernel::add_products;
 use super::packed::GROUP;
 use super::rows::Group;
 use super::unpack::{GROUPS, Unpacked, unpack, unpack_codes};
@@ -63,7 +64,7 @@ pub fn matmul_quant(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, y: &m
     assert!(stride >= n && end.is_some_and(|end| end <= y.len()), "{rows} rows of {n}, {stride} apart, in {}", y.len());
     let job = Job { x: x.groups(), groups: k / GROUP, w, y: SharedMut::new(y), stride, add };
     let panels = n.div_ceil(PANEL);
-    // Several tiles per thread where there is enough to do; fewer rows at once only when panels do not suffice.
+    // Several tiles per thread where there is enough to do; fewer rows at GROUPS only when panels do not suffice.
     let want = if pool.threads() == 1 { 1 } else { pool.threads() * 4 };
     let wide = (panels / want).clamp(1, TILE_PANELS);
     let columns = panels.div_ceil(wide);
@@ -93,36 +94,44 @@ isa_entry!(fn run_tile(job: &Job<'_>, tile: Tile, sums: &mut [f32]) = tile_rows)
 #[inline(always)]
 unsafe fn tile_rows<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
     let rows = tile.rows.1 - tile.rows.0;
+    let few = rows <= few_of(job.w.kind());
     // One panel after the other is one stream of memory. Where x does not stay in the cache from panel to panel, its
     // part for several at once does.
-    let many = if rows * job.groups * size_of::<Group>() <= L2_BYTES { 1 } else { TILE_PANELS };
-    // One row is done with its weights at once: what is asked for ahead of them must not come in bursts.
-    let once = if rows == 1 { 2 } else { GROUPS };
-    let mut room = MaybeUninit::<Unpacked>::uninit();
-    // SAFETY: passed on; what is unpacked is written before it is read.
+    let many = if few || rows * job.groups * size_of::<Group>() <= L2_BYTES { 1 } else { TILE_PANELS };
+    // SAFETY: passed on.
     unsafe {
         for first in (tile.panels.0..tile.panels.1).step_by(many) {
             let panels = (first, tile.panels.1.min(first + many));
-            sums[..(panels.1 - panels.0) * rows * PANEL].fill(0.0);
-            for group in (0..job.groups).step_by(once) {
-                let groups = once.min(job.groups - group);
-                for panel in panels.0..panels.1 {
-                    let mut piece = unpack::<S>(job.w, panel * job.groups + group, groups, room.as_mut_ptr());
-                    let x = job.x.as_ptr().add(tile.rows.0 * job.groups + group);
-                    let sums = sums.as_mut_ptr().add((panel - panels.0) * rows * PANEL);
-                    if rows == 1 {
-                        add_row::<S>(&piece, x, sums);
-                    } else {
-                        unpack_codes::<S>(&mut piece);
-                        add_products::<S>(&piece, x, job.groups, rows, sums);
-                    }
-                }
+            let x = job.x.as_ptr().add(tile.rows.0 * job.groups);
+            let part = &mut sums[..(panels.1 - panels.0) * rows * PANEL];
+            if few {
+                few_rows::<S>(job.w, first, x, job.groups, rows, part.as_mut_ptr());
+            } else {
+                many_rows::<S>(job, panels, x, rows, part);
             }
-            for panel in panels.0..panels.1 {
-                for r in 0..rows {
-                    let sums = sums.as_ptr().add(((panel - panels.0) * rows + r) * PANEL);
-                    store::<S>(job, tile.rows.0 + r, panel, sums);
-                }
+            for (i, sums) in part.chunks_exact(PANEL).enumerate() {
+                store::<S>(job, tile.rows.0 + i % rows, first + i / rows, sums.as_ptr());
+            }
+        }
+    }
+}
+
+/// Writes the sums of some panels, `[panels][rows][16]`.
+///
+/// # Safety
+/// The ISA of `S` is available; the panels are there, and the rows from `x` on; `sums` is as long as that.
+#[inline(always)]
+unsafe fn many_rows<S: Dots>(job: &Job<'_>, panels: (usize, usize), x: *const Group, rows: usize, sums: &mut [f32]) {
+    let mut room = MaybeUninit::<Unpacked>::uninit();
+    sums.fill(0.0);
+    for group in (0..job.groups).step_by(GROUPS) {
+        let groups = GROUPS.min(job.groups - group);
+        for (panel, sums) in (panels.0..panels.1).zip(sums.chunks_exact_mut(rows * PANEL)) {
+            // SAFETY: passed on; what is unpacked is written before it is read.
+            unsafe {
+                let mut piece = unpack::<S>(job.w, panel * job.groups + group, groups, room.as_mut_ptr());
+                unpack_codes::<S>(&mut piece);
+                add_products::<S>(&piece, x.add(group), job.groups, rows, sums.as_mut_ptr());
             }
         }
     }

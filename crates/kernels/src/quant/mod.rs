@@ -2,8 +2,9 @@
 //! activations of 8 bits.
 
 mod block;
-mod dots;
+pub(crate) mod dots;
 mod encode;
+mod few;
 mod half;
 mod kernel;
 mod kind;

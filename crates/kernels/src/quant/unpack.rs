@@ -37,9 +37,6 @@ pub(crate) struct Piece {
 
 /// How codes lie.
 pub(crate) trait Codes {
-    /// Whether [`Codes::get`] needs a step that is known while compiling to be fast.
-    const UNROLL: bool;
-
     /// The codes of step `s` of group `g` for the lanes from `lane` on.
     ///
     /// # Safety
@@ -51,8 +48,6 @@ pub(crate) trait Codes {
 pub(crate) struct Bytes;
 
 impl Codes for Bytes {
-    const UNROLL: bool = false;
-
     #[inline(always)]
     unsafe fn get<S: Dots>(codes: *const u32, g: usize, s: usize, lane: usize) -> S::I {
         // SAFETY: passed on.
@@ -60,12 +55,10 @@ impl Codes for Bytes {
     }
 }
 
-/// As [`PackedQuant`] keeps them.
+/// As [`PackedQuant`] keeps them. A step that is known while compiling makes this fast.
 pub(crate) struct Packed<F>(PhantomData<F>);
 
 impl<F: Form> Codes for Packed<F> {
-    const UNROLL: bool = true;
-
     #[inline(always)]
     unsafe fn get<S: Dots>(codes: *const u32, g: usize, s: usize, lane: usize) -> S::I {
         // SAFETY: passed on.
@@ -136,12 +129,9 @@ unsafe fn unpack_form<S: Dots, F: Form>(w: &PackedQuant, group: usize, groups: u
     unsafe {
         let codes = w.codes().as_ptr().add(group * F::CODES);
         for g in 0..groups {
-            for line in (0..F::CODES).step_by(PANEL) {
-                S::prefetch(codes.wrapping_add(g * F::CODES + line).wrapping_byte_add(AHEAD));
-            }
             let (block, of_block) = ((group + g) / F::BLOCK, (group + g) % F::BLOCK);
             let heads = w.heads().as_ptr().add(block * F::HEADS);
-            S::prefetch(heads.wrapping_add(of_block * PANEL).wrapping_byte_add(AHEAD_HEADS).cast());
+            prefetch::<S, F>(codes.add(g * F::CODES), heads, of_block);
             for lane in (0..PANEL).step_by(S::LANES) {
                 let scales = (&raw mut (*room).scales[g]).cast::<f32>().add(lane);
                 let lifts = (&raw mut (*room).lifts[g]).cast::<f32>().add(lane);
@@ -149,6 +139,21 @@ unsafe fn unpack_form<S: Dots, F: Form>(w: &PackedQuant, group: usize, groups: u
             }
         }
         Piece { kind: F::KIND, groups, codes, room }
+    }
+}
+
+/// Asks for what comes later of codes and heads, as much as a group has.
+///
+/// # Safety
+/// The ISA of `S` is available.
+#[inline(always)]
+pub(crate) unsafe fn prefetch<S: Dots, F: Form>(codes: *const u32, heads: *const u16, of_block: usize) {
+    // SAFETY: any address is allowed.
+    unsafe {
+        for line in (0..F::CODES).step_by(PANEL) {
+            S::prefetch(codes.wrapping_add(line).wrapping_byte_add(AHEAD));
+        }
+        S::prefetch(heads.wrapping_add(of_block * PANEL).wrapping_byte_add(AHEAD_HEADS).cast());
     }
 }
 
@@ -193,7 +198,7 @@ unsafe fn unpack_codes_of<S: Dots, F: Form>(piece: &mut Piece) {
 /// # Safety
 /// As [`unpack`], for the lanes from the pointers on.
 #[inline(always)]
-unsafe fn unpack_heads<S: Dots, F: Form>(heads: *const u16, g: usize, scales: *mut f32, lifts: *mut f32) {
+pub(crate) unsafe fn unpack_heads<S: Dots, F: Form>(heads: *const u16, g: usize, scales: *mut f32, lifts: *mut f32) {
     // SAFETY: the contract above.
     unsafe {
         let d = S::halves(heads);
