@@ -4,7 +4,8 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use crate::simd::{Simd, isa_entry, row_block};
+use crate::quant::dots::Dots;
+use crate::simd::{PANEL, Simd, isa_entry, row_block};
 use crate::{Isa, Pool};
 
 /// Arithmetic limit of one ISA path.
@@ -62,6 +63,27 @@ pub fn peak(isa: Isa, pool: &Pool, rounds: usize) -> Peak {
     let offered = [0.25, 0.5, 1.0].into_iter().find(|o| alone / cycles < o * 1.05).unwrap_or(2.0);
     let per_cycle = rate / pool.threads() as f64 / cycles;
     Peak { gflops: rate * flops / 1e9, clock_ghz, per_cycle, share: per_cycle / offered }
+}
+
+/// GOP/s of all threads together in dot products of the codes of quantised weights with those of activations, out of
+/// registers and L1: of codes of at most 6 bits, and of 8 bits with `wide`.
+///
+/// # Panics
+/// When the machine cannot run `isa`.
+pub fn integer_peak(isa: Isa, pool: &Pool, wide: bool, rounds: usize) -> f64 {
+    const STEPS: usize = 50_000;
+    isa.require();
+    let ops = AtomicU64::new(0);
+    let seconds = best(rounds, || {
+        ops.store(0, Relaxed);
+        pool.run(pool.threads(), &|_| {
+            let mut count = 0;
+            // SAFETY: `isa` is available.
+            unsafe { integer_steps(isa, STEPS, wide, &mut count) };
+            ops.fetch_add(count, Relaxed);
+        });
+    });
+    ops.into_inner() as f64 / seconds / 1e9
 }
 
 /// Vector multiply-adds per second of all threads together, and floating point operations in one of them.
@@ -143,4 +165,50 @@ unsafe fn steps_in_registers<S: Simd, const R: usize, const V: usize>(
     // A fused step multiplies both elements of a pair in one instruction.
     let (per_step, flops) = if S::PAIR == 1 { (1, 4 * S::LANES) } else { (2, 2 * S::LANES) };
     *count = ((n * R * V * per_step) as u64, flops as u64);
+}
+
+isa_entry!(fn integer_steps(n: usize, wide: bool, count: &mut u64) = integer_steps_of);
+
+/// Runs `n` steps of a block on the same operands; reports the operations.
+///
+/// # Safety
+/// The ISA of `S` is available.
+#[inline(always)]
+unsafe fn integer_steps_of<S: Dots>(n: usize, wide: bool, count: &mut u64) {
+    // SAFETY: passed on.
+    *count = unsafe {
+        match (S::LANES, wide) {
+            (4, false) => integer_block::<S, false, 1, 4>(n),
+            (4, true) => integer_block::<S, true, 1, 4>(n),
+            (8, false) => integer_block::<S, false, 4, 2>(n),
+            (8, true) => integer_block::<S, true, 4, 2>(n),
+            (_, false) => integer_block::<S, false, 8, 1>(n),
+            (_, true) => integer_block::<S, true, 8, 1>(n),
+        }
+    };
+}
+
+/// # Safety
+/// As [`integer_steps_of`].
+#[inline(always)]
+unsafe fn integer_block<S: Dots, const WIDE: bool, const R: usize, const V: usize>(n: usize) -> u64 {
+    let (w, x) = black_box(([0x0102_0301_u32; PANEL], [0x0201_ff03_u32; R]));
+    // SAFETY: V vectors are a panel.
+    unsafe {
+        let mut acc = [[S::start::<WIDE>(&0, 0); V]; R];
+        for _ in 0..n {
+            // Read again for every step, or else the products would be computed once.
+            let w = black_box(w.as_ptr());
+            for (acc, x) in acc.iter_mut().zip(&x) {
+                let x = S::four(x);
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = S::dot::<WIDE>(*acc, S::words(w.add(v * S::LANES)), x);
+                }
+            }
+        }
+        for sum in acc.into_iter().flatten() {
+            black_box(S::lanes(S::total::<WIDE>(sum)));
+        }
+    }
+    (n * R * PANEL * 4 * 2) as u64
 }

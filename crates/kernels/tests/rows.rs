@@ -150,5 +150,6 @@ fn limits_are_measured() {
         let peak = probe::peak(isa, &pool, 2);
         assert!(peak.gflops > 0.0 && peak.clock_ghz > 0.0 && peak.per_cycle > 0.0 && peak.share > 0.0, "{peak:?}");
         assert!(probe::bandwidth(&pool, 1) > 0.0);
+        assert!([false, true].into_iter().all(|wide| probe::integer_peak(isa, &pool, wide, 1) > 0.0));
     }
 }

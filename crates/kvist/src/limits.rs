@@ -22,6 +22,8 @@ pub struct Limits {
     pub bandwidth: f64,
     /// bf16 dot products in GFLOP/s.
     pub peak: f64,
+    /// Dot products of quantised rows in GOP/s: with codes of at most 6 bits, and of 8.
+    pub integer_peaks: [f64; 2],
     pub clock_ghz: f64,
     /// The best probe's operations per cycle over what the hardware offers.
     pub per_cycle: f64,
@@ -35,6 +37,7 @@ pub struct Probe {
     pool: Pool,
     bandwidth: f64,
     peak: probe::Peak,
+    integer_peaks: [f64; 2],
     /// GFLOP/s of each look.
     looks: Vec<f64>,
 }
@@ -44,7 +47,8 @@ impl Probe {
         let pool = Pool::new(threads);
         let peak = probe::peak(isa, &pool, ROUNDS);
         let bandwidth = probe::bandwidth(&pool, STREAM_ROUNDS);
-        Probe { isa, pool, bandwidth, peak, looks: Vec::new() }
+        let integer_peaks = integer_peaks(isa, &pool);
+        Probe { isa, pool, bandwidth, peak, integer_peaks, looks: Vec::new() }
     }
 
     /// To be called before each measurement. Takes some milliseconds.
@@ -56,6 +60,7 @@ impl Probe {
     pub fn finish(self) -> Limits {
         let again = probe::peak(self.isa, &self.pool, ROUNDS);
         let best = if again.gflops > self.peak.gflops { again } else { self.peak };
+        let integer = integer_peaks(self.isa, &self.pool);
         let peak = self.looks.iter().copied().fold(best.gflops, f64::max);
         let steadiness = if self.looks.is_empty() { 1.0 } else { median(&self.looks) / peak };
         Limits {
@@ -63,11 +68,16 @@ impl Probe {
             threads: self.pool.threads(),
             bandwidth: self.bandwidth.max(probe::bandwidth(&self.pool, STREAM_ROUNDS)),
             peak,
+            integer_peaks: std::array::from_fn(|i| self.integer_peaks[i].max(integer[i])),
             clock_ghz: best.clock_ghz,
             per_cycle: best.share,
             steadiness,
         }
     }
+}
+
+fn integer_peaks(isa: Isa, pool: &Pool) -> [f64; 2] {
+    [false, true].map(|wide| probe::integer_peak(isa, pool, wide, LOOK_ROUNDS))
 }
 
 impl Limits {
@@ -127,6 +137,7 @@ impl Limits {
             "threads": self.threads,
             "read_gb_per_second": self.bandwidth,
             "bf16_gflop_per_second": self.peak,
+            "integer_gop_per_second": {"up_to_6_bits": self.integer_peaks[0], "8_bits": self.integer_peaks[1]},
             "clock_ghz": self.clock_ghz,
             "operations_per_cycle_share": self.per_cycle,
             "steadiness": self.steadiness,
@@ -138,7 +149,17 @@ impl Limits {
 #[cfg(test)]
 impl Limits {
     pub fn unknown(isa: Isa, threads: usize) -> Limits {
-        Limits { isa, threads, bandwidth: 1.0, peak: 1.0, clock_ghz: 1.0, per_cycle: 1.0, steadiness: 1.0 }
+        let integer_peaks = [1.0; 2];
+        Limits {
+            isa,
+            threads,
+            bandwidth: 1.0,
+            peak: 1.0,
+            integer_peaks,
+            clock_ghz: 1.0,
+            per_cycle: 1.0,
+            steadiness: 1.0,
+        }
     }
 }
 

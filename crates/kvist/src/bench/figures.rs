@@ -19,24 +19,27 @@ pub fn seconds(work: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Times two pieces of work `repeat` times each, in alternating order so that a drift of the machine meets both alike.
-/// Work that is short is repeated within a measurement until it takes 10 ms. Seconds of each run.
+/// Times two pieces of work as [`in_turns`].
 pub fn interleaved(repeat: usize, mut a: impl FnMut(), mut b: impl FnMut()) -> (Vec<f64>, Vec<f64>) {
+    let [a, b] = <[Vec<f64>; 2]>::try_from(in_turns(repeat, &mut [&mut a, &mut b])).expect("as many as were given");
+    (a, b)
+}
+
+/// Times pieces of work `repeat` times each, in turns that start with another one each time, so that a drift of the
+/// machine meets all alike. Work that is short is repeated within a measurement until the longest takes 10 ms. Seconds
+/// of each run.
+pub fn in_turns(repeat: usize, works: &mut [&mut dyn FnMut()]) -> Vec<Vec<f64>> {
     // The first run of each warms up, and says how often to run.
-    let once = seconds(&mut a).max(seconds(&mut b)).max(1e-7);
+    let once = works.iter_mut().map(seconds).fold(1e-7, f64::max);
     let inner = (Duration::from_millis(10).as_secs_f64() / once).clamp(1.0, 1e5) as usize;
-    let time = |work: &mut dyn FnMut()| seconds(|| (0..inner).for_each(|_| work())) / inner as f64;
-    let (mut first, mut second) = (Vec::new(), Vec::new());
+    let mut times = vec![Vec::new(); works.len()];
     for i in 0..repeat {
-        if i % 2 == 0 {
-            first.push(time(&mut a));
-            second.push(time(&mut b));
-        } else {
-            second.push(time(&mut b));
-            first.push(time(&mut a));
+        for j in 0..works.len() {
+            let at = (i + j) % works.len();
+            times[at].push(seconds(|| (0..inner).for_each(|_| works[at]())) / inner as f64);
         }
     }
-    (first, second)
+    times
 }
 
 /// A reproducible stream of numbers (SplitMix64; Steele, Lea, Flood 2014).

@@ -1,28 +1,33 @@
 //! `kvist bench`: figures beside the limits of the machine, measured in the same run.
 
 mod attention;
+mod dense;
 mod engine;
 mod figures;
+mod peer;
 mod trees;
 mod workload;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::ArgMatches;
 use kvist_base::{CHUNK, Codec, SystemClock};
 use kvist_engine::EngineConfig;
-use kvist_model::PoolSize;
+use kvist_model::{PoolSize, shapes};
 use serde_json::{Value, json};
 
 use crate::driver::Driver;
 use crate::failure::{Failure, Result};
 use crate::limits::{Limits, Probe};
+use crate::progress::Progress;
 use crate::{load, machine, model, say};
 pub use figures::median;
 
 pub fn run(matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
         Some(("attention", matches)) => bench_attention(matches),
+        Some(("dense", matches)) => bench_dense(matches),
         Some(("engine", matches)) => bench_engine(matches),
         _ => unreachable!("clap asks for a subcommand"),
     }
@@ -49,11 +54,36 @@ fn bench_attention(matches: &ArgMatches) -> Result<()> {
     }
 }
 
+fn bench_dense(matches: &ArgMatches) -> Result<()> {
+    let (isa, threads) = path(matches)?;
+    let repeat = matches.get_one::<u32>("repeat").map_or(5, |&n| n as usize);
+    let only = matches.get_one::<String>("shape");
+    let models: Vec<&str> = shapes::NAMES.into_iter().filter(|name| only.is_none_or(|only| only == name)).collect();
+    let mut probe = Probe::new(isa, threads);
+    let measured = dense::run(&models, repeat, isa, threads, &mut probe)?;
+    let limits = probe.finish();
+    if matches.get_flag("json") {
+        print_json("dense", &limits, dense::json(&measured, &limits))
+    } else {
+        say(&format!("{}\n\n{}", limits.line(), dense::table(&measured, &limits)))
+    }
+}
+
 fn bench_engine(matches: &ArgMatches) -> Result<()> {
     let (isa, threads) = path(matches)?;
     let shape = matches.get_one::<String>("shape").map_or("embedded", String::as_str);
-    let form = model::form(matches.get_one::<String>("weights").map_or("file", String::as_str));
-    let chosen = if shape == "embedded" { model::choose(None, form)? } else { model::random(shape, form)? };
+    let file = matches.get_one::<String>("model").map(String::as_str);
+    let default = if file.is_some() { "file" } else { "bf16" };
+    let form = model::form(matches.get_one::<String>("weights").map_or(default, String::as_str));
+    let chosen = match shape {
+        "embedded" => model::choose(file, form)?,
+        shape => model::random(shape, form)?,
+    };
+    let peer = matches.get_one::<PathBuf>("llama-bench");
+    let gguf = chosen.place().filter(|place| place.ends_with(".gguf"));
+    if peer.is_some() && gguf.is_none() {
+        return Err(Failure::usage("--llama-bench: the model is no GGUF file", "--model FILE.gguf"));
+    }
     let prompt = |default: usize| matches.get_one::<u32>("prompt-tokens").map_or(default, |&n| n as usize);
     let options = engine::Options {
         seconds: f64::from(*matches.get_one::<f32>("seconds").unwrap_or(&5.0)),
@@ -85,7 +115,17 @@ fn bench_engine(matches: &ArgMatches) -> Result<()> {
     // Prompts are not slowed down for the sake of those who decode: nobody waits here.
     let config = EngineConfig { itl_target: 60_000_000, ..config };
     let driver = Driver::new(config, Box::new(executor), Arc::new(SystemClock::new()));
-    let lines = engine::run(&mut workload::Workload::new(driver), &chosen.config, &mut probe, &options)?;
+    let mut work = workload::Workload::new(driver);
+    let lines = engine::run(&mut work, &chosen.config, chosen.bytes, &mut probe, &options)?;
+    let compared = match (peer, &gguf) {
+        (Some(peer), Some(gguf)) => {
+            probe.look();
+            let progress = Progress::new("measuring:");
+            let note = |what: &str| progress.note(what);
+            peer::compare(&mut work, peer, Path::new(gguf), threads, &note)?.into()
+        }
+        _ => Vec::new(),
+    };
     let limits = probe.finish();
     if matches.get_flag("json") {
         let figures = json!({
@@ -94,11 +134,13 @@ fn bench_engine(matches: &ArgMatches) -> Result<()> {
             "kv_type": codec.to_string(),
             "parameters": chosen.config.parameters(),
             "lines": engine::json(&lines, &limits),
+            "beside_llama_cpp": peer::json(&compared),
         });
         print_json("engine", &limits, figures)
     } else {
+        let compared = if compared.is_empty() { String::new() } else { format!("\n{}", peer::table(&compared)) };
         say(&format!(
-            "{}\nmodel {} in {}, KV in {codec}\n\n{}",
+            "{}\nmodel {} in {}, KV in {codec}\n\n{}{compared}",
             limits.line(),
             chosen.name,
             chosen.kind(),

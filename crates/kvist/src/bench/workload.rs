@@ -74,9 +74,24 @@ impl Workload {
 
     /// Lets all prompts decode together for about `seconds` and measures the steps in which nothing else ran.
     pub fn decode(&mut self, prompts: &[Vec<TokenId>], seconds: f64, note: &dyn Fn(&str)) -> Result<Decoded> {
+        self.decode_until(prompts, MOST_TOKENS, seconds, note)
+    }
+
+    /// The same for `tokens` of each.
+    pub fn decode_some(&mut self, prompts: &[Vec<TokenId>], tokens: usize, note: &dyn Fn(&str)) -> Result<Decoded> {
+        self.decode_until(prompts, tokens, f64::INFINITY, note)
+    }
+
+    fn decode_until(
+        &mut self,
+        prompts: &[Vec<TokenId>],
+        tokens: usize,
+        seconds: f64,
+        note: &dyn Fn(&str),
+    ) -> Result<Decoded> {
         let context = self.driver.executor.info().context;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let most = (context - longest).min(MOST_TOKENS) as u32;
+        let most = (context - longest).min(tokens) as u32;
         let ids: Vec<RequestId> =
             prompts.iter().map(|prompt| self.submit(prompt.clone(), most)).collect::<Result<_>>()?;
         let mut times = Vec::new();

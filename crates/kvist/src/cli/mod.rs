@@ -58,7 +58,9 @@ Both measure the machine's limits in the same run and mark the run void if the m
 Examples:
   kvist bench attention
   kvist bench attention --full --json > attention.json
-  kvist bench engine --shape qwen2.5-0.5b";
+  kvist bench dense
+  kvist bench engine --shape qwen2.5-0.5b
+  kvist bench engine --model model-Q4_0.gguf --llama-bench llama.cpp/build/bin/llama-bench";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
@@ -231,6 +233,19 @@ fn bench() -> Command {
                 .args(common.clone()),
         )
         .subcommand(
+            Command::new("dense")
+                .about("Products with the matrices of well-known models in every form, beside the machine's floor")
+                .args([
+                    Arg::new("shape")
+                        .long("shape")
+                        .value_name("SHAPE")
+                        .help("One model's shapes [default: all]")
+                        .value_parser(PossibleValuesParser::new(kvist_model::shapes::NAMES)),
+                    number("repeat", "Timed repetitions of each case [default: 5]"),
+                ])
+                .args(common.clone()),
+        )
+        .subcommand(
             Command::new("engine")
                 .about("Prefill, decode and batched decode through engine and executor")
                 .args([
@@ -240,11 +255,22 @@ fn bench() -> Command {
                         .default_value("embedded")
                         .help("Model shape; all but `embedded` have random weights")
                         .value_parser(PossibleValuesParser::new(["embedded", "llama-3.2-1b", "qwen2.5-0.5b"])),
+                    Arg::new("model")
+                        .long("model")
+                        .value_name("MODEL")
+                        .conflicts_with("shape")
+                        .help("A model of your own: path, or name in the local cache"),
+                    Arg::new("llama-bench")
+                        .long("llama-bench")
+                        .value_name("PATH")
+                        .requires("model")
+                        .help("llama.cpp's llama-bench, to run on the same GGUF file in turns")
+                        .value_hint(ValueHint::FilePath)
+                        .value_parser(value_parser!(PathBuf)),
                     Arg::new("weights")
                         .long("weights")
                         .value_name("FORM")
-                        .default_value("bf16")
-                        .help("How weights are kept")
+                        .help("How weights are kept [default: bf16; a --model's as its file says]")
                         .value_parser(PossibleValuesParser::new(["bf16", "q8", "q4"])),
                     Arg::new("kv-type")
                         .long("kv-type")
