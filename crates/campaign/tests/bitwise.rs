@@ -15,7 +15,7 @@ fn cold_is_warm_is_any_batch() {
 
 #[test]
 fn cold_is_warm_is_any_batch_where_sealed_chunks_are_encoded() {
-    let total = hold(800, Codec::Kv8);
+    let total = hold(300, Codec::Kv8);
     assert!(total.with_reopens * 100 >= total.cases * 20, "{total}");
 }
 
