@@ -41,5 +41,6 @@ fn folding_by_completion_is_noticed() {
 
     let mut canary = executor(&model, 40, 8).with_canary(Canary::FoldByCompletion);
     logits(&mut canary, &ids, &cuts, last);
-    assert!((0..200).any(|_| step(&mut canary, &decode, &AllResident).logits != expected));
+    // On a busy machine one thread may do all segments in order for a long time.
+    assert!((0..20_000).any(|_| step(&mut canary, &decode, &AllResident).logits != expected));
 }

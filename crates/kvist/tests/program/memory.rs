@@ -91,5 +91,6 @@ fn a_signal_while_the_model_loads_ends_at_once() {
     assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
     let (page, errors, code) = texts(child.wait_with_output().unwrap());
     assert_eq!((code, page.as_str()), (Some(0), ""), "{errors}");
-    assert!(errors.starts_with("stopping: 0 requests running") && !errors.contains("error"), "{errors}");
+    // A warning that the model has no chat template may come before the signal does.
+    assert!(errors.contains("stopping: 0 requests running") && !errors.contains("error"), "{errors}");
 }
