@@ -14,6 +14,7 @@ fn every_request_ends_once_with_the_tokens_it_would_get_alone() {
     println!("{total:?}");
     assert!(total.preemptions > 200 && total.evictions > 1000 && total.cancelled > 100, "{total:?}");
     assert!(total.lost_rows > 1000 && total.aborted_steps > 100 && total.overdue > 100, "{total:?}");
+    assert!(total.reopened > 1000, "{total:?}");
     assert!(total.constrained > 1000 && total.complete > 500, "{total:?}");
     assert!(total.cached_tokens * 10 > total.prompt_tokens, "{total:?}");
 }

@@ -1,13 +1,14 @@
 //! The attention kernel of a task: the softmax states of a band of rows, segment by segment, and their fold.
 
 use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use kvist_base::{CHUNK, ChunkId, RunList};
 
 use super::Queries;
 use super::plan::{AttnPlan, Task, state_len};
-use super::tile::{Coded, GROUP, State, Tile, group};
+use super::tile::{Coded, Dense, Direct, Encoded, Form, GROUP, State, Tile, group};
 use crate::buffer::SharedMut;
 use crate::kv::Words;
 use crate::kv8::Codes;
@@ -72,12 +73,29 @@ pub(super) fn with_scratch(f: impl FnOnce(&mut Scratch)) {
     SCRATCH.with_borrow_mut(f);
 }
 
-isa_entry!(pub(super) fn run_task(job: &Job<'_>, task: &Task, scratch: &mut Scratch) = whole_task);
+isa_entry!(pub(super) fn run_task(job: &Job<'_>, task: &Task, scratch: &mut Scratch) = dense_task);
+isa_entry!(pub(super) fn run_coded_task(job: &Job<'_>, task: &Task, scratch: &mut Scratch) = coded_task);
+
+/// # Safety
+/// As [`whole_task`]; no chunk of the pool is encoded.
+#[inline(always)]
+unsafe fn dense_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch) {
+    // SAFETY: passed on.
+    unsafe { whole_task::<S, Dense>(job, task, scratch) }
+}
+
+/// # Safety
+/// As [`whole_task`].
+#[inline(always)]
+unsafe fn coded_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch) {
+    // SAFETY: passed on.
+    unsafe { whole_task::<S, Encoded>(job, task, scratch) }
+}
 
 /// # Safety
 /// The ISA of `S` is available; `job` is what the plan was built for; no other task writes the same part of the plan.
 #[inline(always)]
-unsafe fn whole_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch) {
+unsafe fn whole_task<S: Simd, F: Form>(job: &Job<'_>, task: &Task, scratch: &mut Scratch) {
     let shape = job.plan.shape;
     let band = &job.plan.bands[task.band];
     let n = band.rows.len() * shape.group();
@@ -85,7 +103,7 @@ unsafe fn whole_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
     scratch.shifts.clear();
     scratch.shifts.resize(band.rows.len(), None);
     grow(&mut scratch.q, n * shape.head_dim / 2 * S::PAIR + PANEL);
-    if job.kv.is_coded() {
+    if F::CODED {
         let dim = shape.head_dim;
         grow(&mut scratch.coded.q, if S::PAIR == 1 { n * dim + PANEL } else { 0 });
         grow(&mut scratch.coded.scaled, GROUP * dim / 2 * S::PAIR + PANEL);
@@ -102,13 +120,13 @@ unsafe fn whole_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
                 grow(&mut scratch.state, len);
                 for part in band.parts.clone() {
                     let state = State::new(scratch.state.as_mut_ptr(), n);
-                    segment::<S>(job, &band.rows, part, task.head, scratch, state);
+                    segment::<S, F>(job, &band.rows, part, task.head, scratch, state);
                     fold::<S>(job, &band.rows, task.head, scratch, state);
                 }
             }
             Some(part) => {
                 let place = |part: usize| job.partials.get().add(job.plan.parts[part].partial + task.head * len);
-                segment::<S>(job, &band.rows, part, task.head, scratch, State::new(place(part), n));
+                segment::<S, F>(job, &band.rows, part, task.head, scratch, State::new(place(part), n));
                 if !job.plan.complete(task, part) {
                     return;
                 }
@@ -133,7 +151,7 @@ fn grow<T: Copy + Default>(v: &mut Vec<T>, n: usize) {
 /// # Safety
 /// As [`whole_task`]; `state` has room for the band.
 #[inline(always)]
-unsafe fn segment<S: Simd>(
+unsafe fn segment<S: Simd, F: Form>(
     job: &Job<'_>,
     rows: &Range<u32>,
     part: usize,
@@ -157,13 +175,14 @@ unsafe fn segment<S: Simd>(
             if a >= b {
                 continue;
             }
-            prepare_queries::<S>(job, rows.start, a..b, run.shift, head, scratch);
+            prepare_queries::<S, F>(job, rows.start, a..b, run.shift, head, scratch);
             let (begin, end) = ((a - rows.start) as usize * group_size, (b - rows.start) as usize * group_size);
             for chunk in 0..run.chunks.len() as u32 {
                 let id = runs.chunks[(run.chunks.start + chunk) as usize];
                 let next = following(runs, picks, i, chunk).map(|&next| job.kv.words(next, job.layer, head).start());
                 let (k, v, ahead, coded) = match job.kv.words(id, job.layer, head) {
                     Words::Dense { k, v } => (k, v, next.map_or(0, |next| next as isize - k as isize), None),
+                    Words::Codes(_) if !F::CODED => unreachable!("no chunk is encoded"),
                     Words::Codes(codes) => {
                         let coded = scales::<S>(&codes, shape.head_dim, end - begin <= 2 * S::ROWS, scratch);
                         if coded.direct {
@@ -176,7 +195,8 @@ unsafe fn segment<S: Simd>(
                         }
                     }
                 };
-                let mut tile = Tile {
+                let tile = Tile::<F> {
+                    form: PhantomData,
                     job,
                     run,
                     chunk,
@@ -189,12 +209,26 @@ unsafe fn segment<S: Simd>(
                     scores: scratch.scores.as_mut_ptr(),
                     ahead,
                 };
-                for at in (begin..end).step_by(GROUP) {
-                    group::<S>(&tile, at, GROUP.min(end - at));
-                    tile.ahead = 0;
+                match coded {
+                    Some(coded) if coded.direct => groups::<S, Direct>(tile.of(), begin..end),
+                    Some(_) => groups::<S, F>(tile, begin..end),
+                    None => groups::<S, Dense>(tile.of(), begin..end),
                 }
             }
         }
+    }
+}
+
+/// All of the band's query rows that meet a chunk.
+///
+/// # Safety
+/// As [`group`].
+#[inline(always)]
+unsafe fn groups<S: Simd, F: Form>(mut tile: Tile<'_, F>, rows: Range<usize>) {
+    for at in rows.clone().step_by(GROUP) {
+        // SAFETY: passed on.
+        unsafe { group::<S>(&tile, at, GROUP.min(rows.end - at)) };
+        tile.ahead = 0;
     }
 }
 
@@ -253,7 +287,7 @@ unsafe fn scales<S: Simd>(codes: &Codes, dim: usize, direct: bool, scratch: &mut
 /// # Safety
 /// As [`whole_task`]; `rows` lie in the band that begins at `first`.
 #[inline(always)]
-unsafe fn prepare_queries<S: Simd>(
+unsafe fn prepare_queries<S: Simd, F: Form>(
     job: &Job<'_>,
     first: u32,
     rows: Range<u32>,
@@ -274,7 +308,7 @@ unsafe fn prepare_queries<S: Simd>(
         for (i, q) in job.q.data[at..at + group * dim].chunks_exact(dim).enumerate() {
             // SAFETY: `q` of the scratch has room for every query row of the band.
             unsafe { prepare_halves::<S>(q, scratch.q.as_mut_ptr().add((local * group + i) * dim / 2 * S::PAIR)) };
-            if S::PAIR == 1 && job.kv.is_coded() {
+            if F::CODED && S::PAIR == 1 {
                 let (a, b) = q.split_at(dim / 2);
                 let pairs = scratch.coded.q[(local * group + i) * dim..][..dim].chunks_exact_mut(2);
                 for ((&a, &b), pair) in a.iter().zip(b).zip(pairs) {

@@ -4,6 +4,8 @@
 //! rounded to bf16, `l` and `O` scaled by `2^(m_old - m)`, then `O += p V`. A row that sees nothing of a chunk is left
 //! untouched, whatever its block mates see. K and V of the chunk stay in the L1 cache while all row blocks pass.
 
+use std::marker::PhantomData;
+
 use kvist_base::{CHUNK, Run};
 
 use super::kernel::Job;
@@ -50,8 +52,35 @@ pub(super) struct Coded {
     pub direct: bool,
 }
 
+/// Whether a pool has encoded chunks. Known when compiling: what they take must not cost registers where there are none.
+pub(super) trait Form {
+    const CODED: bool;
+    /// Codes are widened on the way.
+    const DIRECT: bool = false;
+}
+
+pub(super) struct Dense;
+
+impl Form for Dense {
+    const CODED: bool = false;
+}
+
+pub(super) struct Encoded;
+
+impl Form for Encoded {
+    const CODED: bool = true;
+}
+
+pub(super) struct Direct;
+
+impl Form for Direct {
+    const CODED: bool = true;
+    const DIRECT: bool = true;
+}
+
 /// What the groups of one band, head and chunk have in common.
-pub(super) struct Tile<'a> {
+pub(super) struct Tile<'a, F: Form> {
+    pub form: PhantomData<F>,
     pub job: &'a Job<'a>,
     pub run: &'a Run,
     /// Which chunk of the run.
@@ -69,13 +98,31 @@ pub(super) struct Tile<'a> {
     pub ahead: isize,
 }
 
+impl<'a, F: Form> Tile<'a, F> {
+    #[inline(always)]
+    pub fn of<G: Form>(self) -> Tile<'a, G> {
+        let Tile { job, run, chunk, first, k, v, coded, q, state, scores, ahead, .. } = self;
+        Tile { form: PhantomData, job, run, chunk, first, k, v, coded, q, state, scores, ahead }
+    }
+
+    #[inline(always)]
+    fn direct(&self) -> bool {
+        F::DIRECT
+    }
+
+    #[inline(always)]
+    fn coded(&self) -> Option<Coded> {
+        if F::CODED { self.coded } else { None }
+    }
+}
+
 /// `n <= GROUP` query rows from `at` of the band against a chunk.
 ///
 /// # Safety
 /// The ISA of `S` is available, the tile's pointers are those of its job, and the rows' state and the scores belong to
 /// the caller.
 #[inline(always)]
-pub(super) unsafe fn group<S: Simd>(tile: &Tile<'_>, at: usize, n: usize) {
+pub(super) unsafe fn group<S: Simd>(tile: &Tile<'_, impl Form>, at: usize, n: usize) {
     let (runs, size) = (tile.job.runs, tile.job.plan.shape.group());
     let mut masks = [0_u64; GROUP];
     for (r, mask) in masks[..n].iter_mut().enumerate() {
@@ -89,7 +136,7 @@ pub(super) unsafe fn group<S: Simd>(tile: &Tile<'_>, at: usize, n: usize) {
     // SAFETY: rows `at..at + n` lie in the band, and `scores` has room for `n` rows.
     unsafe {
         let q_row = tile.job.plan.shape.head_dim / 2 * S::PAIR;
-        let q = match &tile.coded {
+        let q = match &tile.coded() {
             None => tile.q.add(at * q_row),
             Some(coded) => {
                 for r in 0..n {
@@ -113,7 +160,7 @@ pub(super) unsafe fn group<S: Simd>(tile: &Tile<'_>, at: usize, n: usize) {
         for (r, alpha) in alpha[..n].iter_mut().enumerate() {
             if masks[r] != 0 {
                 let (m, l) = (&mut *tile.state.m.add(at + r), &mut *tile.state.l.add(at + r));
-                let scales = tile.coded.map(|coded| coded.v_scales);
+                let scales = tile.coded().map(|coded| coded.v_scales);
                 *alpha = softmax_row::<S>(tile.scores.add(r * CHUNK), scales, largest[r], m, l);
             }
         }
@@ -171,7 +218,7 @@ unsafe fn store_scaled<S: Simd>(to: *mut u32, x: S::F) {
 /// # Safety
 /// As [`group`].
 #[inline(always)]
-unsafe fn scores<S: Simd, const R: usize, const V: usize>(tile: &Tile<'_>, q: *const u32, to: usize) {
+unsafe fn scores<S: Simd, const R: usize, const V: usize>(tile: &Tile<'_, impl Form>, q: *const u32, to: usize) {
     let dim = tile.job.plan.shape.head_dim;
     let q_row = dim / 2 * S::PAIR;
     let ahead = if to == 0 { tile.ahead } else { 0 };
@@ -180,7 +227,7 @@ unsafe fn scores<S: Simd, const R: usize, const V: usize>(tile: &Tile<'_>, q: *c
         for token in (0..CHUNK).step_by(V * S::LANES) {
             let mut acc = [[S::splat(0.0); V]; R];
             let k = tile.k.add(token);
-            if tile.coded.is_some_and(|coded| coded.direct) {
+            if tile.direct() {
                 let k = tile.k.cast::<i8>().add(2 * token);
                 let next = next_codes(k, ahead);
                 dots_codes::<S, R, V>(&mut acc, k, CHUNK, q, q_row, dim / 2, next);
@@ -243,7 +290,7 @@ unsafe fn dots_codes<S: Simd, const R: usize, const V: usize>(
 /// As [`group`].
 #[inline(always)]
 unsafe fn outputs<S: Simd, const R: usize, const V: usize>(
-    tile: &Tile<'_>,
+    tile: &Tile<'_, impl Form>,
     at: usize,
     from: usize,
     alpha: &[f32; GROUP],
@@ -332,7 +379,7 @@ unsafe fn softmax_row<S: Simd>(
 /// As [`group`].
 #[inline(always)]
 unsafe fn columns<S: Simd, const R: usize, const V: usize>(
-    tile: &Tile<'_>,
+    tile: &Tile<'_, impl Form>,
     at: usize,
     from: usize,
     column: usize,
@@ -353,7 +400,7 @@ unsafe fn columns<S: Simd, const R: usize, const V: usize>(
             }
         }
         let v = tile.v.add(column);
-        if tile.coded.is_some_and(|coded| coded.direct) {
+        if tile.direct() {
             let v = tile.v.cast::<i8>().add(2 * column);
             dots_codes::<S, R, V>(&mut acc, v, shape.head_dim, p, CHUNK, PAIRS, next_codes(v, ahead));
         } else if ahead == 0 {
