@@ -131,8 +131,9 @@ impl Params {
         refuse_unsupported(fields)?;
         let n = fields.int("n", 1, i64::from(bounds.max_n))?.unwrap_or(1) as u32;
         let mut most = None;
-        for name in ["max_completion_tokens", "max_tokens", "n_predict"] {
-            let value = fields.int(name, -1, i64::from(i32::MAX))?;
+        // No limit is a negative number in llama-server's own field only: elsewhere it is more likely a mistake.
+        for (name, least) in [("max_completion_tokens", 0), ("max_tokens", 0), ("n_predict", -1)] {
+            let value = fields.int(name, least, i64::from(i32::MAX))?;
             most = most.or(value);
         }
         let least = if bounds.may_hurry { i32::MIN } else { 0 };
@@ -140,7 +141,6 @@ impl Params {
             model: fields.string("model")?.map(str::to_owned),
             n,
             max_tokens: most.and_then(|n| u32::try_from(n).ok()),
-            // The word of llama-server and LM Studio for no limit.
             to_the_end: most == Some(-1),
             sampling: sampling(fields, bounds)?,
             edits: Arc::new(edits(fields)?),
@@ -286,10 +286,10 @@ mod tests {
     }
 
     /// Clients of llama-server send `seed: -1` with every request: each regenerated reply was the same. Its
-    /// `repeat_penalty` was ignored, and `max_tokens: -1` refused.
+    /// `repeat_penalty` was ignored, and `n_predict: -1` refused.
     #[test]
     fn llama_server_spellings() {
-        let p = parse(r#"{"seed":-1,"repeat_penalty":1.5,"max_tokens":-1}"#).unwrap();
+        let p = parse(r#"{"seed":-1,"repeat_penalty":1.5,"n_predict":-1}"#).unwrap();
         assert_eq!((p.sampling.seed, p.sampling.repetition_penalty), (99, 1.5));
         assert_eq!((p.max_tokens, p.to_the_end), (None, true));
         let p = parse(r#"{"repeat_penalty":1.5,"repetition_penalty":1.2,"n_predict":-1,"max_tokens":4}"#).unwrap();
@@ -304,7 +304,7 @@ mod tests {
             ("n", "17"),
             ("n", "\"2\""),
             ("n", "1.5"),
-            ("max_tokens", "-2"),
+            ("max_tokens", "-1"),
             ("max_tokens", "9223372036854775808"),
             ("max_completion_tokens", "true"),
             ("n_predict", "-2"),
