@@ -24,6 +24,22 @@ unsafe fn widened(codes: *const i8) -> __m512i {
     _mm512_or_si512(low, _mm512_castps_si512(second))
 }
 
+/// Adds the products of pairs of weights with one pair of each of `R` rows of x, which are `row` words apart.
+#[inline(always)]
+unsafe fn add_products<const R: usize, const V: usize>(
+    acc: &mut [[__m512; V]; R],
+    pairs: [__m512i; V],
+    x: *const u32,
+    row: usize,
+) {
+    for (r, acc) in acc.iter_mut().enumerate() {
+        let x = _mm512_set1_epi32(*x.add(r * row) as i32);
+        for (a, pair) in acc.iter_mut().zip(pairs) {
+            *a = _mm512_dpbf16_ps(*a, transmute::<__m512i, __m512bh>(pair), transmute::<__m512i, __m512bh>(x));
+        }
+    }
+}
+
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const PAIR: usize = 1;
@@ -121,12 +137,7 @@ impl Simd for Avx512 {
         for (v, pair) in pairs.iter_mut().enumerate() {
             *pair = widened(w.add(2 * v * Self::LANES));
         }
-        for (r, acc) in acc.iter_mut().enumerate() {
-            let x = _mm512_set1_epi32(*x.add(r * row) as i32);
-            for (a, pair) in acc.iter_mut().zip(pairs) {
-                *a = _mm512_dpbf16_ps(*a, transmute::<__m512i, __m512bh>(pair), transmute::<__m512i, __m512bh>(x));
-            }
-        }
+        add_products(acc, pairs, x, row);
     }
     #[inline(always)]
     unsafe fn step<const R: usize, const V: usize>(
@@ -140,11 +151,6 @@ impl Simd for Avx512 {
         for (v, pair) in pairs.iter_mut().enumerate() {
             *pair = _mm512_loadu_si512(w.add(at::<Self>(v, panel)).cast());
         }
-        for (r, acc) in acc.iter_mut().enumerate() {
-            let x = _mm512_set1_epi32(*x.add(r * row) as i32);
-            for (a, pair) in acc.iter_mut().zip(pairs) {
-                *a = _mm512_dpbf16_ps(*a, transmute::<__m512i, __m512bh>(pair), transmute::<__m512i, __m512bh>(x));
-            }
-        }
+        add_products(acc, pairs, x, row);
     }
 }
