@@ -1,5 +1,5 @@
 //! Words that every other crate shares: ids, dtypes, the chunk layout table, the step plan and the traits
-//! at the engine's borders ([`Executor`], [`Residency`], [`Constraint`], [`Clock`]). Standard library only, no I/O, no policy.
+//! at the engine's borders ([`Executor`], [`Residency`], [`Tier`], [`Constraint`], [`Clock`]). Standard library only, no I/O, no policy.
 #![forbid(unsafe_code)]
 
 mod clock;
@@ -7,6 +7,7 @@ mod constraint;
 mod ids;
 mod layout;
 mod plan;
+mod tier;
 mod window;
 
 pub use clock::{Clock, ManualClock, Micros, SystemClock};
@@ -17,3 +18,4 @@ pub use plan::{
     AllResident, Executor, ExecutorInfo, Gone, OpenPool, Prepare, Residency, Row, RowOutcome, Run, RunList, Seal, Slot,
     StepCounters, StepOutput, StepPlan,
 };
+pub use tier::{Found, Load, LoadId, LoadState, Tier};

@@ -106,6 +106,8 @@ pub enum Prepare {
     Zero(ChunkId),
     /// The first `n` slots of `from`, all layers, are copied to the same slots of `to`.
     Copy { from: ChunkId, to: ChunkId, n: u8 },
+    /// A chunk whose slices have all come from a tier: [`Residency::fill`] gives every layer without blocking.
+    Install(ChunkId),
 }
 
 /// A chunk that the step fills: once its last rows are written, each layer encodes `from`, an open slab, into `to`.
@@ -126,7 +128,7 @@ pub struct StepPlan {
     pub classes: Vec<RunList>,
     /// Chunks that the step fills, where sealed chunks are encoded. In each layer between writing and attending.
     pub seals: Vec<Seal>,
-    /// Chunks that may still be on their way: [`Residency::wait`] is asked for each of them in each layer.
+    /// Chunks that may still be on their way: [`Residency::fill`] is asked for each of them in each layer.
     pub arriving: Vec<ChunkId>,
 }
 
@@ -209,17 +211,22 @@ impl fmt::Display for Gone {
 
 impl std::error::Error for Gone {}
 
-/// Says when a chunk's slice of a layer can be read. Blocks until it is there or given up.
+/// Brings the slices of chunks that are still on their way.
 pub trait Residency: Sync {
-    fn wait(&self, layer: usize, chunk: ChunkId) -> Result<(), Gone>;
+    /// Blocks until the chunk's slice of `layer` is there or given up. A slice that comes from a tier is put into `to`,
+    /// its place in the pool, and the answer is true; false: it is in its place already.
+    ///
+    /// # Errors
+    /// When the slice will not come, or not in time.
+    fn fill(&self, layer: usize, chunk: ChunkId, to: &mut [u8]) -> Result<bool, Gone>;
 }
 
 /// Everything is in memory.
 pub struct AllResident;
 
 impl Residency for AllResident {
-    fn wait(&self, _: usize, _: ChunkId) -> Result<(), Gone> {
-        Ok(())
+    fn fill(&self, _: usize, _: ChunkId, _: &mut [u8]) -> Result<bool, Gone> {
+        Ok(false)
     }
 }
 
@@ -250,6 +257,9 @@ pub struct StepOutput {
     pub outcomes: Vec<RowOutcome>,
     /// `[wanted rows][vocab]`, f32, as the model gives them.
     pub logits: Vec<f32>,
+    /// Chunks that were to come, in [`StepPlan::arriving`] or by [`Prepare::Install`], and did not, whether rows were
+    /// lost with them or not. While every row is lost the others may be asked for again.
+    pub gone: Vec<ChunkId>,
     pub counters: StepCounters,
 }
 

@@ -173,7 +173,7 @@ impl<'a> Campaign<'a> {
     fn new(rng: &'a mut Rng, canary: Canary) -> Campaign<'a> {
         let slabs = rng.pick(&POOLS);
         let parity = rng.pick(&[1, 64, 16384]);
-        let mut cache = Cache::new(CacheConfig { slabs, open: None, parity });
+        let mut cache = Cache::new(CacheConfig { slabs, parity, ..CacheConfig::default() });
         cache.arena.canary = canary;
         let model = Model { slabs, parity, ..Model::default() };
         let kv = vec![[0; CHUNK]; slabs as usize];

@@ -97,7 +97,7 @@ impl Cache {
             slab.into_iter().for_each(|slab| self.arena.opens.as_mut().expect("it is theirs").free.push(slab));
             // Only this path uses `from`, which then is a leaf: with nothing else to be had, its slab goes on as the new
             // node, and the rest of it is what was evicted.
-            let from = from.filter(|&from| self.arena[from].refs == 1)?;
+            let from = from.filter(|&from| self.arena[from].refs == 1 && !self.arena[from].arriving)?;
             self.take_over(from, domain, copied.len() as u8);
             return Some(from);
         };
@@ -150,14 +150,18 @@ impl Cache {
     /// Ends a step: what was claimed and not invalidated is computed. Changes no path.
     pub fn commit(&mut self) {
         let encodes = self.encodes();
-        for (index, _) in std::mem::take(&mut self.claimed) {
+        for (index, valid) in std::mem::take(&mut self.claimed) {
             let node = &mut self.arena[index];
             node.claimed = false;
             node.valid = node.len;
+            let whole = node.len() == CHUNK && node.is_linked();
             if node.sealed {
                 node.warm_valid = node.warm;
             } else if encodes && node.len() == CHUNK {
                 (node.sealed, node.warm, node.warm_valid) = (true, node.len, node.len);
+            }
+            if whole && valid < CHUNK as u8 {
+                self.note_unsaved(index);
             }
             self.unpin(index);
         }

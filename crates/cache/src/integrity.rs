@@ -79,6 +79,8 @@ impl Cache {
             self.linked,
             self.tokens
         );
+        let arriving = self.arena.indices().filter(|&index| self.arena[index].arriving).count();
+        ensure!(arriving == self.arena.arriving as usize, "{arriving} nodes arriving, noted {}", self.arena.arriving);
         self.check_free()?;
         self.check_open()?;
         for &(index, _) in &self.claimed {
@@ -140,6 +142,7 @@ impl Cache {
         ensure!(node.valid == node.len || node.claimed, "tokens that nobody computes");
         ensure!(node.valid <= node.len, "more computed than recorded");
         ensure!(!node.is_public() || node.valid() == CHUNK, "public and not whole");
+        ensure!(!node.arriving || node.valid() == CHUNK, "arriving and not whole");
         ensure!(node.children.is_empty() || node.len() == CHUNK, "children below an open chunk");
         Ok(())
     }

@@ -19,10 +19,12 @@ mod open;
 mod path;
 pub mod policy;
 mod publish;
+mod tiers;
 mod tree;
 
 pub use claim::Claim;
 pub use node::NodeId;
 pub use path::Path;
 pub use publish::Publish;
+pub use tiers::Unsaved;
 pub use tree::{Cache, CacheConfig, CacheStats};

@@ -44,6 +44,8 @@ pub(crate) struct Node {
     pub valid: u8,
     /// Claimed in the current step.
     pub claimed: bool,
+    /// Its KV is on its way from a tier.
+    pub arriving: bool,
     /// Whole and encoded: what `open` holds of it is a copy that can be made again from its tokens.
     pub sealed: bool,
     /// The slab that rows of the chunk are written to, where sealed chunks are encoded.
@@ -81,6 +83,7 @@ impl Node {
             len: 0,
             valid: 0,
             claimed: false,
+            arriving: false,
             sealed: false,
             open: None,
             warm: 0,
@@ -153,6 +156,8 @@ pub(crate) struct Arena {
     slabs: u32,
     /// Slabs for open chunks, where sealed ones are encoded.
     pub opens: Option<Opens>,
+    /// Nodes whose KV is on its way.
+    pub arriving: u32,
     /// A fault that a campaign asked for.
     pub canary: Canary,
 }
@@ -168,7 +173,7 @@ impl Arena {
     pub fn new(slabs: u32, open: Option<u32>) -> Arena {
         let root = Node { state: State::Linked, refs: 1, ..Node::new() };
         let opens = open.map(|n| Opens { owners: vec![None; n as usize], free: (0..n).rev().collect() });
-        Arena { nodes: vec![root], free: Vec::new(), slabs, opens, canary: Canary::None }
+        Arena { nodes: vec![root], free: Vec::new(), slabs, opens, arriving: 0, canary: Canary::None }
     }
 
     pub fn slabs(&self) -> u32 {
@@ -210,6 +215,7 @@ impl Arena {
         node.valid = 0;
         self.close(index);
         self[index].sealed = false;
+        self.arriving -= u32::from(std::mem::take(&mut self[index].arriving));
         self.retire(index);
         self.free.push(index);
     }

@@ -35,6 +35,7 @@ impl Cache {
                     self.arena.unlink(own);
                     self.arena[own].domain = DomainId::PUBLIC;
                     self.arena.link(own);
+                    self.note_unsaved(own);
                     let equals = self.equals(parent, window);
                     if !equals.is_empty() {
                         self.epoch += 1;
@@ -77,7 +78,7 @@ impl Cache {
     }
 
     /// The private children of `parent`, of any domain, that hold exactly this whole chunk.
-    fn equals(&self, parent: u32, window: &[TokenId]) -> Vec<u32> {
+    pub(crate) fn equals(&self, parent: u32, window: &[TokenId]) -> Vec<u32> {
         let children = &self.arena[parent].children;
         let mut equal = Vec::new();
         let mut after = DomainId::PUBLIC;

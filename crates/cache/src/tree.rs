@@ -1,6 +1,6 @@
 //! The tree as requests see it: find, follow, fork, release.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use kvist_base::{CHUNK, ChunkId, DomainId, TokenId};
 
@@ -16,13 +16,15 @@ pub struct CacheConfig {
     pub slabs: u32,
     /// Where sealed chunks are encoded: slabs for open chunks, two at least. Their ids follow those of the chunks.
     pub open: Option<u32>,
+    /// Whether whole chunks are kept in mind until they are saved: see [`Cache::unsaved`].
+    pub saves: bool,
     /// Position in tokens at which attention costs as much as the dense layers: how fast chunks get dearer with depth.
     pub parity: u32,
 }
 
 impl Default for CacheConfig {
     fn default() -> CacheConfig {
-        CacheConfig { slabs: 1024, open: None, parity: 16384 }
+        CacheConfig { slabs: 1024, open: None, saves: false, parity: 16384 }
     }
 }
 
@@ -52,6 +54,11 @@ pub struct CacheStats {
     pub unlinked: u64,
     /// Sealed chunks whose rows were computed again, in part at least: see [`Cache::reopen`].
     pub reopened: u64,
+    /// Chunks taken from a tier: see [`Cache::adopt`].
+    pub adopted: u64,
+    /// Whole chunks that are not saved yet, and those that were evicted before they were.
+    pub unsaved: u64,
+    pub never_saved: u64,
 }
 
 /// The prefix tree of one namespace. See [`Path`] for what a sequence holds.
@@ -78,6 +85,9 @@ pub struct Cache {
     pub(crate) merges: u64,
     pub(crate) unlinked: u64,
     pub(crate) reopened: u64,
+    pub(crate) adopted: u64,
+    pub(crate) unsaved: Option<VecDeque<NodeId>>,
+    pub(crate) never_saved: u64,
 }
 
 impl Cache {
@@ -100,6 +110,9 @@ impl Cache {
             merges: 0,
             unlinked: 0,
             reopened: 0,
+            adopted: 0,
+            unsaved: config.saves.then(VecDeque::new),
+            never_saved: 0,
         }
     }
 
@@ -229,6 +242,9 @@ impl Cache {
             merges: self.merges,
             unlinked: self.unlinked,
             reopened: self.reopened,
+            adopted: self.adopted,
+            unsaved: self.unsaved.as_ref().map_or(0, |list| list.len() as u64),
+            never_saved: self.never_saved,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvist_base::{CHUNK, ChunkId, DomainId, Executor, Gone, Residency, StepOutput, TokenId};
 use kvist_engine::{Effect, Engine, EngineConfig, Finish, Request, RequestId, Sampling};
-use kvist_sim::Random;
+use kvist_sim::{Manners, Random, SimTier};
 
 use crate::recorder::{Bits, Recorder};
 
@@ -36,6 +36,8 @@ pub struct Report {
     pub with_losses: u64,
     /// Cases in which rows of sealed chunks were computed again.
     pub with_reopens: u64,
+    /// Cases in which chunks came from a tier.
+    pub with_loads: u64,
 }
 
 impl Report {
@@ -48,6 +50,7 @@ impl Report {
         self.with_preemptions += o.with_preemptions;
         self.with_losses += o.with_losses;
         self.with_reopens += o.with_reopens;
+        self.with_loads += o.with_loads;
     }
 }
 
@@ -57,7 +60,7 @@ impl std::fmt::Display for Report {
         write!(
             f,
             "{} cases, {} bit patterns compared; cases with hits {:.1} %, evictions {:.1} %, cancels {:.1} %, \
-             preemptions {:.1} %, lost slices {:.1} %, chunks reopened {:.1} %",
+             preemptions {:.1} %, lost slices {:.1} %, chunks reopened {:.1} %, loads from a tier {:.1} %",
             self.cases,
             self.compared,
             share(self.with_hits),
@@ -65,7 +68,8 @@ impl std::fmt::Display for Report {
             share(self.with_cancels),
             share(self.with_preemptions),
             share(self.with_losses),
-            share(self.with_reopens)
+            share(self.with_reopens),
+            share(self.with_loads)
         )
     }
 }
@@ -80,10 +84,10 @@ struct Flaky {
 }
 
 impl Residency for Flaky {
-    fn wait(&self, layer: usize, chunk: ChunkId) -> Result<(), Gone> {
+    fn fill(&self, layer: usize, chunk: ChunkId, _: &mut [u8]) -> Result<bool, Gone> {
         let n = self.counter.fetch_add(1, Ordering::Relaxed);
         let lost = Random::new(n ^ (layer as u64) << 40).word() % 10_000 < self.per_myriad;
-        if lost { Err(Gone(chunk)) } else { Ok(()) }
+        if lost { Err(Gone(chunk)) } else { Ok(false) }
     }
 }
 
@@ -99,6 +103,8 @@ struct Case {
     threads: usize,
     per_myriad: u64,
     publish: bool,
+    /// Everything comes twice, the second time to a new engine over what the first has saved.
+    tier: Option<Manners>,
 }
 
 /// Runs the case of `seed` on `subject`.
@@ -122,25 +128,27 @@ pub fn run(seed: u64, subject: &dyn Subject) -> Result<Report, String> {
     if let Some(clash) = truth.clash.take() {
         return Err(told(format!("lone cold runs contradict each other: {clash}")));
     }
-    let (bits, streams, stats) = together(&case, subject).map_err(&told)?;
-    let compared = truth.bits.covers(&bits).map_err(&told)?;
-    for (key, (tokens, end)) in &streams {
-        let (expected, expected_end) = &alone[key];
-        let whole = *end != Some(Finish::Cancelled);
-        if !expected.starts_with(tokens) || (whole && (tokens != expected || end != expected_end)) {
-            return Err(told(format!("{key:?}: {tokens:?} {end:?}, alone {expected:?} {expected_end:?}")));
+    let mut report = Report { cases: 1, ..Report::default() };
+    let tier = case.tier.map(|manners| SimTier::new(&truth.info().layout.clone(), manners));
+    for _ in 0..1 + usize::from(tier.is_some()) {
+        let (bits, streams, stats) = together(&case, subject, tier.as_ref()).map_err(&told)?;
+        report.compared += truth.bits.covers(&bits).map_err(&told)? as u64;
+        for (key, (tokens, end)) in &streams {
+            let (expected, expected_end) = &alone[key];
+            let whole = *end != Some(Finish::Cancelled);
+            if !expected.starts_with(tokens) || (whole && (tokens != expected || end != expected_end)) {
+                return Err(told(format!("{key:?}: {tokens:?} {end:?}, alone {expected:?} {expected_end:?}")));
+            }
         }
+        report.with_hits |= u64::from(stats.cached_tokens > 0);
+        report.with_evictions |= u64::from(stats.cache.evictions > 0);
+        report.with_cancels |= u64::from(streams.values().any(|s| s.1 == Some(Finish::Cancelled)));
+        report.with_preemptions |= u64::from(stats.preemptions > 0);
+        report.with_losses |= u64::from(stats.lost_rows > 0);
+        report.with_reopens |= u64::from(stats.cache.reopened > 0);
+        report.with_loads |= u64::from(stats.tier.loads > 0);
     }
-    Ok(Report {
-        cases: 1,
-        compared: compared as u64,
-        with_hits: u64::from(stats.cached_tokens > 0),
-        with_evictions: u64::from(stats.cache.evictions > 0),
-        with_cancels: u64::from(streams.values().any(|s| s.1 == Some(Finish::Cancelled))),
-        with_preemptions: u64::from(stats.preemptions > 0),
-        with_losses: u64::from(stats.lost_rows > 0),
-        with_reopens: u64::from(stats.cache.reopened > 0),
-    })
+    Ok(report)
 }
 
 type Streams = BTreeMap<(RequestId, u32), (Vec<TokenId>, Option<Finish>)>;
@@ -156,9 +164,17 @@ fn collect(engine: &mut Engine, streams: &mut Streams) {
 }
 
 /// All requests through one engine and one pool.
-fn together(case: &Case, subject: &dyn Subject) -> Result<(Bits, Streams, kvist_engine::EngineStats), String> {
-    let mut executor = Recorder::new(subject.executor(case.chunks, case.open, case.threads));
+fn together(
+    case: &Case,
+    subject: &dyn Subject,
+    tier: Option<&SimTier>,
+) -> Result<(Bits, Streams, kvist_engine::EngineStats), String> {
+    let tier = tier.map(SimTier::restarted);
+    let mut executor = Recorder::new(subject.executor(case.chunks, case.open, case.threads)).with_tier(tier.clone());
     let mut engine = Engine::new(case.config.clone(), executor.info().clone());
+    if let Some(tier) = &tier {
+        engine = engine.with_tier(Box::new(tier.clone()));
+    }
     let flaky = Flaky { per_myriad: case.per_myriad, counter: AtomicU64::new(case.requests[0].sampling.seed) };
     let mut streams = Streams::new();
     let mut output = StepOutput::default();
@@ -173,8 +189,12 @@ fn together(case: &Case, subject: &dyn Subject) -> Result<(Bits, Streams, kvist_
             engine.publish(case.requests[0].domain, &case.requests[0].prompt);
         }
         if let Some(plan) = engine.plan(step) {
-            executor.step(plan, &flaky, &mut output);
+            let residency: &dyn Residency = tier.as_ref().map_or(&flaky, |tier| tier);
+            executor.step(plan, residency, &mut output);
             engine.complete(step, &output);
+            if let Some(tier) = &tier {
+                tier.save_all(&mut engine, &executor);
+            }
         } else if case.arrivals.iter().all(|&at| at <= step) && engine.is_idle() {
             engine.check_integrity()?;
             collect(&mut engine, &mut streams);
@@ -222,6 +242,7 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
         prompts.push(prompt);
     }
     let tight = random.chance(40);
+    let saves = random.chance(40);
     let requests: Vec<Request> = prompts
         .into_iter()
         .enumerate()
@@ -271,12 +292,21 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
             max_logit_rows: random.pick(&[4, 64]),
             min_prefill_rows: random.pick(&[1, 16]),
             ask_residency: true,
+            saves,
             ..EngineConfig::default()
         },
         chunks: if tight { largest + random.below(4) as u32 } else { all + 8 },
         threads: if deep { 2 + random.below(7) } else { 1 + random.below(8) },
         per_myriad,
         publish: random.chance(20),
+        tier: saves.then(|| Manners {
+            seed: random.word(),
+            room: random.pick(&[2, 1000]),
+            pace: random.pick(&[30, 70, 100]),
+            layer: random.pick(&[0, 0, 1]),
+            lost: per_myriad,
+            missed: random.pick(&[0, 0, 200]),
+        }),
         open: if !subject.encodes() {
             0
         } else if tight {

@@ -7,6 +7,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use kvist_base::{
     CHUNK, ChunkId, Executor, ExecutorInfo, Prepare, Residency, RowOutcome, StepOutput, StepPlan, TokenId,
 };
+use kvist_sim::SimTier;
 
 /// Bits by the token ids that they must be a function of.
 #[derive(Default)]
@@ -50,6 +51,8 @@ pub struct Recorder {
     /// Token of every slot that holds KV.
     cells: Vec<[Option<TokenId>; CHUNK]>,
     pub bits: Bits,
+    /// Where chunks come from that were computed elsewhere.
+    tier: Option<SimTier>,
     /// The first contradiction.
     pub clash: Option<String>,
     bytes: Vec<u8>,
@@ -58,13 +61,19 @@ pub struct Recorder {
 impl Recorder {
     pub fn new(inner: Box<dyn Executor>) -> Recorder {
         let cells = vec![[None; CHUNK]; inner.info().open_slabs().end as usize];
-        Recorder { inner, cells, bits: Bits::default(), clash: None, bytes: Vec::new() }
+        Recorder { inner, cells, bits: Bits::default(), tier: None, clash: None, bytes: Vec::new() }
+    }
+
+    pub fn with_tier(mut self, tier: Option<SimTier>) -> Recorder {
+        self.tier = tier;
+        self
     }
 
     fn mirror(&mut self, plan: &StepPlan, outcomes: &[RowOutcome]) {
         for prepare in &plan.prepare {
             match *prepare {
                 Prepare::Zero(chunk) => self.cells[chunk.0 as usize] = [None; CHUNK],
+                Prepare::Install(_) => {}
                 Prepare::Copy { from, to, n } => {
                     let source = self.cells[from.0 as usize];
                     self.cells[to.0 as usize][..n as usize].copy_from_slice(&source[..n as usize]);
@@ -106,6 +115,17 @@ impl Executor for Recorder {
     }
 
     fn step(&mut self, plan: &StepPlan, residency: &dyn Residency, out: &mut StepOutput) {
+        if let Some(tier) = &self.tier {
+            let installs = plan.prepare.iter().filter_map(|prepare| match prepare {
+                Prepare::Install(chunk) => Some(chunk),
+                Prepare::Zero(_) | Prepare::Copy { .. } => None,
+            });
+            for chunk in installs.chain(&plan.arriving) {
+                for (i, token) in tier.tokens(*chunk).into_iter().flatten().enumerate() {
+                    self.cells[chunk.0 as usize][i] = Some(token);
+                }
+            }
+        }
         self.inner.step(plan, residency, out);
         self.mirror(plan, &out.outcomes);
         let vocab = self.inner.info().vocab;

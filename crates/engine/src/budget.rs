@@ -48,6 +48,13 @@ impl Budget {
         if each <= 0.0 { None } else { Some((left / each).max(0.0) as usize) }
     }
 
+    /// Microseconds that a step of `rows` prompt rows takes behind `depth` chunks. `None` until enough steps were seen.
+    pub fn time_of(&self, rows: usize, depth: usize) -> Option<Micros> {
+        let chunks = rows.div_ceil(CHUNK);
+        let x = features(rows, rows * (depth + chunks / 2));
+        self.coefficients.map(|c| (c[0] * x[0] + c[1] * x[1] + c[2] * x[2]) as Micros)
+    }
+
     /// Microseconds that one more row costs, as far as known.
     pub fn row_cost(&self) -> f64 {
         self.coefficients.map_or(100.0, |c| c[1].max(0.1))

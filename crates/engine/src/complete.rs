@@ -19,11 +19,14 @@ impl Engine {
     /// If no step is in flight.
     pub fn complete(&mut self, now: Micros, output: &StepOutput) {
         let step = self.in_step.take().expect("a step is in flight");
-        self.budget.observe(self.plan.rows.len(), step.attended, now.saturating_sub(step.planned_at).max(1));
+        if !self.plan.rows.is_empty() {
+            self.budget.observe(self.plan.rows.len(), step.attended, now.saturating_sub(step.planned_at).max(1));
+        }
         self.stats.steps += 1;
         self.stats.kv_bytes_read += output.counters.kv_bytes_read;
         self.stats.kv_bytes_unshared += output.counters.kv_bytes_unshared;
         let lost = self.drop_lost(output);
+        self.note_arrivals(output, lost > 0 && lost == self.plan.rows.len());
         self.cache.commit();
         let mut running = std::mem::take(&mut self.running);
         let mut forks = Vec::new();
@@ -58,7 +61,7 @@ impl Engine {
             }
         }
         self.running.sort_by_key(|s| s.seniority);
-        if lost > 0 {
+        if lost > 0 || !output.gone.is_empty() {
             self.reseat();
         }
         self.deferred_cancels(now);
@@ -78,6 +81,11 @@ impl Engine {
             }
         }
         self.cache.abort();
+        for prepare in &self.plan.prepare {
+            if let Prepare::Install(chunk) = prepare {
+                self.cache.invalidate(*chunk, 0);
+            }
+        }
         self.reseat();
         if let Some(at) = self.running.iter().position(|s| Some(s.key()) == broken) {
             let sequence = self.running.remove(at);
@@ -102,6 +110,7 @@ impl Engine {
         let mut lost_chunks: Vec<ChunkId> = output.outcomes.iter().filter_map(lost).collect();
         let rows = lost_chunks.len();
         self.stats.lost_rows += rows as u64;
+        lost_chunks.extend(&output.gone);
         lost_chunks.sort_unstable();
         lost_chunks.dedup();
         // What was to be copied from a lost chunk is not there either, nor a copy of that copy: they are in order.
@@ -191,6 +200,7 @@ impl Engine {
                     setbacks: 0,
                     furthest: 0,
                     suspect: false,
+                    read_ahead: false,
                     constraint: s.constraint.clone(),
                     step: StepRows::default(),
                 };

@@ -24,6 +24,8 @@ pub struct EngineConfig {
     /// Lists every stored chunk that a step reads as arriving, so that the [`kvist_base::Residency`] is asked for
     /// it. For executors whose slices load while layers compute, and for fault tests.
     pub ask_residency: bool,
+    /// Keeps whole chunks in mind until they are saved: see [`crate::Engine::unsaved`].
+    pub saves: bool,
 }
 
 impl Default for EngineConfig {
@@ -38,6 +40,7 @@ impl Default for EngineConfig {
             min_prefill_rows: 16,
             overdue: 20_000_000,
             ask_residency: false,
+            saves: false,
         }
     }
 }

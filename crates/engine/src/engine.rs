@@ -8,6 +8,7 @@ use crate::config::EngineConfig;
 use crate::fairness::Fairness;
 use crate::request::{Effect, Finish, Refusal, Request, RequestId};
 use crate::sequence::{RequestState, Sequence, StepRows};
+use crate::tier::Tiers;
 
 /// Counters since start and gauges of now.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +30,22 @@ pub struct EngineStats {
     pub lost_rows: u64,
     pub kv_bytes_read: u64,
     pub kv_bytes_unshared: u64,
+    pub tier: TierStats,
     pub cache: CacheStats,
+}
+
+/// What was asked of the tier below RAM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TierStats {
+    pub loads: u64,
+    /// Of these, those for requests that still waited.
+    pub read_ahead: u64,
+    /// Tokens that loads were begun for.
+    pub tokens: u64,
+    /// Loads that nobody wanted any more.
+    pub dropped: u64,
+    /// Chunks that did not come.
+    pub lost: u64,
 }
 
 /// See the crate's documentation. One step at a time: `plan`, run it, `complete` (or `abort_step`).
@@ -37,6 +53,7 @@ pub struct Engine {
     pub(crate) config: EngineConfig,
     pub(crate) info: ExecutorInfo,
     pub(crate) cache: Cache,
+    pub(crate) tiers: Option<Tiers>,
     pub(crate) fairness: Fairness,
     pub(crate) budget: Budget,
     pub(crate) requests: BTreeMap<RequestId, RequestState>,
@@ -49,6 +66,8 @@ pub struct Engine {
     pub(crate) in_step: Option<InStep>,
     /// A sequence found no room in the last plan.
     pub(crate) starved: bool,
+    /// A running sequence waits for what is on its way.
+    pub(crate) held_up: bool,
     /// Cancels that arrived while a step ran.
     pub(crate) cancels: Vec<(RequestId, Option<u32>)>,
     pub(crate) effects: Vec<Effect>,
@@ -82,6 +101,7 @@ impl Engine {
         let cache = Cache::new(CacheConfig {
             slabs: info.chunks,
             open: info.open.as_ref().map(|open| open.chunks),
+            saves: config.saves,
             ..CacheConfig::default()
         });
         let plan = StepPlan { classes: vec![Default::default()], ..StepPlan::default() };
@@ -89,6 +109,7 @@ impl Engine {
             config,
             info,
             cache,
+            tiers: None,
             fairness: Fairness::default(),
             budget: Budget::new(),
             requests: BTreeMap::new(),
@@ -97,6 +118,7 @@ impl Engine {
             plan,
             in_step: None,
             starved: false,
+            held_up: false,
             cancels: Vec::new(),
             effects: Vec::new(),
             next_number: 0,
@@ -115,7 +137,7 @@ impl Engine {
         let mut request = request;
         let tokens = std::mem::take(&mut request.prompt);
         let constraint = request.constraint.take();
-        let cached_guess = self.cache.probe(domain, &tokens);
+        let cached_guess = self.expect(domain, &tokens);
         self.fairness.enter(domain);
         let sequence = Sequence {
             id,
@@ -131,6 +153,7 @@ impl Engine {
             setbacks: 0,
             furthest: 0,
             suspect: false,
+            read_ahead: false,
             step: StepRows::default(),
             constraint,
             tokens,
@@ -261,7 +284,7 @@ impl Engine {
 
     /// Whether a call of `plan` could find work.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
+        self.waiting.is_empty() && self.running.is_empty() && !self.is_loading()
     }
 
     pub fn stats(&self) -> EngineStats {

@@ -17,10 +17,12 @@ mod request;
 mod sampler;
 mod sequence;
 mod softmax;
+mod tier;
 
 pub use adjust::{Edits, Seen, adjust};
 pub use assemble::{Branch, Place, assemble};
 pub use config::EngineConfig;
-pub use engine::{Engine, EngineStats};
+pub use engine::{Engine, EngineStats, TierStats};
 pub use request::{Effect, Finish, Refusal, Request, RequestId, Sampling, Timings, TokenLogprobs, Usage};
 pub use sampler::{logprobs, sample};
+pub use tier::EXTENT;

@@ -26,19 +26,21 @@ impl Engine {
     /// If a step is in flight.
     pub fn plan(&mut self, now: Micros) -> Option<&StepPlan> {
         assert!(self.in_step.is_none(), "one step at a time");
+        self.poll_tier();
         let gave_way = self.starved && self.cache.available() == 0 && self.preempt_youngest();
         self.starved = false;
         if !gave_way {
             self.admit(now);
+            self.read_ahead();
         }
         loop {
             let attended = self.choose_rows(now);
-            if self.running.iter().any(|s| s.step.n > 0) {
+            if self.running.iter().any(|s| s.step.n > 0) || self.has_arrivals() {
                 self.assemble();
                 self.in_step = Some(InStep { planned_at: now, attended });
                 return Some(&self.plan);
             }
-            if self.running.is_empty() {
+            if self.running.is_empty() || self.held_up {
                 return None;
             }
             // Nobody found room for a single row. The oldest fits alone (`submit` made sure), so this ends.
@@ -140,7 +142,10 @@ impl Engine {
         for _ in 0..PROBES.min(self.waiting.len()) {
             self.probe_cursor = (self.probe_cursor + 1) % self.waiting.len();
             let s = &mut self.waiting[self.probe_cursor];
-            s.cached_guess = self.cache.probe(s.domain, &s.tokens);
+            let (domain, tokens) = (s.domain, std::mem::take(&mut s.tokens));
+            let expected = self.expect(domain, &tokens);
+            let s = &mut self.waiting[self.probe_cursor];
+            (s.tokens, s.cached_guess) = (tokens, expected);
         }
     }
 
@@ -167,6 +172,8 @@ impl Engine {
             return false;
         }
         let mut s = self.waiting.swap_remove(i);
+        self.load_for(&mut s);
+        s.read_ahead = false;
         if s.seniority.is_none() {
             self.fairness.charge(s.domain, s.tokens.len() - s.path.used, 0);
         }
@@ -192,8 +199,13 @@ impl Engine {
         let mut prompts = Vec::new();
         self.running.iter_mut().for_each(|s| s.step = StepRows::default());
         let suspect = self.running.iter().position(|s| s.suspect);
+        self.held_up = false;
         for i in suspect.map_or(0..self.running.len(), |i| i..i + 1) {
             self.catch_up(i);
+            if !self.may_run(i) {
+                self.held_up = true;
+                continue;
+            }
             let s = &self.running[i];
             if s.pending() == 1 && rows < self.config.max_step_rows {
                 self.take_rows(i, 1);
@@ -333,6 +345,7 @@ impl Engine {
             }
         }
         self.plan.fill_windows(&self.info.layout.windows);
+        self.plan_arrivals();
         if self.config.ask_residency {
             self.list_arriving();
         }
@@ -345,7 +358,7 @@ impl Engine {
         written.extend(plan.seals.iter().map(|seal| seal.to));
         let sources = plan.prepare.iter().filter_map(|p| match p {
             Prepare::Copy { from, .. } => Some(from),
-            Prepare::Zero(_) => None,
+            Prepare::Zero(_) | Prepare::Install(_) => None,
         });
         plan.arriving.extend(plan.classes[0].chunks.iter().chain(sources).filter(|c| !written.contains(c)));
         plan.arriving.sort_unstable();

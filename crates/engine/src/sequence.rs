@@ -29,6 +29,8 @@ pub struct Sequence {
     pub furthest: usize,
     /// It was part of a step that broke; runs by itself until a step succeeds.
     pub suspect: bool,
+    /// While it waits: what the tier has for it is on its way.
+    pub read_ahead: bool,
     /// Stands after the last token drawn, whatever rows are still to run: setbacks and preemption do not move it.
     pub constraint: Option<Box<dyn Constraint>>,
     pub step: StepRows,
@@ -54,6 +56,29 @@ pub struct ClaimedRows {
 }
 
 impl Sequence {
+    /// What stands for a sequence while it is elsewhere.
+    pub fn vacant() -> Sequence {
+        Sequence {
+            id: RequestId(u64::MAX),
+            choice: 0,
+            domain: DomainId::PUBLIC,
+            tokens: Vec::new(),
+            seen: None,
+            path: Path::default(),
+            pos: 0,
+            seniority: None,
+            arrival: 0,
+            number: u64::MAX,
+            cached_guess: 0,
+            setbacks: 0,
+            furthest: 0,
+            suspect: false,
+            read_ahead: false,
+            constraint: None,
+            step: StepRows::default(),
+        }
+    }
+
     /// Rows that are still to run before a token can be drawn.
     pub fn pending(&self) -> usize {
         self.tokens.len() - self.pos

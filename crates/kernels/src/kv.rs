@@ -194,6 +194,25 @@ impl KvPool {
         self.data[base..base + slab].fill(0);
     }
 
+    /// A layer's slice of a chunk, as every tier holds it. Whoever writes it keeps the promise of the pool: what is decoded
+    /// from it is finite.
+    pub fn slice_mut(&mut self, layer: usize, chunk: ChunkId) -> &mut [u8] {
+        const { assert!(cfg!(target_endian = "little"), "chunks are little-endian, in every tier") };
+        let (at, bytes, data) = match &mut self.sealed {
+            Some(sealed) if chunk.0 < sealed.chunks => {
+                let layer = sealed.layout.layers[layer];
+                (chunk.0 as usize * sealed.layout.bytes + layer.offset, layer.bytes, &mut sealed.data)
+            }
+            _ => {
+                let layer = self.layout.layers[layer];
+                (self.base(chunk) * 2 + layer.offset, layer.bytes, &mut self.data)
+            }
+        };
+        let words = &mut data[at / 2..][..bytes / 2];
+        // SAFETY: the same memory as bytes, which have no alignment and no invalid values.
+        unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), bytes) }
+    }
+
     /// Copies the first `n` slots of `from`, all layers, to the same slots of `to`.
     ///
     /// # Panics

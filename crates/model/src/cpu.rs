@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use kvist_base::{
-    ChunkId, Codec, Executor, ExecutorInfo, OpenPool, Prepare, Residency, Row, RunList, Slot, StepOutput, StepPlan,
+    ChunkId, Codec, Executor, ExecutorInfo, Gone, OpenPool, Prepare, Residency, Row, RunList, Slot, StepOutput,
+    StepPlan,
 };
 use kvist_kernels::{self as kernels, AttnPlan, AttnShape, Isa, KvPool, Pool, Queries, RopeTable};
 
@@ -166,7 +167,12 @@ impl Ops for Cpu {
         match prepare {
             Prepare::Zero(chunk) => self.kv.zero(chunk),
             Prepare::Copy { from, to, n } => self.kv.copy_slots(from, to, n as usize),
+            Prepare::Install(_) => unreachable!("installed layer by layer"),
         }
+    }
+
+    fn fill(&mut self, layer: usize, chunk: ChunkId, residency: &dyn Residency) -> std::result::Result<(), Gone> {
+        residency.fill(layer, chunk, self.kv.slice_mut(layer, chunk)).map(|_| ())
     }
 
     fn begin(&mut self, plan: &StepPlan) {

@@ -1,6 +1,8 @@
 //! The decoder block, once, for every family and every executor.
 
-use kvist_base::{ExecutorInfo, Prepare, Residency, Row, RowOutcome, Slot, StepCounters, StepOutput, StepPlan};
+use kvist_base::{
+    ChunkId, ExecutorInfo, Gone, Prepare, Residency, Row, RowOutcome, Slot, StepCounters, StepOutput, StepPlan,
+};
 
 use crate::config::Config;
 use crate::lost::Lost;
@@ -12,7 +14,10 @@ pub(crate) trait Ops {
     /// Activations as a matrix reads them: f32, or rounded to bf16.
     type Input: Default;
 
+    /// Zeroes or copies.
     fn prepare(&mut self, prepare: Prepare);
+    /// Has a chunk's slice of a layer filled.
+    fn fill(&mut self, layer: usize, chunk: ChunkId, residency: &dyn Residency) -> Result<(), Gone>;
     /// Called once per step, before the first layer: rotation angles, tasks of the attention.
     fn begin(&mut self, plan: &StepPlan);
 
@@ -111,7 +116,7 @@ pub(crate) fn forward<O: Ops>(
         ops.rotate_and_write(l, plan, k, v);
         ops.seal(l, plan);
         for &chunk in &plan.arriving {
-            if !lost.is_lost(chunk) && residency.wait(l, chunk).is_err() {
+            if !lost.is_lost(chunk) && ops.fill(l, chunk, residency).is_err() {
                 lost.chunk(plan, chunk);
             }
         }
@@ -123,6 +128,9 @@ pub(crate) fn forward<O: Ops>(
         ops.gate_mul(gate_up, input);
         leave(ops, &layer.mlp, rows, input, scales.residual, branch, x);
     }
+
+    out.gone.clear();
+    out.gone.extend_from_slice(lost.chunks());
 
     // The last norm and the widest matrix only for rows whose logits are wanted.
     out.outcomes.clear();
@@ -206,12 +214,18 @@ fn leave<O: Ops>(
     }
 }
 
-/// Zeroes and copies chunks. A copy needs its source whole, so one that is still arriving is waited for in all layers;
-/// if it is lost, the copy is lost with it and stays zero.
+/// Zeroes, copies and installs chunks. A copy needs its source whole, so one that is still arriving is waited for in all
+/// layers; if it is lost, the copy is lost with it and stays zero.
 fn prepare<O: Ops>(layers: usize, ops: &mut O, plan: &StepPlan, residency: &dyn Residency, lost: &mut Lost) {
     for &prepare in &plan.prepare {
+        let mut arrives = |chunk| (0..layers).all(|layer| ops.fill(layer, chunk, residency).is_ok());
+        if let Prepare::Install(chunk) = prepare {
+            if !arrives(chunk) {
+                lost.chunk(plan, chunk);
+            }
+            continue;
+        }
         if let Prepare::Copy { from, to, n } = prepare {
-            let arrives = |chunk| (0..layers).all(|layer| residency.wait(layer, chunk).is_ok());
             if !lost.is_lost(from) && plan.arriving.contains(&from) && !arrives(from) {
                 lost.chunk(plan, from);
             }

@@ -30,6 +30,11 @@ impl Lost {
         self.chunks.contains(&chunk)
     }
 
+    /// The chunks that were lost, copies of such included.
+    pub fn chunks(&self) -> &[ChunkId] {
+        &self.chunks
+    }
+
     pub fn any(&self) -> bool {
         self.count > 0
     }

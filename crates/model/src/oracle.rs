@@ -2,8 +2,8 @@
 //! to be obviously right.
 
 use kvist_base::{
-    CHUNK, ChunkId, ChunkLayout, Dtype, Executor, ExecutorInfo, OpenPool, Prepare, Residency, Row, Slot, StepOutput,
-    StepPlan,
+    CHUNK, ChunkId, ChunkLayout, Dtype, Executor, ExecutorInfo, Gone, OpenPool, Prepare, Residency, Row, Slot,
+    StepOutput, StepPlan,
 };
 
 use crate::config::{Activation, Config};
@@ -210,7 +210,18 @@ impl Ops for Scalar {
                     self.chunk(to)[part.clone()].copy_from_slice(&source[part]);
                 }
             }
+            Prepare::Install(_) => unreachable!("installed layer by layer"),
         }
+    }
+
+    fn fill(&mut self, layer: usize, chunk: ChunkId, residency: &dyn Residency) -> std::result::Result<(), Gone> {
+        let part = self.at(layer, 0)..self.at(layer + 1, 0);
+        let mut bytes = vec![0; part.len() * 4];
+        if residency.fill(layer, chunk, &mut bytes)? {
+            let (words, _) = bytes.as_chunks();
+            self.chunk(chunk)[part].iter_mut().zip(words).for_each(|(x, word)| *x = f32::from_le_bytes(*word));
+        }
+        Ok(())
     }
 
     fn begin(&mut self, plan: &StepPlan) {

@@ -103,6 +103,7 @@ fn encoded(plan: &StepPlan, chunks: u32) -> StepPlan {
         *prepare = match *prepare {
             Prepare::Zero(chunk) => Prepare::Zero(open(chunk)),
             Prepare::Copy { from, to, n } => Prepare::Copy { from: open(from), to: open(to), n },
+            install @ Prepare::Install(_) => install,
         };
     }
     for slot in out.rows.iter_mut().filter_map(|row| row.write.as_mut()) {
@@ -139,8 +140,8 @@ fn encoded(plan: &StepPlan, chunks: u32) -> StepPlan {
 struct ByHand<'a>(&'a dyn Residency, u32);
 
 impl Residency for ByHand<'_> {
-    fn wait(&self, layer: usize, chunk: ChunkId) -> Result<(), Gone> {
-        self.0.wait(layer, ChunkId(chunk.0 % self.1)).map_err(|_| Gone(chunk))
+    fn fill(&self, layer: usize, chunk: ChunkId, to: &mut [u8]) -> Result<bool, Gone> {
+        self.0.fill(layer, ChunkId(chunk.0 % self.1), to).map_err(|_| Gone(chunk))
     }
 }
 

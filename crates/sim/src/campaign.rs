@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvist_base::{ChunkId, Executor, Gone, Micros, Residency, StepOutput, TokenId};
+use kvist_base::{AllResident, ChunkId, Executor, Gone, Micros, Residency, StepOutput, TokenId};
 use kvist_engine::{Effect, Engine, EngineConfig, Finish, Refusal, Request, RequestId, Usage, sample};
 
 use crate::executor::{CostModel, SimExecutor, SimModel};
 use crate::naive::adjusted;
 use crate::random::{Random, mix};
+use crate::tier::{Manners, SimTier};
 use crate::workload::{Arrival, Workload};
 
 /// What happened in one or many runs.
@@ -33,6 +34,11 @@ pub struct Report {
     /// Requests with a constraint, and choices that theirs ended.
     pub constrained: u64,
     pub complete: u64,
+    /// Loads from the tier, those for requests that still waited, those dropped, and chunks that did not come.
+    pub loads: u64,
+    pub read_ahead: u64,
+    pub dropped: u64,
+    pub missed: u64,
 }
 
 impl Report {
@@ -53,6 +59,10 @@ impl Report {
         self.overdue += o.overdue;
         self.constrained += o.constrained;
         self.complete += o.complete;
+        self.loads += o.loads;
+        self.read_ahead += o.read_ahead;
+        self.dropped += o.dropped;
+        self.missed += o.missed;
     }
 }
 
@@ -68,6 +78,8 @@ pub enum Canary {
     DeafCancel,
     /// The choices of a request share the state of its constraint.
     SharedConstraint,
+    /// Chunks on their way are taken for arrived.
+    NoWaiting,
 }
 
 /// Gives up on a chunk now and then.
@@ -77,9 +89,9 @@ struct Flaky {
 }
 
 impl Residency for Flaky {
-    fn wait(&self, _: usize, chunk: ChunkId) -> Result<(), Gone> {
+    fn fill(&self, _: usize, chunk: ChunkId, _: &mut [u8]) -> Result<bool, Gone> {
         let n = self.counter.fetch_add(1, Ordering::Relaxed);
-        if mix(n) % 1000 < self.permille { Err(Gone(chunk)) } else { Ok(()) }
+        if mix(n) % 1000 < self.permille { Err(Gone(chunk)) } else { Ok(false) }
     }
 }
 
@@ -133,24 +145,45 @@ pub fn run(seed: u64, canary: Canary) -> Result<Report, String> {
     let open = (seed % 2 == 1).then(|| random.pick(&[2, 3, 5, 12, 80]));
     let executor = SimExecutor::new(model, cost, chunks, context);
     let executor = open.map_or(executor.clone(), |open| executor.clone().with_open(open));
+    let manners = Manners {
+        seed: random.word(),
+        room: random.pick(&[1, 3, 40]),
+        pace: random.pick(&[3, 50, 100]),
+        layer: random.pick(&[1, 100, 10_000]),
+        lost: random.pick(&[0, 0, 30]),
+        missed: random.pick(&[0, 300, 2000]),
+    };
+    let tier = random.chance(50).then(|| SimTier::new(&executor.info().layout, manners));
+    let config = EngineConfig { saves: tier.is_some(), ..config };
     let overdue = config.overdue;
     let bounds = (config.max_step_rows, config.max_batch, config.max_logit_rows);
-    let mut run = Run {
-        engine: Engine::new(config, executor.info().clone()),
-        executor,
-        now: 0,
-        seen: BTreeMap::new(),
-        random,
-        faults,
-        canary,
-        report: Report { runs: 1, ..Report::default() },
-        flaky: Flaky { permille: faults.lost, counter: AtomicU64::new(seed) },
-        bounds,
-    };
-    run.drive(arrivals).map_err(|e| format!("seed {seed}: {e}"))?;
-    run.check_end(model).map_err(|e| format!("seed {seed}: {e}"))?;
-    run.check_waiting(overdue).map_err(|e| format!("seed {seed}: {e}"))?;
-    Ok(run.report)
+    let mut report = Report { runs: 1, ..Report::default() };
+    // Over a tier everything comes twice: the second time to a new engine, as after a restart.
+    for _ in 0..1 + usize::from(tier.is_some()) {
+        let engine = Engine::new(config.clone(), executor.info().clone());
+        let tier = tier.as_ref().map(SimTier::restarted);
+        let mut run = Run {
+            engine: match &tier {
+                Some(tier) => engine.with_tier(Box::new(tier.clone())),
+                None => engine,
+            },
+            executor: executor.clone(),
+            tier,
+            now: 0,
+            seen: BTreeMap::new(),
+            random: Random::new(random.word()),
+            faults,
+            canary,
+            report: Report::default(),
+            flaky: Flaky { permille: faults.lost, counter: AtomicU64::new(seed) },
+            bounds,
+        };
+        run.drive(arrivals.clone()).map_err(|e| format!("seed {seed}: {e}"))?;
+        run.check_end(model).map_err(|e| format!("seed {seed}: {e}"))?;
+        run.check_waiting(overdue).map_err(|e| format!("seed {seed}: {e}"))?;
+        report.add(&run.report);
+    }
+    Ok(report)
 }
 
 #[derive(Clone, Copy)]
@@ -164,6 +197,7 @@ struct Faults {
 struct Run {
     engine: Engine,
     executor: SimExecutor,
+    tier: Option<SimTier>,
     now: Micros,
     seen: BTreeMap<RequestId, Seen>,
     random: Random,
@@ -179,6 +213,7 @@ impl Run {
     fn drive(&mut self, arrivals: Vec<Arrival>) -> Result<(), String> {
         let mut arrivals = arrivals.into_iter().peekable();
         let mut output = StepOutput::default();
+        let mut waits = 0;
         loop {
             while let Some(a) = arrivals.next_if(|a| a.at <= self.now) {
                 self.submit(a.request)?;
@@ -193,6 +228,12 @@ impl Run {
             } else if self.engine.is_idle() {
                 self.collect()?;
                 return Ok(());
+            } else if self.engine.is_loading() {
+                self.now += 1_000;
+                waits += 1;
+                if waits > 100_000 {
+                    return Err("what is loading never arrives".into());
+                }
             } else {
                 return Err("requests are waiting, but nothing is planned".into());
             }
@@ -275,7 +316,12 @@ impl Run {
         // Prepared beside the step, or not: that must change nothing.
         let (plan, constraints) = self.engine.in_step();
         constraints.into_iter().filter(|_| self.random.chance(50)).for_each(|c| c.prepare());
-        self.executor.step(plan, &self.flaky, output);
+        let residency: &dyn Residency = match &self.tier {
+            Some(_) if self.canary == Canary::NoWaiting => &AllResident,
+            Some(tier) => tier,
+            None => &self.flaky,
+        };
+        self.executor.step(plan, residency, output);
         if let Some(violation) = self.executor.violations.first() {
             return Err(violation.clone());
         }
@@ -301,6 +347,11 @@ impl Run {
         }
         self.engine.complete(self.now, output);
         self.executor.forget_lost();
+        if let Some(tier) = &self.tier
+            && self.random.chance(80)
+        {
+            tier.save_all(&mut self.engine, &self.executor);
+        }
         Ok(())
     }
 
@@ -361,6 +412,13 @@ impl Run {
         self.report.lost_rows += stats.lost_rows;
         self.report.evictions += stats.cache.evictions;
         self.report.reopened += stats.cache.reopened;
+        self.report.loads += stats.tier.loads;
+        self.report.read_ahead += stats.tier.read_ahead;
+        self.report.dropped += stats.tier.dropped;
+        self.report.missed += stats.tier.lost;
+        if self.tier.as_ref().is_some_and(|tier| tier.loading() > 0) {
+            return Err("chunks are on their way at the end".into());
+        }
         for (id, seen) in &self.seen {
             let usage = seen.done.ok_or(format!("request {} never ended", id.0))?;
             let asked = &seen.request;

@@ -2,7 +2,7 @@
 //! caught at once, and its "logits" are a function of that prefix.
 
 use kvist_base::{
-    CHUNK, ChunkId, ChunkLayout, Dtype, Executor, ExecutorInfo, LayerKind, Micros, OpenPool, Prepare, Residency,
+    CHUNK, ChunkId, ChunkLayout, Dtype, Executor, ExecutorInfo, Gone, LayerKind, Micros, OpenPool, Prepare, Residency,
     RowOutcome, StepCounters, StepOutput, StepPlan, TokenId,
 };
 
@@ -40,6 +40,9 @@ impl SimModel {
     }
 }
 
+/// Bytes of a slot.
+const CELL: usize = 16;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Cell {
     token: TokenId,
@@ -63,7 +66,7 @@ pub struct SimExecutor {
 
 impl SimExecutor {
     pub fn new(model: SimModel, cost: CostModel, chunks: u32, context: usize) -> Self {
-        let layout = ChunkLayout::new(Dtype::Bf16, &[LayerKind::Gqa { heads: 1, dk: 2, dv: 2 }]);
+        let layout = ChunkLayout::new(Dtype::Bf16, &[LayerKind::Gqa { heads: 1, dk: 4, dv: 4 }]);
         let info = ExecutorInfo { vocab: model.vocab, context, layout, chunks, open: None, name: "simulated".into() };
         let cells = vec![[None; CHUNK]; chunks as usize];
         SimExecutor { model, cost, info, cells, violations: Vec::new(), took: 0, lost: Vec::new() }
@@ -90,9 +93,23 @@ impl SimExecutor {
         }
     }
 
-    fn prepare(&mut self, plan: &StepPlan, lost: &mut Vec<(ChunkId, ChunkId)>) {
+    /// Puts what comes from a tier into a chunk: of each slot state, token and position.
+    fn fill(&mut self, chunk: ChunkId, residency: &dyn Residency) -> Result<(), Gone> {
+        let mut bytes = [0; CHUNK * CELL];
+        if residency.fill(0, chunk, &mut bytes)? {
+            let number = |at: &[u8]| u32::from_le_bytes(at.try_into().expect("four bytes"));
+            for (cell, at) in self.cells[chunk.0 as usize].iter_mut().zip(bytes.chunks_exact(CELL)) {
+                let state = u64::from_le_bytes(at[..8].try_into().expect("eight bytes"));
+                *cell = Some(Cell { token: number(&at[8..12]), position: number(&at[12..]), state });
+            }
+        }
+        Ok(())
+    }
+
+    fn prepare(&mut self, plan: &StepPlan, residency: &dyn Residency, lost: &mut Vec<(ChunkId, ChunkId)>) {
         for prepare in &plan.prepare {
             match *prepare {
+                Prepare::Install(chunk) => lost.extend(self.fill(chunk, residency).err().map(|_| (chunk, chunk))),
                 Prepare::Zero(chunk) => self.cells[chunk.0 as usize] = [None; CHUNK],
                 Prepare::Copy { from, to, .. } if lost.iter().any(|l| l.0 == from) => {
                     let blame = lost.iter().find(|l| l.0 == from).expect("just found").1;
@@ -136,8 +153,10 @@ impl Executor for SimExecutor {
         plan.check(&self.info).expect("a valid plan");
         // Each lost chunk, each copy of one and what is sealed from it, with the chunk that is to blame.
         let mut lost: Vec<(ChunkId, ChunkId)> = Vec::new();
-        lost.extend(plan.arriving.iter().filter(|&&c| residency.wait(0, c).is_err()).map(|&c| (c, c)));
-        self.prepare(plan, &mut lost);
+        lost.extend(plan.arriving.iter().filter(|&&c| self.fill(c, residency).is_err()).map(|&c| (c, c)));
+        self.prepare(plan, residency, &mut lost);
+        out.gone.clear();
+        out.gone.extend(lost.iter().map(|l| l.0));
         for seal in &plan.seals {
             let blame = lost.iter().find(|l| l.0 == seal.from).map(|l| l.1);
             lost.extend(blame.map(|blame| (seal.to, blame)));
@@ -209,6 +228,9 @@ impl Executor for SimExecutor {
     }
 
     fn read_chunk(&self, chunk: ChunkId, out: &mut Vec<u8>) {
-        out.extend(self.cells[chunk.0 as usize].iter().flat_map(|c| c.map_or(0, |c| c.state).to_le_bytes()));
+        for cell in self.cells[chunk.0 as usize] {
+            let Cell { token, position, state } = cell.unwrap_or(Cell { token: 0, position: 0, state: 0 });
+            out.extend(state.to_le_bytes().into_iter().chain(token.to_le_bytes()).chain(position.to_le_bytes()));
+        }
     }
 }

@@ -7,9 +7,11 @@ mod constraint;
 mod executor;
 mod naive;
 mod random;
+mod tier;
 mod workload;
 
 pub use constraint::SimConstraint;
 pub use executor::{CostModel, SimExecutor, SimModel};
 pub use random::Random;
+pub use tier::{Manners, SimTier};
 pub use workload::{Arrival, Workload};

@@ -14,6 +14,7 @@ fn every_request_ends_once_with_the_tokens_it_would_get_alone() {
     println!("{total:?}");
     assert!(total.preemptions > 200 && total.evictions > 1000 && total.cancelled > 100, "{total:?}");
     assert!(total.lost_rows > 1000 && total.aborted_steps > 100 && total.overdue > 100, "{total:?}");
+    assert!(total.loads > 800 && total.read_ahead > 100 && total.dropped > 0 && total.missed > 40, "{total:?}");
     assert!(total.reopened > 1000, "{total:?}");
     assert!(total.constrained > 1000 && total.complete > 500, "{total:?}");
     assert!(total.cached_tokens * 10 > total.prompt_tokens, "{total:?}");
@@ -22,7 +23,9 @@ fn every_request_ends_once_with_the_tokens_it_would_get_alone() {
 /// A campaign that cannot fail proves nothing.
 #[test]
 fn canaries_are_caught() {
-    for canary in [Canary::TwiceTold, Canary::HiddenLoss, Canary::DeafCancel, Canary::SharedConstraint] {
+    for canary in
+        [Canary::TwiceTold, Canary::HiddenLoss, Canary::DeafCancel, Canary::SharedConstraint, Canary::NoWaiting]
+    {
         assert!(
             (0..200).any(|seed| !matches!(std::panic::catch_unwind(|| run(seed, canary)), Ok(Ok(_)))),
             "{canary:?} went unnoticed"

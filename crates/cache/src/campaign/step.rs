@@ -60,6 +60,7 @@ impl Campaign<'_> {
                     let from = self.kv[from.0 as usize];
                     self.kv[to.0 as usize][..n as usize].copy_from_slice(&from[..n as usize]);
                 }
+                Prepare::Install(_) => return Err("the tree plans no installs".into()),
             }
         }
         let mut lost = vec![false; rows.len()];

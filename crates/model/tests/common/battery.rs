@@ -203,8 +203,8 @@ struct Loses {
 }
 
 impl Residency for Loses {
-    fn wait(&self, layer: usize, chunk: ChunkId) -> Result<(), Gone> {
-        if layer >= self.layer && chunk == self.chunk { Err(Gone(chunk)) } else { Ok(()) }
+    fn fill(&self, layer: usize, chunk: ChunkId, _: &mut [u8]) -> Result<bool, Gone> {
+        if layer >= self.layer && chunk == self.chunk { Err(Gone(chunk)) } else { Ok(false) }
     }
 }
 

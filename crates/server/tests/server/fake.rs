@@ -154,6 +154,7 @@ impl Executor for Fake {
         for prepare in &plan.prepare {
             match *prepare {
                 Prepare::Zero(chunk) => self.slots[chunk.0 as usize] = [0; CHUNK],
+                Prepare::Install(_) => unreachable!("there is no tier"),
                 Prepare::Copy { from, to, n } => {
                     let copied = self.slots[from.0 as usize];
                     self.slots[to.0 as usize][..n as usize].copy_from_slice(&copied[..n as usize]);

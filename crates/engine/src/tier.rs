@@ -1,0 +1,325 @@
+//! Loads from the tier below RAM: what to load for whom, when a step may start on what is still arriving, and what to do
+//! about what does not come.
+//!
+//! A load takes its room in the tree at once, so that whoever comes meanwhile follows onto it. Its sequence waits until
+//! the rest will have arrived by the time that the layers get to it (CachedAttention section 3.2.1: a read-ahead of
+//! `B * (T_load * L_hist - T_pref * L_new)` bytes), and then runs, each layer waiting for its slices alone.
+
+use kvist_base::{CHUNK, ChunkId, DomainId, Found, Load, LoadId, LoadState, Prepare, StepOutput, Tier, TokenId};
+use kvist_cache::{Cache, NodeId, Path, Unsaved};
+
+use crate::engine::Engine;
+use crate::sequence::Sequence;
+
+/// Chunks that are told of at once to be saved: one extent.
+pub const EXTENT: usize = 16;
+
+/// The tier and what is on its way from it.
+pub(crate) struct Tiers {
+    pub tier: Box<dyn Tier>,
+    active: Vec<Active>,
+    next: u64,
+}
+
+struct Active {
+    id: LoadId,
+    /// Places in the load and nodes: those that are still in the tree and have not arrived.
+    nodes: Vec<(usize, NodeId)>,
+    /// What the tier said when the step was planned.
+    state: LoadState,
+}
+
+impl Active {
+    /// Lets go of nodes that left the tree: their slabs may be others' already.
+    fn drop_gone(&mut self, cache: &Cache, tier: &mut dyn Tier) {
+        let Active { id, nodes, .. } = self;
+        nodes.retain(|&(place, node)| {
+            let stands = cache.stands(node);
+            if !stands {
+                tier.forget(*id, place);
+            }
+            stands
+        });
+    }
+}
+
+impl Tiers {
+    pub fn new(tier: Box<dyn Tier>) -> Tiers {
+        Tiers { tier, active: Vec::new(), next: 0 }
+    }
+}
+
+/// For whom a load is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// Somebody who runs: takes the room that any running sequence may take.
+    Running,
+    /// Somebody who waits: takes only what nobody wants.
+    Waiting,
+}
+
+impl Engine {
+    /// The same engine over a tier. To be called before the first request.
+    pub fn with_tier(mut self, tier: Box<dyn Tier>) -> Engine {
+        self.tiers = Some(Tiers::new(tier));
+        self
+    }
+
+    /// Whether something is on its way, so that `plan` may have work though it had none a moment ago.
+    pub fn is_loading(&self) -> bool {
+        self.tiers.as_ref().is_some_and(|tiers| !tiers.active.is_empty())
+    }
+
+    /// Whole chunks that no tier holds yet, where the engine was told to keep them in mind. Between steps only; their
+    /// slabs may change with the next plan.
+    pub fn unsaved(&mut self) -> Option<Unsaved> {
+        debug_assert!(self.in_step.is_none());
+        self.cache.unsaved(EXTENT)
+    }
+
+    /// The first `n` of these chunks are saved, or need not be.
+    pub fn saved(&mut self, n: usize) {
+        self.cache.saved(n);
+    }
+
+    /// Tokens of a path that need not be computed: those in the tree, and behind them those that are worth loading.
+    pub(crate) fn expect(&self, domain: DomainId, tokens: &[TokenId]) -> usize {
+        let here = self.cache.probe(domain, tokens);
+        let whole = here / CHUNK * CHUNK;
+        let found = self.found(domain, tokens, whole);
+        here.max(whole + (found.public + found.own) * CHUNK).min(tokens.len())
+    }
+
+    /// What the tier has behind the first `from` tokens, if loading it takes less time than computing it.
+    fn found(&self, domain: DomainId, tokens: &[TokenId], from: usize) -> Found {
+        let Some(Tiers { tier, .. }) = &self.tiers else { return Found::default() };
+        if tokens.len() < from + CHUNK {
+            return Found::default();
+        }
+        let found = tier.probe(domain, tokens, from);
+        let chunks = found.public + found.own;
+        if chunks == 0 {
+            return found;
+        }
+        let computed = self.budget.time_of(chunks * CHUNK, from / CHUNK);
+        if computed.is_some_and(|computed| tier.estimate(chunks) > computed) {
+            return Found::default();
+        }
+        found
+    }
+
+    /// Before a plan: drops what was lost or is wanted no more.
+    pub(crate) fn poll_tier(&mut self) {
+        let Some(mut tiers) = self.tiers.take() else { return };
+        let mut lost = false;
+        tiers.active.retain_mut(|load| {
+            load.state = tiers.tier.state(load.id);
+            if let Some(place) = load.state.lost
+                && let Some(&(_, node)) = load.nodes.iter().find(|n| n.0 == place)
+            {
+                lost |= self.cache.stands(node);
+                self.cache.missed(node);
+                self.stats.tier.lost += 1;
+            }
+            let cache = &mut self.cache;
+            load.drop_gone(cache, &mut *tiers.tier);
+            let wanted = load.nodes.iter().any(|&(_, node)| cache.wanted(node));
+            if !wanted {
+                self.stats.tier.dropped += u64::from(!load.nodes.is_empty());
+                load.nodes.drain(..).rev().for_each(|(_, node)| cache.missed(node));
+                tiers.tier.end(load.id);
+            }
+            wanted
+        });
+        self.tiers = Some(tiers);
+        if lost {
+            self.reseat();
+        }
+    }
+
+    /// Begins to load what the tier has of a running sequence's tokens behind its path.
+    pub(crate) fn load_for(&mut self, s: &mut Sequence) {
+        let scoring = self.requests[&s.id].scoring();
+        if self.tiers.is_some() && !scoring && s.tokens.len() - s.path.used / CHUNK * CHUNK > CHUNK {
+            let Sequence { path, domain, tokens, .. } = s;
+            self.begin_load(path, *domain, tokens, For::Running);
+        }
+    }
+
+    /// Begins to load for those in the queue whose turn is near, in room that nobody wants: AttentionStore's look-ahead
+    /// window, which ends where the room does.
+    pub(crate) fn read_ahead(&mut self) {
+        if self.tiers.as_ref().is_none_or(|tiers| tiers.tier.room() == 0) {
+            return;
+        }
+        let mut order: Vec<usize> = (0..self.waiting.len()).filter(|&i| !self.waiting[i].read_ahead).collect();
+        order.sort_by_key(|&i| self.waiting[i].number);
+        for (rank, i) in order.into_iter().enumerate() {
+            let mut s = std::mem::replace(&mut self.waiting[i], Sequence::vacant());
+            let scoring = self.requests[&s.id].scoring();
+            let mut more = true;
+            if !scoring {
+                let mut path = Path::new();
+                self.cache.follow(&mut path, s.domain, &s.tokens, self.stats.steps);
+                more = self.begin_load(&mut path, s.domain, &s.tokens, For::Waiting);
+                self.cache.protect(s.ticket(), s.domain, &s.tokens, rank as u32);
+                self.cache.release(path);
+            }
+            s.read_ahead = more;
+            self.waiting[i] = s;
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// Takes room for what the tier has behind a path, as far as there is room, and begins to load it. The path then
+    /// leads over it. False: there was not enough room.
+    fn begin_load(&mut self, path: &mut Path, domain: DomainId, tokens: &[TokenId], who: For) -> bool {
+        let whole = path.used / CHUNK * CHUNK;
+        let found = self.found(domain, tokens, whole);
+        if whole + (found.public + found.own) * CHUNK <= path.used {
+            return true;
+        }
+        let mut enough = true;
+        for (public, chunks) in [(true, found.public), (false, found.own)].into_iter().filter(|part| part.1 > 0) {
+            let tiers = self.tiers.as_mut().expect("it found something");
+            let most = chunks.min(tiers.tier.room());
+            let mut nodes = Vec::new();
+            while nodes.len() < most {
+                let Some(node) = self.cache.adopt(path, domain, tokens, public, who == For::Waiting) else { break };
+                nodes.push(node);
+            }
+            enough &= nodes.len() == chunks;
+            if nodes.is_empty() {
+                break;
+            }
+            let slabs: Vec<ChunkId> = nodes.iter().map(|&node| self.cache.slab(node)).collect();
+            tiers.next += 1;
+            let id = LoadId(tiers.next);
+            let (tokens, domain) = (&tokens[..path.used], if public { DomainId::PUBLIC } else { domain });
+            tiers.tier.load(Load { id, domain, tokens, chunks: &slabs, urgent: who == For::Running });
+            let state = tiers.tier.state(id);
+            self.stats.tier.loads += 1;
+            self.stats.tier.read_ahead += u64::from(who == For::Waiting);
+            self.stats.tier.tokens += (nodes.len() * CHUNK) as u64;
+            tiers.active.push(Active { id, nodes: nodes.into_iter().enumerate().collect(), state });
+            if !enough {
+                break;
+            }
+        }
+        enough
+    }
+
+    /// Whether a running sequence's rows can be planned: everything on its path has arrived, or will have by the time
+    /// that the layers get to it.
+    pub(crate) fn may_run(&mut self, i: usize) -> bool {
+        if !self.is_loading() {
+            return true;
+        }
+        let s = &self.running[i];
+        let mut waits: Vec<NodeId> = self.cache.arriving(&s.path).collect();
+        if waits.is_empty() {
+            return true;
+        }
+        waits.sort_unstable();
+        let layers = self.info.layout.layers.len();
+        let rows = s.pending().min(self.config.max_step_rows);
+        let step = self.budget.time_of(rows, s.path.used / CHUNK);
+        let Some(tiers) = &mut self.tiers else { return true };
+        tiers.active.iter().filter(|load| load.nodes.iter().any(|n| waits.binary_search(&n.1).is_ok())).all(|load| {
+            tiers.tier.hurry(load.id);
+            load.state.layers == layers || step.is_some_and(|step| in_time(load.state, layers, step))
+        })
+    }
+
+    /// In a plan whose rows are known: takes over what has arrived whole, and names the chunks on their way that rows of
+    /// the step attend to or copy from.
+    pub(crate) fn plan_arrivals(&mut self) {
+        if !self.is_loading() {
+            return;
+        }
+        let layers = self.info.layout.layers.len();
+        let Some(tiers) = &mut self.tiers else { return };
+        let mut installs = Vec::new();
+        tiers.active.iter_mut().for_each(|load| load.drop_gone(&self.cache, &mut *tiers.tier));
+        for load in tiers.active.iter_mut().filter(|load| load.state.layers == layers) {
+            for (_, node) in load.nodes.drain(..) {
+                installs.push(Prepare::Install(self.cache.slab(node)));
+                self.cache.arrived(node);
+            }
+        }
+        self.plan.prepare.splice(0..0, installs);
+        let plan = &mut self.plan;
+        let sources = plan.prepare.iter().filter_map(|p| match p {
+            Prepare::Copy { from, .. } => Some(from),
+            Prepare::Zero(_) | Prepare::Install(_) => None,
+        });
+        let read = plan.classes[0].chunks.iter().chain(sources);
+        plan.arriving.extend(read.filter(|&&chunk| self.cache.is_arriving(chunk)));
+        plan.arriving.sort_unstable();
+        plan.arriving.dedup();
+    }
+
+    /// Whether a plan has something to take over, rows or not.
+    pub(crate) fn has_arrivals(&self) -> bool {
+        let layers = self.info.layout.layers.len();
+        self.tiers.as_ref().is_some_and(|tiers| {
+            let standing = |load: &Active| load.nodes.iter().any(|n| self.cache.stands(n.1));
+            tiers.active.iter().any(|load| load.state.layers == layers && standing(load))
+        })
+    }
+
+    /// After a step: what rows waited for in every layer has arrived. What did not come is out of the tree already.
+    pub(crate) fn note_arrivals(&mut self, output: &StepOutput, all_lost: bool) {
+        let Some(tiers) = &mut self.tiers else { return };
+        for load in &mut tiers.active {
+            load.nodes.retain(|&(_, node)| {
+                if !self.cache.stands(node) {
+                    return false;
+                }
+                let chunk = self.cache.slab(node);
+                let filled = !all_lost && self.plan.arriving.binary_search(&chunk).is_ok();
+                if filled && !output.gone.contains(&chunk) {
+                    self.cache.arrived(node);
+                    return false;
+                }
+                true
+            });
+        }
+        tiers.active.retain(|load| {
+            if load.nodes.is_empty() {
+                tiers.tier.end(load.id);
+            }
+            !load.nodes.is_empty()
+        });
+    }
+}
+
+/// Whether layers that take `step` microseconds together meet each slice when it has arrived, but for a wait of a
+/// twentieth of the step.
+fn in_time(state: LoadState, layers: usize, step: u64) -> bool {
+    let missing = layers - state.layers;
+    let (load, compute) = (state.left as f64 / missing as f64, step as f64 / layers as f64);
+    // Slices arrive at an even pace: if the first and the last one that are missing are in time, all are.
+    let first = load - compute * state.layers as f64;
+    let last = state.left as f64 - compute * (layers - 1) as f64;
+    first.max(last) <= step as f64 / 20.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_starts_when_the_rest_arrives_behind_it() {
+        let state = |layers, left| LoadState { layers, left, lost: None };
+        // 10 layers of 100 us each. A load as fast as the layers may start with one layer there, a faster one at once.
+        assert!(in_time(state(1, 900), 10, 1000));
+        assert!(in_time(state(0, 500), 10, 1000));
+        assert!(!in_time(state(0, 2000), 10, 1000));
+        // Half as fast as the layers: it takes about half of them.
+        assert!(!in_time(state(4, 1200), 10, 1000));
+        assert!(in_time(state(6, 800), 10, 1000));
+    }
+}
