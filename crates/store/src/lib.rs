@@ -1,4 +1,39 @@
-//! The tiers below RAM: a segment log on disk, and later remote stores, with everything behind a file-system trait so
-//! that faults can be played. Nothing is here yet: KV lives in RAM only, and [`kvist_base::Residency`] is the border at
-//! which slices that are still on their way will arrive.
+//! The tier below RAM: chunks on disk, in append-only segments, encrypted, found by their tokens, and served right or not at
+//! all.
+//!
+//! A [`Store`] takes sealed chunks and writes them behind ([`Store::save`]), says what of a path it has ([`Store::probe`])
+//! and reads it back layer by layer ([`Store::load`]). Whatever happens to the disk, to the files or to the process, a slice
+//! that comes out is the one that went in under the same tokens, domain and fingerprint, or does not come; and what was
+//! said to be durable is found again. `docs/store-format.md` draws the bytes.
 #![forbid(unsafe_code)]
+
+mod admin;
+mod config;
+mod crypto;
+mod format;
+mod index;
+mod keys;
+mod load;
+mod notes;
+mod policy;
+mod random;
+mod reclaim;
+mod recover;
+mod save;
+mod segment;
+mod state;
+mod stats;
+mod store;
+pub mod vfs;
+
+pub use admin::{Entry, Verified};
+pub use config::{Encryption, Fingerprint, OpenError, StoreConfig};
+pub use load::{Load, Lost, Priority};
+pub use notes::NOTE_MOST;
+pub use policy::{Facts, Policy, least_recently_used};
+pub use save::{Saved, Turn};
+#[doc(hidden)]
+pub use state::Canary;
+pub use stats::{Evictions, Restored, StoreStats};
+pub use store::Store;
+pub use vfs::{RealVfs, SimVfs, Vfs};

@@ -1,0 +1,168 @@
+//! Small records beside the chunks, all of them in memory: the newest of a key counts, the oldest go first.
+
+use std::collections::BTreeMap;
+
+use crate::format::{META_MOST, NoteMeta, RECORD_HEADER};
+
+type NoteKey = (usize, u8, Vec<u8>);
+
+/// Bytes of key and value together at most.
+pub const NOTE_MOST: usize = META_MOST / 2;
+
+pub(crate) struct Note {
+    pub value: Option<Vec<u8>>,
+    pub number: u64,
+    /// Where it was written last; `None`: it waits.
+    pub segment: Option<u64>,
+}
+
+#[derive(Default)]
+pub(crate) struct Notes {
+    map: BTreeMap<NoteKey, Note>,
+    by_age: BTreeMap<u64, NoteKey>,
+    /// Numbers of notes that wait to be written.
+    pub waiting: std::collections::BTreeSet<u64>,
+    next: u64,
+    bytes: u64,
+    limit: u64,
+}
+
+/// What a note counts for.
+fn weight(key: &NoteKey, note: &Note) -> u64 {
+    (RECORD_HEADER + key.2.len() + note.value.as_ref().map_or(0, Vec::len)) as u64
+}
+
+impl Notes {
+    pub fn count(&self) -> usize {
+        self.map.values().filter(|n| n.value.is_some()).count()
+    }
+
+    /// Bytes of all notes at most; the oldest go.
+    pub fn set_limit(&mut self, limit: u64) {
+        self.limit = limit;
+        self.shrink();
+    }
+
+    pub fn get(&self, domain: usize, kind: u8, key: &[u8]) -> Option<&[u8]> {
+        self.map.get(&(domain, kind, key.to_vec()))?.value.as_deref()
+    }
+
+    /// Takes a note in, to be written; whether anything changes by it.
+    pub fn put(&mut self, domain: usize, kind: u8, key: &[u8], value: Option<&[u8]>) -> bool {
+        if self.get(domain, kind, key) == value {
+            return false;
+        }
+        let number = self.next;
+        self.insert((domain, kind, key.to_vec()), Note { value: value.map(<[u8]>::to_vec), number, segment: None });
+        self.waiting.insert(number);
+        true
+    }
+
+    /// Takes in what was found on disk.
+    pub fn restore(&mut self, domain: usize, meta: NoteMeta, segment: u64) {
+        let key = (domain, meta.kind, meta.key);
+        if self.map.get(&key).is_none_or(|known| known.number <= meta.number) {
+            self.insert(key, Note { value: meta.value, number: meta.number, segment: Some(segment) });
+        }
+    }
+
+    fn insert(&mut self, key: NoteKey, note: Note) {
+        self.next = self.next.max(note.number.saturating_add(1));
+        if let Some(old) = self.map.remove(&key) {
+            self.forget(&key, &old);
+        }
+        self.bytes += weight(&key, &note);
+        self.by_age.insert(note.number, key.clone());
+        self.map.insert(key, note);
+        self.shrink();
+    }
+
+    fn shrink(&mut self) {
+        while self.bytes > self.limit
+            && let Some((_, key)) = self.by_age.pop_first()
+        {
+            let old = self.map.remove(&key).expect("both maps hold the same notes");
+            self.forget(&key, &old);
+        }
+    }
+
+    fn forget(&mut self, key: &NoteKey, note: &Note) {
+        self.by_age.remove(&note.number);
+        self.waiting.remove(&note.number);
+        self.bytes -= weight(key, note);
+    }
+
+    pub fn forget_domain(&mut self, domain: usize) {
+        let keys: Vec<_> = self.map.keys().filter(|k| k.0 == domain).cloned().collect();
+        for key in keys {
+            let note = self.map.remove(&key).expect("just listed");
+            self.forget(&key, &note);
+        }
+    }
+
+    /// All of a kind, the oldest first.
+    pub fn list(&self, domain: usize, kind: u8) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let theirs = self.by_age.values().filter(|k| k.0 == domain && k.1 == kind);
+        theirs.filter_map(|k| Some((k.2.clone(), self.map[k].value.clone()?))).collect()
+    }
+
+    /// Domain and record of a note that waits.
+    pub fn record(&self, number: u64) -> Option<(usize, NoteMeta)> {
+        let key = self.by_age.get(&number)?;
+        let value = self.map[key].value.clone();
+        Some((key.0, NoteMeta { kind: key.1, number, key: key.2.clone(), value }))
+    }
+
+    /// The note is in a segment now.
+    pub fn written(&mut self, number: u64, segment: u64) {
+        if let Some(key) = self.by_age.get(&number) {
+            self.waiting.remove(&number);
+            self.map.get_mut(key).expect("both maps hold the same notes").segment = Some(segment);
+        }
+    }
+
+    /// What was in a segment has to be written again: it is lost, or about to be removed. How many notes these are.
+    pub fn rewrite(&mut self, segment: u64) -> usize {
+        let before = self.waiting.len();
+        for note in self.map.values_mut().filter(|n| n.segment == Some(segment)) {
+            note.segment = None;
+            self.waiting.insert(note.number);
+        }
+        self.waiting.len() - before
+    }
+
+    /// Whether the newest copy of any note is in a segment.
+    pub fn any_in(&self, segment: u64) -> bool {
+        self.map.values().any(|n| n.segment == Some(segment))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_counts_and_the_oldest_goes() {
+        let mut notes = Notes::default();
+        notes.set_limit(3 * (RECORD_HEADER as u64 + 2));
+        assert!(notes.put(0, 1, b"a", Some(b"1")));
+        assert!(!notes.put(0, 1, b"a", Some(b"1")));
+        assert!(notes.put(0, 1, b"b", Some(b"2")));
+        assert!(notes.put(0, 1, b"a", Some(b"3")));
+        assert_eq!(notes.list(0, 1), [(b"b".to_vec(), b"2".to_vec()), (b"a".to_vec(), b"3".to_vec())]);
+        // What is older than what is known is not taken.
+        notes.restore(0, NoteMeta { kind: 1, number: 0, key: b"a".to_vec(), value: Some(b"9".to_vec()) }, 7);
+        assert_eq!(notes.get(0, 1, b"a"), Some(&b"3"[..]));
+        notes.put(1, 1, b"c", Some(b"4"));
+        notes.put(1, 1, b"d", Some(b"5"));
+        assert_eq!(notes.get(0, 1, b"b"), None);
+        assert_eq!((notes.list(0, 1).len(), notes.list(1, 1).len()), (1, 2));
+        let waiting: Vec<u64> = notes.waiting.iter().copied().collect();
+        waiting.iter().for_each(|&n| notes.written(n, 7));
+        assert!(notes.waiting.is_empty());
+        assert_eq!(notes.rewrite(7), 3);
+        notes.forget_domain(1);
+        notes.forget_domain(0);
+        assert_eq!((notes.bytes, notes.waiting.len()), (0, 0));
+    }
+}

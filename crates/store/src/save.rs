@@ -1,0 +1,729 @@
+//! Writing: chunks wait in memory, under a budget and readable, until they are appended to the open segment; what was
+//! appended becomes durable in groups. One thread, or nobody but the caller, does all of it, with no lock of readers held.
+
+use std::io;
+use std::sync::Arc;
+
+use kvist_base::{CHUNK, Micros, TokenId};
+
+use crate::crypto::{Key, Part, Tag};
+use crate::format::{
+    EXTENT, ExtentMeta, FILE_HEADER, Kind, NoteMeta, RECORD_HEADER, RecordHeader, SegmentHeader, TRAILER, Trailer,
+    segment_name,
+};
+use crate::index::{Data, NodeId, Place};
+use crate::keys::KeyTable;
+use crate::reclaim::Room;
+use crate::segment::{Extent, Phase, Segment, SegmentFile};
+use crate::state::{Canary, Job, Shared, State, lock};
+use crate::vfs::write_all;
+
+/// Bytes that are encrypted before they are written.
+const PIECE: usize = 1 << 20;
+/// The first and the longest pause after something failed.
+const PAUSE: (Micros, Micros) = (250_000, 30_000_000);
+
+/// Until readers are asked again to make room.
+const LATER: Micros = 5_000;
+
+/// What became of chunks that were to be saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Saved {
+    /// They will be durable when [`crate::Store::durable`] has reached this number.
+    Queued(u64),
+    /// All of them are here already.
+    Known,
+    /// What comes before them on their path is not here: save that first.
+    Parentless,
+    /// Too much waits to be written.
+    Full,
+    /// Saving pauses because it failed, the store is read-only, or the domain is not known.
+    Off,
+}
+
+/// What a turn did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    Worked,
+    /// Nothing to do; or not before so many microseconds.
+    Idle(Option<Micros>),
+}
+
+/// The segment that is written to.
+pub(crate) struct Open {
+    file: Arc<SegmentFile>,
+    end: u64,
+    /// Everything before it is on the medium.
+    synced: u64,
+    /// Its name is, too.
+    named: bool,
+    /// When the first byte behind `synced` was written.
+    since: Option<Micros>,
+    /// Copies of the records' headers.
+    footer: Vec<u8>,
+    records: u32,
+}
+
+#[derive(Default)]
+pub(crate) struct Writer {
+    pub open: Option<Open>,
+    /// Number of the next segment.
+    pub next: u64,
+    /// Room is being made: what is written now is not to make any.
+    pub reclaiming: bool,
+    pub buffer: Vec<u8>,
+}
+
+/// Where a record came to be.
+pub(crate) enum Placed {
+    /// With its place, and the offset of its slices.
+    At(RecordHeader, u64),
+    /// The budget leaves no room.
+    NoRoom,
+    /// There will be room when readers are done.
+    Later,
+}
+
+/// Chunks that become one extent.
+struct Batch {
+    jobs: Vec<Job>,
+    domain: usize,
+    uid: Tag,
+    key: Key,
+    meta: ExtentMeta,
+    /// `[chunk]`: node, bytes, chain key.
+    chunks: Vec<(NodeId, Arc<Vec<u8>>, Key)>,
+}
+
+/// A record that is complete but for its place.
+pub(crate) struct Record {
+    pub kind: Kind,
+    pub chunks: u8,
+    pub present: u16,
+    pub id: crate::crypto::RecordId,
+    pub hidden: Tag,
+    pub sealed: Vec<u8>,
+    pub data: u64,
+}
+
+impl Shared {
+    /// Chunks in an extent at most: as many as a segment holds, if these are few.
+    pub(crate) fn extent_chunks(&self) -> usize {
+        let room = self.config.segment_bytes().saturating_sub(overhead(EXTENT));
+        ((room / self.geometry.stored()) as usize).clamp(1, EXTENT)
+    }
+
+    /// See [`crate::Store::save`].
+    pub(crate) fn save(&self, domain: Option<usize>, path: &[TokenId], first: usize, chunks: Vec<Vec<u8>>) -> Saved {
+        assert_eq!(path.len(), (first + chunks.len()) * CHUNK, "tokens of a path of whole chunks");
+        assert!(!chunks.is_empty() && chunks.iter().all(|c| c.len() == self.geometry.chunk()), "bytes of a chunk");
+        let mut state = self.state();
+        let state = &mut *state;
+        let Some(domain) = domain.filter(|&d| !self.read_only && !state.stop && !state.index.domains[d].gone) else {
+            state.counters.off += chunks.len() as u64;
+            return Saved::Off;
+        };
+        let (above, own) = path.split_at(first * CHUNK);
+        let mut parent = state.index.walk(domain, above).last();
+        let above_here = match parent {
+            Some(id) => state.index.node(id).depth as usize + 1 == first && state.index.node(id).present(),
+            None => first == 0,
+        };
+        if !above_here {
+            return Saved::Parentless;
+        }
+        let tokens = own.as_chunks::<CHUNK>().0;
+        let mut new = Vec::with_capacity(chunks.len());
+        for (tokens, bytes) in tokens.iter().zip(chunks) {
+            let known = new.is_empty() && {
+                let child = state.index.child(domain, parent, tokens).filter(|&c| state.index.node(c).present());
+                child.inspect(|&child| parent = Some(child)).is_some()
+            };
+            match known {
+                true => state.counters.known += 1,
+                false => new.push((tokens, bytes)),
+            }
+        }
+        if new.is_empty() {
+            return Saved::Known;
+        }
+        if state.health.why.is_some() {
+            state.counters.off += new.len() as u64;
+            return Saved::Off;
+        }
+        let bytes = (new.len() * self.geometry.chunk()) as u64;
+        if state.queued + bytes > self.config.saves {
+            state.counters.full += new.len() as u64;
+            return Saved::Full;
+        }
+        let now = self.vfs.now() as i64;
+        state.ticket += 1;
+        let most = self.extent_chunks();
+        let mut run: Vec<(NodeId, Arc<Vec<u8>>)> = Vec::new();
+        for (tokens, bytes) in new {
+            let id = state.index.child_or_insert(domain, parent, tokens);
+            parent = Some(id);
+            let node = state.index.node_mut(id);
+            node.used = now;
+            if node.present() {
+                // Between new ones, one that was here: it ends an extent.
+                state.counters.known += 1;
+                push(state, &mut run);
+                continue;
+            }
+            let bytes = Arc::new(bytes);
+            node.data = Data::Queued(Arc::clone(&bytes));
+            state.queued += bytes.len() as u64;
+            run.push((id, bytes));
+            if run.len() == most {
+                push(state, &mut run);
+            }
+        }
+        push(state, &mut run);
+        self.work.notify_all();
+        Saved::Queued(state.ticket)
+    }
+
+    /// One piece of background work.
+    pub(crate) fn turn(&self) -> Turn {
+        if self.read_only {
+            return Turn::Idle(None);
+        }
+        let mut writer = lock(&self.writer);
+        let now = self.vfs.now();
+        {
+            let state = self.state();
+            if state.health.why.is_some() && now < state.health.retry {
+                return Turn::Idle(Some(state.health.retry - now));
+            }
+        }
+        self.remove_doomed();
+        match self.work(&mut writer, now) {
+            Ok(turn) => turn,
+            Err(error) => {
+                self.failed(&mut writer, &error);
+                Turn::Worked
+            }
+        }
+    }
+
+    fn work(&self, w: &mut Writer, now: Micros) -> io::Result<Turn> {
+        let (flush, waiting) = {
+            let state = self.state();
+            (state.flush > 0 || state.stop, !state.queue.is_empty() || !state.notes.waiting.is_empty())
+        };
+        let since = w.open.as_ref().and_then(|open| open.since);
+        let due = since.map(|since| since + self.config.sync_every.as_micros() as Micros);
+        if due.is_some_and(|due| due <= now || flush && !waiting) {
+            self.sync(w)?;
+            return Ok(Turn::Worked);
+        }
+        self.write_keys()?;
+        let mut turn = self.write_extent(w, now)?;
+        if turn == Turn::Idle(None) {
+            turn = self.write_note(w, now)?;
+        }
+        if turn == Turn::Worked {
+            self.well();
+        } else if turn == Turn::Idle(None) {
+            // A budget smaller than what an earlier process left.
+            self.make_room(w, 0)?;
+            if since.is_none() {
+                // What was given up since the last sync is waited for by nobody.
+                let mut state = self.state();
+                state.advance_durable();
+                state.notes_durable |= state.notes.waiting.is_empty();
+            }
+            return Ok(Turn::Idle(due.map(|due| due - now)));
+        }
+        Ok(turn)
+    }
+
+    /// Domains' keys are on the medium before anything sealed under them.
+    fn write_keys(&self) -> io::Result<()> {
+        let (path, bytes) = {
+            let mut state = self.state();
+            let Some(keys) = state.keys.as_mut().filter(|keys| keys.dirty) else { return Ok(()) };
+            keys.dirty = false;
+            (keys.path().to_path_buf(), keys.encode(&*self.vfs, &self.master)?)
+        };
+        KeyTable::write(&*self.vfs, &path, &bytes).inspect_err(|_| {
+            if let Some(keys) = self.state().keys.as_mut() {
+                keys.dirty = true;
+            }
+        })
+    }
+
+    /// Takes chunks from the queue that follow each other on one path.
+    fn batch(&self) -> Option<Batch> {
+        let mut state = self.state();
+        let state = &mut *state;
+        loop {
+            let job = state.queue.pop_front()?;
+            let (first, _) = job.nodes[0];
+            let live = job.nodes.iter().all(|(id, bytes)| state.index.queued(*id, bytes).is_some());
+            let parent = state.index.get(first).and_then(|n| n.parent);
+            if !live || parent.is_some_and(|p| !state.index.node(p).present()) {
+                // Forgotten, or what comes before it was lost: after a restart nobody could find it.
+                self.discard(state, &job);
+                continue;
+            }
+            let mut jobs = vec![job];
+            let mut count = jobs[0].nodes.len();
+            while let Some(at) = follower(state, &jobs[jobs.len() - 1], self.extent_chunks() - count) {
+                let next = state.queue.remove(at).expect("just found");
+                count += next.nodes.len();
+                jobs.push(next);
+            }
+            let node = state.index.node(first);
+            let domain = node.domain;
+            let keys = &state.index.domains[domain].keys;
+            let mut batch = Batch {
+                domain,
+                uid: keys.uid,
+                key: keys.key,
+                meta: ExtentMeta {
+                    parent: state.index.chain(domain, node.parent),
+                    created: self.vfs.unix(),
+                    first: node.depth,
+                    tokens: Vec::with_capacity(count * CHUNK),
+                },
+                chunks: Vec::with_capacity(count),
+                jobs: Vec::new(),
+            };
+            for (id, bytes) in jobs.iter().flat_map(|job| &job.nodes) {
+                let node = state.index.node(*id);
+                batch.meta.tokens.extend(&node.tokens[..]);
+                batch.chunks.push((*id, Arc::clone(bytes), node.chain));
+            }
+            state.writing = jobs.iter().map(|job| job.ticket).collect();
+            batch.jobs = jobs;
+            return Some(batch);
+        }
+    }
+
+    /// Chunks that will not be written.
+    fn discard(&self, state: &mut State, job: &Job) {
+        for (id, bytes) in job.nodes.iter().rev() {
+            state.queued -= bytes.len() as u64;
+            if let Some(node) = state.index.queued(*id, bytes) {
+                node.data = Data::Absent;
+                state.counters.evicted.abandoned += 1;
+                state.index.prune(*id);
+            }
+        }
+    }
+
+    fn write_extent(&self, w: &mut Writer, now: Micros) -> io::Result<Turn> {
+        let Some(batch) = self.batch() else { return Ok(Turn::Idle(None)) };
+        let written = self.append_extent(w, &batch, now);
+        let mut state = self.state();
+        state.writing.clear();
+        match written {
+            Ok(Ok((segment, extent))) => {
+                for (job, (id, bytes)) in batch.jobs.iter().flat_map(|job| job.nodes.iter().map(move |n| (job, n))) {
+                    let _ = job;
+                    state.queued -= bytes.len() as u64;
+                    let chunk = batch.chunks.iter().position(|c| c.0 == *id).expect("batches are made of jobs") as u8;
+                    if state.index.queued(*id, bytes).is_some() {
+                        state.store_chunk(*id, Place { segment, extent, chunk }, self.geometry.stored());
+                        state.counters.saved += 1;
+                    }
+                }
+            }
+            Ok(Err(Placed::Later)) => {
+                batch.jobs.into_iter().rev().for_each(|job| state.queue.push_front(job));
+                return Ok(Turn::Idle(Some(LATER)));
+            }
+            Ok(Err(_)) => {
+                // No room, and nothing that could make any.
+                for job in batch.jobs.iter().rev() {
+                    self.discard(&mut state, job);
+                }
+            }
+            Err(e) => {
+                batch.jobs.into_iter().rev().for_each(|job| state.queue.push_front(job));
+                return Err(e);
+            }
+        }
+        drop(state);
+        self.progress.notify_all();
+        Ok(Turn::Worked)
+    }
+
+    fn append_extent(&self, w: &mut Writer, batch: &Batch, now: Micros) -> io::Result<Result<(u64, u32), Placed>> {
+        let n = batch.chunks.len();
+        let mut id = [0; 24];
+        self.vfs.random(&mut id)?;
+        let sealer = self.sealer(&batch.key, &id);
+        let mut record = Record {
+            kind: Kind::Extent,
+            chunks: n as u8,
+            present: u16::MAX >> (EXTENT - n),
+            id,
+            hidden: self.master.hide(&batch.uid, &id),
+            sealed: batch.meta.encode(),
+            data: self.geometry.slice(n, self.geometry.layers(), 0),
+        };
+        self.seal_meta(&sealer, &mut record);
+        let mut buffer = std::mem::take(&mut w.buffer);
+        let placed = self.append(w, &record, now, |write| {
+            buffer.clear();
+            let mut at = 0;
+            for layer in 0..self.geometry.layers() {
+                let (from, bytes) = (self.geometry.plain(layer), self.geometry.slices[layer]);
+                for (chunk, (_, plain, chain)) in batch.chunks.iter().enumerate() {
+                    let start = buffer.len();
+                    buffer.extend_from_slice(&plain[from..from + bytes]);
+                    let part = Part::Slice { layer: layer as u32, chunk: chunk as u32 };
+                    let tag = sealer.seal(part, chain, &mut buffer[start..]);
+                    buffer.extend(tag);
+                    if buffer.len() >= PIECE {
+                        write(at, &buffer)?;
+                        at += buffer.len() as u64;
+                        buffer.clear();
+                    }
+                }
+            }
+            write(at, &buffer)
+        });
+        w.buffer = buffer;
+        match placed? {
+            Placed::At(header, data) => Ok(Ok((header.segment, self.add_extent(&header, data, batch.domain)))),
+            none => Ok(Err(none)),
+        }
+    }
+
+    /// The extent is on disk, none of its chunks is in the index yet.
+    pub(crate) fn add_extent(&self, header: &RecordHeader, data: u64, domain: usize) -> u32 {
+        let mut state = self.state();
+        let segment = state.segments.get_mut(&header.segment).expect("the open segment is there");
+        segment.extents.push(Extent {
+            id: header.id,
+            domain,
+            offset: header.offset,
+            data,
+            total: header.total(),
+            present: header.present,
+            nodes: vec![None; usize::from(header.chunks)],
+        });
+        segment.extents.len() as u32 - 1
+    }
+
+    fn seal_meta(&self, sealer: &crate::crypto::Sealer, record: &mut Record) {
+        let identity = record.header(0, 0, 0).identity();
+        let tag = sealer.seal(Part::Meta, &identity, &mut record.sealed);
+        record.sealed.extend(tag);
+    }
+
+    /// Appends a record to the open segment, in a new one if there is no room in it: slices by `fill`, which is given
+    /// a function that writes at an offset, then the header.
+    pub(crate) fn append(
+        &self,
+        w: &mut Writer,
+        record: &Record,
+        now: Micros,
+        fill: impl FnOnce(&mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()>,
+    ) -> io::Result<Placed> {
+        let mut header = record.header(0, 0, 0);
+        let footer = |open: &Open| (open.footer.len() + TRAILER) as u64 + header.head();
+        let fits = |open: &Open| open.end + header.total() + footer(open) <= self.config.segment_bytes();
+        if w.open.as_ref().is_some_and(|open| !fits(open)) {
+            self.close(w)?;
+        }
+        // With a footer for it, and a header if the segment is new.
+        let need = header.total() + header.head() + (FILE_HEADER + TRAILER) as u64;
+        match self.make_room(w, need)? {
+            Room::There => {}
+            Room::None => return Ok(Placed::NoRoom),
+            Room::Later => return Ok(Placed::Later),
+        }
+        // Making room may have opened, filled and closed segments.
+        if w.open.as_ref().is_some_and(|open| !fits(open)) {
+            self.close(w)?;
+        }
+        if w.open.is_none() {
+            self.create(w)?;
+        }
+        let open = w.open.as_mut().expect("just made");
+        header.segment = open.file.sequence;
+        header.offset = open.end;
+        header.durable = open.synced;
+        let data = header.offset + header.head();
+        let file = &*open.file.file;
+        let start = self.vfs.now();
+        // From here on there may be bytes behind the end.
+        open.since.get_or_insert(now);
+        fill(&mut |at, bytes| write_all(file, bytes, data + at))?;
+        let mut head = header.encode();
+        head.extend(&record.sealed);
+        write_all(file, &head, header.offset)?;
+        open.footer.extend(&head);
+        open.records += 1;
+        open.end += header.total();
+        let took = self.vfs.now() - start;
+        let mut state = self.state();
+        state.counters.written += header.total();
+        state.counters.write_time += took;
+        let segment = state.segments.get_mut(&header.segment).expect("the open segment is there");
+        segment.bytes = segment.bytes.max(open.end);
+        if self.canary == Canary::SkipSync {
+            segment.durable = open.end;
+            state.advance_durable();
+        }
+        Ok(Placed::At(header, data))
+    }
+
+    pub(crate) fn write_note(&self, w: &mut Writer, now: Micros) -> io::Result<Turn> {
+        let next = {
+            let state = self.state();
+            state.notes.waiting.first().and_then(|&number| {
+                let (domain, meta) = state.notes.record(number)?;
+                Some((number, meta, state.index.domains[domain].keys.clone()))
+            })
+        };
+        let Some((number, meta, keys)) = next else { return Ok(Turn::Idle(None)) };
+        let placed = self.append_note(w, &meta, &keys, now)?;
+        let mut state = self.state();
+        match placed {
+            Placed::At(header, _) => state.notes.written(number, header.segment),
+            Placed::Later => return Ok(Turn::Idle(Some(LATER))),
+            // It stays in memory for as long as the process lives.
+            Placed::NoRoom => drop(state.notes.waiting.remove(&number)),
+        }
+        drop(state);
+        self.progress.notify_all();
+        Ok(Turn::Worked)
+    }
+
+    fn append_note(
+        &self,
+        w: &mut Writer,
+        meta: &NoteMeta,
+        keys: &crate::keys::DomainKeys,
+        now: Micros,
+    ) -> io::Result<Placed> {
+        let mut id = [0; 24];
+        self.vfs.random(&mut id)?;
+        let sealer = self.sealer(&keys.key, &id);
+        let hidden = self.master.hide(&keys.uid, &id);
+        let mut record = Record { kind: Kind::Note, chunks: 0, present: 0, id, hidden, sealed: meta.encode(), data: 0 };
+        self.seal_meta(&sealer, &mut record);
+        self.append(w, &record, now, |_| Ok(()))
+    }
+
+    fn create(&self, w: &mut Writer) -> io::Result<()> {
+        let sequence = w.next;
+        w.next += 1;
+        let path = self.path(&segment_name(sequence));
+        let file = self.vfs.create(&path)?;
+        let header = SegmentHeader {
+            sequence,
+            created: self.vfs.unix(),
+            fingerprint: self.identity,
+            key: self.master.id,
+            text: self.config.fingerprint.text.clone(),
+        };
+        if let Err(e) = write_all(&*file, &header.encode(), 0) {
+            let _ = self.vfs.remove(&path);
+            return Err(e);
+        }
+        let file = Arc::new(SegmentFile { sequence, path, file });
+        let mut segment = Segment::new(Arc::clone(&file), Phase::Open);
+        segment.bytes = FILE_HEADER as u64;
+        self.state().segments.insert(sequence, segment);
+        w.open = Some(Open {
+            file,
+            end: FILE_HEADER as u64,
+            synced: 0,
+            named: false,
+            since: None,
+            footer: Vec::new(),
+            records: 0,
+        });
+        Ok(())
+    }
+
+    /// What was written becomes durable.
+    pub(crate) fn sync(&self, w: &mut Writer) -> io::Result<()> {
+        let Some(open) = w.open.as_mut().filter(|open| open.since.is_some()) else { return Ok(()) };
+        let start = self.vfs.now();
+        open.file.file.sync_data()?;
+        if !open.named {
+            self.vfs.sync_dir(&self.config.dir)?;
+            open.named = true;
+        }
+        open.synced = open.end;
+        open.since = None;
+        let bytes = open.end.max(open.file.file.allocated()?);
+        let took = self.vfs.now() - start;
+        let mut state = self.state();
+        state.counters.syncs += 1;
+        state.counters.sync_time += took;
+        if let Some(segment) = state.segments.get_mut(&open.file.sequence) {
+            segment.durable = open.synced;
+            segment.bytes = bytes;
+        }
+        state.advance_durable();
+        state.notes_durable = state.notes.waiting.is_empty();
+        drop(state);
+        self.well();
+        self.progress.notify_all();
+        Ok(())
+    }
+
+    /// Ends the open segment with copies of its records' headers. Its data is durable before they are written, so that
+    /// whoever finds them need not look at it.
+    pub(crate) fn close(&self, w: &mut Writer) -> io::Result<()> {
+        self.sync(w)?;
+        let Some(open) = w.open.take() else { return Ok(()) };
+        let trailer = Trailer {
+            sequence: open.file.sequence,
+            footer: open.end,
+            length: open.footer.len() as u64,
+            records: open.records,
+        };
+        let mut bytes = open.footer;
+        let end = trailer.encode(&bytes);
+        bytes.extend(end);
+        let written = write_all(&*open.file.file, &bytes, open.end).and_then(|()| open.file.file.sync_data());
+        let mut state = self.state();
+        if let Some(segment) = state.segments.get_mut(&open.file.sequence) {
+            segment.phase = Phase::Closed;
+            segment.bytes = (open.end + bytes.len() as u64).max(open.file.file.allocated().unwrap_or(0));
+        }
+        written
+    }
+
+    /// Something could not be written or synced: the open segment is given up, with what is not durable in it, and saving
+    /// pauses.
+    fn failed(&self, w: &mut Writer, error: &io::Error) {
+        if let Some(open) = w.open.take() {
+            // A sync that failed is not tried again: nobody knows what it left out.
+            let mut state = self.state();
+            let mut lost = Vec::new();
+            if let Some(segment) = state.segments.get_mut(&open.file.sequence) {
+                segment.phase = Phase::Closed;
+                segment.bytes = segment.bytes.max(open.file.file.allocated().unwrap_or(0));
+                for extent in segment.extents.iter().filter(|e| e.offset + e.total > open.synced) {
+                    lost.extend(extent.nodes.iter().flatten());
+                }
+            }
+            lost.sort_by_key(|&id| std::cmp::Reverse(state.index.node(id).depth));
+            for id in lost {
+                state.counters.evicted.abandoned += 1;
+                state.drop_chunk(id, self.geometry.stored());
+            }
+            state.notes.rewrite(open.file.sequence);
+            if open.synced == 0
+                && let Some(segment) = state.segments.remove(&open.file.sequence)
+            {
+                state.doomed.push((segment.file, segment.bytes));
+            }
+        }
+        let mut state = self.state();
+        state.advance_durable();
+        let now = self.vfs.now();
+        let health = &mut state.health;
+        health.why = Some(error.to_string());
+        health.retry = now + (PAUSE.0 << health.failures.min(10)).min(PAUSE.1);
+        health.failures += 1;
+        state.counters.write_errors += 1;
+        drop(state);
+        self.progress.notify_all();
+    }
+
+    /// Something was written: if saving paused, it goes on.
+    fn well(&self) {
+        let mut state = self.state();
+        state.health.why = None;
+        state.health.failures = 0;
+    }
+
+    /// Files that nobody reads any more are removed.
+    pub(crate) fn remove_doomed(&self) {
+        let mut gone = Vec::new();
+        {
+            let mut state = self.state();
+            state.doomed.retain(|(file, _)| {
+                let free = Arc::strong_count(file) == 1;
+                if free {
+                    gone.push(Arc::clone(file));
+                }
+                !free
+            });
+        }
+        for file in gone {
+            // One that cannot be removed is found again, and counted, when the store is opened next.
+            let _ = self.vfs.remove(&file.path);
+        }
+    }
+
+    pub(crate) fn write_loop(&self) {
+        loop {
+            let turn = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.turn()));
+            let Ok(turn) = turn else {
+                self.panicked();
+                // Whatever it was, it is not tried again at once.
+                self.state().health = crate::state::Health {
+                    why: Some("a thread panicked".into()),
+                    retry: self.vfs.now() + PAUSE.0,
+                    failures: 1,
+                };
+                continue;
+            };
+            let Turn::Idle(wait) = turn else { continue };
+            let state = self.state();
+            let waiting = !state.queue.is_empty() || !state.notes.waiting.is_empty();
+            let pausing = state.health.why.is_some();
+            if state.stop && (!waiting || pausing) {
+                return;
+            }
+            if waiting && !pausing && wait.is_none() {
+                continue;
+            }
+            let wait = std::time::Duration::from_micros(wait.unwrap_or(500_000).clamp(1_000, 500_000));
+            drop(self.work.wait_timeout(state, wait));
+        }
+    }
+}
+
+fn push(state: &mut State, run: &mut Vec<(NodeId, Arc<Vec<u8>>)>) {
+    if !run.is_empty() {
+        state.queue.push_back(Job { nodes: std::mem::take(run), ticket: state.ticket });
+    }
+}
+
+/// Where in the queue the chunks that come right behind those of a job are, if they are no more than `most`.
+fn follower(state: &State, job: &Job, most: usize) -> Option<usize> {
+    let &(last, _) = job.nodes.last()?;
+    state.queue.iter().take(64).position(|next| {
+        let (first, bytes) = &next.nodes[0];
+        let waits = |node: &crate::index::Node| matches!(&node.data, Data::Queued(b) if Arc::ptr_eq(b, bytes));
+        next.nodes.len() <= most && state.index.get(*first).is_some_and(|node| node.parent == Some(last) && waits(node))
+    })
+}
+
+/// Bytes of a segment that are not slices, for a record of so many chunks.
+pub(crate) fn overhead(chunks: usize) -> u64 {
+    let head = (RECORD_HEADER + ExtentMeta::sealed(chunks)) as u64;
+    FILE_HEADER as u64 + 2 * head + crate::format::ALIGN + TRAILER as u64
+}
+
+impl Record {
+    pub fn header(&self, segment: u64, offset: u64, durable: u64) -> RecordHeader {
+        RecordHeader {
+            kind: self.kind,
+            chunks: self.chunks,
+            present: self.present,
+            segment,
+            offset,
+            durable,
+            // A sealed part that has no tag yet gets one.
+            meta: self.sealed.len() as u32,
+            data: self.data,
+            id: self.id,
+            domain: self.hidden,
+        }
+    }
+}
