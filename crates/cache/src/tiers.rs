@@ -17,6 +17,8 @@ pub struct Unsaved {
     pub tokens: Vec<TokenId>,
     /// Their slabs, in order: the last of the path.
     pub chunks: Vec<ChunkId>,
+    /// The slabs before them on the path, as far as they have arrived: the last ones.
+    pub above: Vec<ChunkId>,
 }
 
 impl Cache {
@@ -131,7 +133,8 @@ impl Cache {
             let chunks: Vec<ChunkId> = run.map(|(id, _)| Arena::chunk(id.index)).collect();
             let last = list[chunks.len() - 1];
             let domain = self.arena[first.index].domain;
-            out = Some(Unsaved { domain, tokens: self.path_to(last.index), chunks });
+            let (tokens, above) = (self.path_to(last.index), self.above(first.index));
+            out = Some(Unsaved { domain, tokens, chunks, above });
         }
         self.unsaved = Some(list);
         out
@@ -150,6 +153,15 @@ impl Cache {
     /// Whether `id` is the child of `above` and of its domain.
     fn below(&self, id: NodeId, above: NodeId) -> bool {
         self.arena[id.index].parent == above.index && self.arena[id.index].domain == self.arena[above.index].domain
+    }
+
+    /// The slabs above a node up to one that is on its way, from above to below.
+    fn above(&self, index: u32) -> Vec<ChunkId> {
+        let parents = std::iter::successors(Some(index), |&index| Some(self.arena[index].parent)).skip(1);
+        let arrived = parents.take_while(|&index| index != ROOT && !self.arena[index].arriving);
+        let mut above: Vec<ChunkId> = arrived.map(Arena::chunk).collect();
+        above.reverse();
+        above
     }
 
     /// All tokens from the root to the end of a node.

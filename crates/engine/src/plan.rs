@@ -202,7 +202,7 @@ impl Engine {
         self.held_up = false;
         for i in suspect.map_or(0..self.running.len(), |i| i..i + 1) {
             self.catch_up(i);
-            if !self.may_run(i) {
+            if !self.load_more(i) || !self.may_run(i) {
                 self.held_up = true;
                 continue;
             }
@@ -251,6 +251,18 @@ impl Engine {
             rest.sort_by(|a, b| compare(&a.0, &b.0, &moment));
             prompts[1..].iter_mut().zip(rest).for_each(|(p, r)| *p = r.1);
         }
+    }
+
+    /// Of a path that is longer than what may be on its way at once, the next part is loaded when the one before has come.
+    fn load_more(&mut self, i: usize) -> bool {
+        if self.running[i].pending() <= CHUNK {
+            return true;
+        }
+        let mut s = std::mem::replace(&mut self.running[i], Sequence::vacant());
+        let go_on = self.load_for(&mut s);
+        self.running[i] = s;
+        self.catch_up(i);
+        go_on
     }
 
     /// Moves a sequence over everything that the tree holds by now. Its last token's row runs in any case: it gives

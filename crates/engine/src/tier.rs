@@ -137,13 +137,16 @@ impl Engine {
         }
     }
 
-    /// Begins to load what the tier has of a running sequence's tokens behind its path.
-    pub(crate) fn load_for(&mut self, s: &mut Sequence) {
-        let scoring = self.requests[&s.id].scoring();
-        if self.tiers.is_some() && !scoring && s.tokens.len() - s.path.used / CHUNK * CHUNK > CHUNK {
-            let Sequence { path, domain, tokens, .. } = s;
-            self.begin_load(path, *domain, tokens, For::Running);
+    /// Begins to load what the tier has of a running sequence's tokens behind its path. False: there is more than there is
+    /// room for now, but something on its way will make room.
+    pub(crate) fn load_for(&mut self, s: &mut Sequence) -> bool {
+        let whole = s.path.used / CHUNK * CHUNK;
+        if self.tiers.is_none() || s.tokens.len() - whole <= CHUNK || self.requests[&s.id].scoring() {
+            return true;
         }
+        let Sequence { path, domain, tokens, .. } = s;
+        let enough = self.begin_load(path, *domain, tokens, For::Running);
+        enough || !self.is_loading() || path.used > whole
     }
 
     /// Begins to load for those in the queue whose turn is near, in room that nobody wants: AttentionStore's look-ahead

@@ -82,7 +82,15 @@ impl<'a> ChunkView<'a> {
         (&self.pool.data[base + k / 2..base + v / 2], &self.pool.data[base + v / 2..base + end / 2])
     }
 
-    /// The chunk as every tier holds it, in the order of its layout, as little-endian words of 16 bits.
+    /// The chunk as every tier holds it, in the order of its layout.
+    pub fn bytes(&self) -> &'a [u8] {
+        const { assert!(cfg!(target_endian = "little"), "chunks are little-endian, in every tier") };
+        let words = self.elements();
+        // SAFETY: the same memory as bytes, which have no alignment and no invalid values.
+        unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
+    }
+
+    /// The same as words of 16 bits.
     pub fn elements(&self) -> &'a [u16] {
         if let Some(sealed) = &self.pool.sealed
             && self.chunk.0 < sealed.chunks

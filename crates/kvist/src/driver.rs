@@ -2,12 +2,17 @@
 
 use std::sync::Arc;
 
-use kvist_base::{AllResident, Clock, Executor, Micros, StepOutput};
+use kvist_base::{AllResident, Clock, Executor, Micros, Residency, StepOutput};
 use kvist_engine::{Effect, Engine, EngineConfig, Refusal, Request, RequestId};
+use kvist_server::Keeper;
+use kvist_store::StoreTier;
 
 pub struct Driver {
     pub engine: Engine,
     pub executor: Box<dyn Executor>,
+    /// Between the engine and the store, if there is one.
+    pub keeper: Option<Keeper>,
+    config: EngineConfig,
     clock: Arc<dyn Clock>,
     output: StepOutput,
     next: u64,
@@ -25,8 +30,16 @@ pub struct Step {
 
 impl Driver {
     pub fn new(config: EngineConfig, executor: Box<dyn Executor>, clock: Arc<dyn Clock>) -> Self {
-        let engine = Engine::new(config, executor.info().clone());
-        Driver { engine, executor, clock, output: StepOutput::default(), next: 0 }
+        let engine = Engine::new(config.clone(), executor.info().clone());
+        Driver { engine, executor, keeper: None, config, clock, output: StepOutput::default(), next: 0 }
+    }
+
+    /// The same over a store, with a new engine.
+    pub fn over(mut self, tier: StoreTier) -> Self {
+        let config = EngineConfig { saves: true, ..self.config.clone() };
+        self.engine = Engine::new(config, self.executor.info().clone()).with_tier(Box::new(tier.clone()));
+        self.keeper = Some(Keeper::new(tier));
+        self
     }
 
     /// Submits a request under an id of its own.
@@ -47,9 +60,13 @@ impl Driver {
         let plan = self.engine.plan(self.clock.now())?;
         let (rows, logits) = (plan.rows.len(), plan.rows.iter().filter(|row| row.logits).count());
         let start = self.clock.now();
-        self.executor.step(plan, &AllResident, &mut self.output);
+        let residency: &dyn Residency = self.keeper.as_ref().map_or(&AllResident, |keeper| keeper.tier());
+        self.executor.step(plan, residency, &mut self.output);
         let end = self.clock.now();
         self.engine.complete(end, &self.output);
+        if let Some(keeper) = &mut self.keeper {
+            keeper.save(&mut self.engine, &*self.executor, end);
+        }
         Some(Step { rows, logits, took: end - start })
     }
 

@@ -17,6 +17,7 @@ use crate::settings::keys::{
     ISA, ITL_TARGET_MS, KV_TYPE, MAX_BATCH, MAX_N, MAX_QUEUE, MAX_STEP_TOKENS, MODEL, THREADS, WEIGHTS,
 };
 use crate::settings::{Settings, Value};
+use crate::store::{self, Wish};
 use crate::{complain, machine, memory, model};
 
 /// What settings and machine together say, before anything large is read.
@@ -26,11 +27,19 @@ pub struct Plan {
     pub budget: Budget,
     pub isa: Isa,
     pub threads: usize,
+    /// What is kept on disk, if anything is.
+    pub store: Option<Wish>,
 }
 
 /// Resolves what nobody gave, and checks that it fits. `replies` and `connections`: bytes of replies that are kept, and
 /// connections that are open, at most.
-pub fn plan(settings: &mut Settings, engine: EngineConfig, replies: u64, connections: usize) -> Result<Plan> {
+pub fn plan(
+    settings: &mut Settings,
+    engine: EngineConfig,
+    replies: u64,
+    connections: usize,
+    store: Option<Wish>,
+) -> Result<Plan> {
     let threads = threads(settings);
     let isa = isa(settings.text(&ISA))?;
     settings.fill(&ISA, Value::Text(isa.to_string()));
@@ -43,10 +52,11 @@ pub fn plan(settings: &mut Settings, engine: EngineConfig, replies: u64, connect
         codec: codec(settings.text(&KV_TYPE).unwrap_or_default()),
         threads,
         replies,
+        store: if store.is_some() { store::memory(machine::free_memory().map(|free| free.bytes)) } else { 0 },
         connections,
     };
     let budget = memory::budget(settings, &chosen.config, chosen.bytes, &load, machine::free_memory())?;
-    Ok(Plan { chosen, engine, budget, isa, threads })
+    Ok(Plan { chosen, engine, budget, isa, threads, store })
 }
 
 /// The model of MODEL, in the form of `--weights`.

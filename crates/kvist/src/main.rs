@@ -21,6 +21,7 @@ mod run;
 mod serve;
 mod settings;
 mod size;
+mod store;
 mod style;
 
 use std::io::{ErrorKind, Write, stderr, stdout};

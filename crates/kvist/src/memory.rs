@@ -32,6 +32,8 @@ pub struct Load<'a> {
     pub threads: usize,
     /// Bytes of the table of replies.
     pub replies: u64,
+    /// Bytes between the cache and the store on disk.
+    pub store: u64,
     pub connections: usize,
 }
 
@@ -43,6 +45,7 @@ pub struct Budget {
     /// Activations, logits, partial states of the attention, and the tree.
     pub buffers: u64,
     pub replies: u64,
+    pub store: u64,
     pub connections: u64,
     pub pool: PoolSize,
     pub token_bytes: u64,
@@ -81,7 +84,7 @@ impl Budget {
     }
 
     pub fn total(&self) -> u64 {
-        let parts = [self.kv, self.buffers, self.replies, self.connections];
+        let parts = [self.kv, self.buffers, self.replies, self.store, self.connections];
         parts.into_iter().fold(self.weights, u64::saturating_add)
     }
 
@@ -93,7 +96,9 @@ impl Budget {
             human(self.kv),
             human(self.buffers)
         );
-        for (name, bytes) in [("replies", self.replies), ("connections", self.connections)] {
+        for (name, bytes) in
+            [("replies", self.replies), ("disk buffers", self.store), ("connections", self.connections)]
+        {
             if bytes > 0 {
                 let _ = write!(sum, " + {name} {}", human(bytes));
             }
@@ -140,7 +145,7 @@ fn default_kv(config: &Config, weights: u64, asked: Option<usize>, load: &Load, 
 pub fn fitting(config: &Config, weights: u64, asked: Option<usize>, load: &Load, free: u64) -> u64 {
     let chunk = config.layout_of(load.codec).bytes as u64;
     let rest = buffers(config, load, asked.unwrap_or(config.context).min(config.context));
-    let taken = [rest, load.replies, connections(load)].into_iter().fold(weights, u64::saturating_add);
+    let taken = [rest, load.replies, load.store, connections(load)].into_iter().fold(weights, u64::saturating_add);
     free.saturating_sub(taken) / (chunk + NODE_BYTES) * chunk / MIB * MIB
 }
 
@@ -237,6 +242,7 @@ pub fn plan(config: &Config, weights: u64, kv_ram: u64, asked: Option<usize>, lo
         kv: pool_bytes(config, pool),
         buffers: buffers(config, load, context).saturating_add(u64::from(pool.chunks) * NODE_BYTES),
         replies: load.replies,
+        store: load.store,
         connections: connections(load),
         pool,
         token_bytes,
@@ -304,7 +310,7 @@ mod tests {
     }
 
     fn load(engine: &EngineConfig) -> Load<'_> {
-        Load { engine, codec: Codec::Dense(Dtype::Bf16), threads: 4, replies: 64 * MIB, connections: 900 }
+        Load { engine, codec: Codec::Dense(Dtype::Bf16), threads: 4, replies: 64 * MIB, store: 0, connections: 900 }
     }
 
     fn llama() -> (Config, u64) {

@@ -24,6 +24,8 @@ pub struct Page<'a> {
     pub keys: bool,
     /// Whether the model takes chat messages.
     pub chat: bool,
+    /// What is kept on disk and was found there, or that nothing is.
+    pub disk: String,
     /// Tokens that are shared by all tenants, if prompts are published.
     pub public: Option<usize>,
     pub ready: Duration,
@@ -65,6 +67,7 @@ impl Page<'_> {
                 count(budget.conversations(), "conversation"),
             ),
         );
+        line("disk", self.disk.clone());
         let context = thousands(budget.context as u64);
         line(
             "context",
@@ -104,6 +107,7 @@ mod tests {
             kv: 1 << 30,
             buffers: 0,
             replies: 0,
+            store: 0,
             connections: 0,
             pool: kvist_model::PoolSize::bf16(512),
             token_bytes: 32 << 10,
@@ -122,6 +126,7 @@ mod tests {
             address: address.parse().unwrap(),
             keys,
             chat: !keys,
+            disk: "10 GiB".into(),
             public: Some(1024),
             ready: Duration::from_millis(340),
         }

@@ -83,7 +83,10 @@ fn compute(driver: &mut Driver, name: &str, prompt: Vec<TokenId>, progress: &Pro
     driver.submit(request).map_err(|refusal| fails(refusal.to_string()))?;
     loop {
         progress.note(name);
-        driver.step();
+        if driver.step().is_none() {
+            // What the disk has of it is on its way.
+            std::thread::sleep(std::time::Duration::from_micros(300));
+        }
         for effect in driver.take_effects() {
             match effect {
                 Effect::Finished { reason: Finish::Error(what), .. } => return Err(fails(what)),

@@ -16,7 +16,7 @@ const EMBEDDED_MAX_TOKENS: u32 = 256;
 
 pub fn run(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
     let engine = load::single_config(&settings);
-    let plan = load::plan(&mut settings, engine, chat::REPLY_BYTES as u64, 0)?;
+    let plan = load::plan(&mut settings, engine, chat::REPLY_BYTES as u64, 0, None)?;
     if matches.get_flag("print-config") {
         return say(&settings.print());
     }

@@ -23,7 +23,7 @@ use crate::settings::keys::{
     SERVED_MODEL_NAME, SHUTDOWN_TIMEOUT, STRICT_MODEL, TOOL_FORMAT, WRITE_TIMEOUT,
 };
 use crate::settings::{Settings, Value};
-use crate::{complain, machine, say};
+use crate::{complain, machine, say, store};
 
 /// Requests of a short context may still carry long tool descriptions and parameters.
 const LEAST_BODY: u64 = 64 << 10;
@@ -34,7 +34,8 @@ pub fn run(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
     let engine = load::engine_config(&settings)?;
     let connections = connections(settings.count(&MAX_CONNECTIONS), machine::open_files());
     let replies = settings.count(&REPLY_RAM) as u64;
-    let plan = load::plan(&mut settings, engine, replies, connections)?;
+    let wish = store::wish(&mut settings);
+    let plan = load::plan(&mut settings, engine, replies, connections, wish)?;
     let body = LEAST_BODY.max(BODY_BYTES_PER_TOKEN * plan.budget.context as u64);
     settings.fill(&MAX_BODY, Value::Size(body));
     settings.fill(&SERVED_MODEL_NAME, Value::Text(plan.chosen.name.clone()));
@@ -61,17 +62,18 @@ async fn serve(settings: Settings, plan: Plan, config: ServerConfig, started: In
     let host = settings.text(&HOST).unwrap_or_default();
     let listener = kvist_server::bind(host, settings.count(&PORT) as u16).await.map_err(told)?;
     let address = listener.local_addr().map_err(|e| Failure::new(e.to_string(), "check --host and --port"))?;
-    let keys = config.keys.is_some();
+    let tenants = config.keys.clone();
+    let keys = tenants.is_some();
     let server = Server::loading(config);
     let mut running = tokio::spawn(answer(server.clone(), listener, signal));
-    let loading = tokio::task::spawn_blocking(move || load(&settings, plan));
+    let loading = tokio::task::spawn_blocking(move || load(&settings, plan, tenants.as_ref()));
     let loaded = tokio::select! {
         _ = &mut running => return Ok(()),
         loaded = loading => loaded.map_err(|e| Failure::new(format!("loading failed: {e}"), "report this"))??,
     };
-    let Loaded { driver, text, info, plan, public } = loaded;
+    let Loaded { driver, text, info, plan, public, disk } = loaded;
     let (name, chat) = (info.id.clone(), text.template.is_some());
-    server.install(driver.engine, driver.executor, text, info).map_err(|e| {
+    server.install(driver.engine, driver.executor, driver.keeper, text, info).map_err(|e| {
         Failure::new(format!("the engine thread cannot be started: {e}"), "raise the limit of processes")
     })?;
     let page = Page {
@@ -86,6 +88,7 @@ async fn serve(settings: Settings, plan: Plan, config: ServerConfig, started: In
         address,
         keys,
         chat,
+        disk,
         public,
         ready: started.elapsed(),
     };
@@ -107,9 +110,15 @@ struct Loaded {
     info: ModelInfo,
     plan: Plan,
     public: Option<usize>,
+    disk: String,
 }
 
-fn load(settings: &Settings, plan: Plan) -> Result<Loaded> {
+fn load(settings: &Settings, mut plan: Plan, keys: Option<&Keys>) -> Result<Loaded> {
+    let wish = plan.store.take();
+    let digest = wish.as_ref().map(|_| {
+        let (files, seed) = plan.chosen.files();
+        store::Digest::begin(files, seed)
+    });
     let text = plan.chosen.text()?;
     if let Err(missing) = &text.template {
         complain(&format!("warning: {missing}; chat requests will be refused"));
@@ -117,6 +126,14 @@ fn load(settings: &Settings, plan: Plan) -> Result<Loaded> {
     let prompts = settings.list(&PUBLIC_PROMPT).iter().map(|file| public::Prompt::read(Path::new(file)));
     let prompts = prompts.collect::<Result<Vec<_>>>()?;
     let mut driver = load::driver(&plan)?;
+    let opened = match (wish, digest) {
+        (Some(wish), Some(digest)) => store::open(wish, &plan, settings, digest, keys)?,
+        _ => None,
+    };
+    let disk = opened.as_ref().map_or("nothing is kept".into(), store::Opened::summary);
+    if let Some(opened) = opened {
+        driver = driver.over(opened.tier);
+    }
     let public = public::publish(&mut driver, &text, &prompts)?;
     let sampling = load::sampling(&plan.chosen.config, 0);
     let info = ModelInfo {
@@ -131,7 +148,7 @@ fn load(settings: &Settings, plan: Plan) -> Result<Loaded> {
         },
     };
     let text = TextParts { tokenizer: text.tokenizer, template: text.template.ok() };
-    Ok(Loaded { driver, text, info, plan, public: (!prompts.is_empty()).then_some(public) })
+    Ok(Loaded { driver, text, info, plan, public: (!prompts.is_empty()).then_some(public), disk })
 }
 
 fn server_config(settings: &Settings, max_connections: usize) -> Result<ServerConfig> {

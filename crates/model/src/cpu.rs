@@ -118,7 +118,7 @@ impl Executor for CpuExecutor {
     }
 
     fn read_chunk(&self, chunk: ChunkId, out: &mut Vec<u8>) {
-        out.extend(self.ops.kv.chunk(chunk).elements().iter().flat_map(|v| v.to_le_bytes()));
+        out.extend_from_slice(self.ops.kv.chunk(chunk).bytes());
     }
 }
 

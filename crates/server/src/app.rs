@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvist_base::{Clock, ExecutorInfo, Micros, SystemClock, TokenId};
+use kvist_store::StoreTier;
 use kvist_text::grammar::GrammarFactory;
 use kvist_text::{Dialect, ReplyTable};
 use tokio::sync::{Semaphore, watch};
@@ -23,6 +24,8 @@ pub struct Serving {
     pub runner: Runner,
     pub text: TextParts,
     pub replies: ReplyTable,
+    /// The tier below RAM.
+    pub tier: Option<StoreTier>,
     pub grammars: GrammarFactory,
     pub model: ModelInfo,
     pub info: ExecutorInfo,

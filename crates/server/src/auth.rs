@@ -88,6 +88,12 @@ impl Keys {
         Ok(Keys { entries: entries.into() })
     }
 
+    /// Each tenant, once.
+    pub fn tenants(&self) -> impl Iterator<Item = &Tenant> {
+        let first = |i: usize| !self.entries[..i].iter().any(|e| e.1.domain == self.entries[i].1.domain);
+        (0..self.entries.len()).filter(move |i| first(*i)).map(|i| &self.entries[i].1)
+    }
+
     /// The tenant of a key. Digests are compared, all of them and whole, so the time taken tells nothing.
     pub fn find(&self, key: &[u8]) -> Option<&Tenant> {
         let digest: [u8; 32] = Sha256::digest(key).into();

@@ -12,6 +12,7 @@ mod config;
 mod connection;
 mod cors;
 mod fuzzing;
+mod keep;
 mod limits;
 mod log;
 mod masks;
@@ -22,10 +23,11 @@ mod runner;
 mod server;
 mod signals;
 
-pub use auth::{KeyFileError, Keys};
+pub use auth::{KeyFileError, Keys, OPERATOR, Tenant};
 pub use kvist_text::ToolSetting;
 
 pub use config::{ModelInfo, SamplingDefaults, ServerConfig, TextParts};
+pub use keep::Keeper;
 pub use log::{Log, stderr_log};
 pub use routes::{Access, paths};
 pub use server::{BindError, Server, bind};

@@ -6,6 +6,7 @@ use std::fmt::{Display, Write};
 
 use kvist_base::{CHUNK, ExecutorInfo, Micros};
 use kvist_engine::{EngineStats, Usage};
+use kvist_store::StoreTier;
 use kvist_text::ReplyTable;
 
 const TTFT: &[f64] = &[
@@ -121,6 +122,7 @@ pub struct Scrape<'a> {
     pub stats: &'a EngineStats,
     pub book: &'a Book,
     pub replies: &'a ReplyTable,
+    pub tier: Option<&'a StoreTier>,
     pub spliced_tokens: u64,
     pub ignored_fields: u64,
     pub connections: usize,
@@ -131,6 +133,9 @@ impl Scrape<'_> {
         let mut out = Exposition { text: String::new(), model: escape(self.model) };
         self.vllm(&mut out);
         self.kvist(&mut out);
+        if let Some(tier) = self.tier {
+            self.disk(&mut out, tier);
+        }
         out.text
     }
 
@@ -214,6 +219,49 @@ impl Scrape<'_> {
         out.counter("kvist_ignored_fields", "Fields of requests that the server does not know.", self.ignored_fields);
         out.counter("kvist_slow_readers", "Requests dropped because their reader fell behind.", b.slow_readers);
         out.counter("kvist_step_panics", "Steps that panicked.", b.step_panics);
+    }
+}
+
+impl Scrape<'_> {
+    /// The tier below RAM.
+    fn disk(&self, out: &mut Exposition, tier: &StoreTier) {
+        let (t, s, sums) = (self.stats.tier, tier.store().stats(), tier.sums());
+        out.gauge("kvist_disk_budget_bytes", "Bytes on disk that the store may take.", s.budget);
+        let bytes = [("live", s.live), ("dead", s.dead), ("foreign", s.foreign)];
+        let bytes: Vec<_> = bytes.iter().map(|(kind, n)| (format!("kind=\"{kind}\""), *n)).collect();
+        out.gauges("kvist_disk_bytes", "Bytes on disk, by what they hold.", &bytes);
+        out.gauge("kvist_disk_tokens", "Tokens whose KV can be loaded.", s.entries * CHUNK as u64);
+        out.gauge("kvist_disk_queued_bytes", "Bytes of KV that wait to be written.", s.queued);
+        out.gauge("kvist_disk_degraded", "Whether saving pauses because it failed.", u8::from(s.degraded.is_some()));
+        out.counter("kvist_disk_written_bytes", "Bytes written.", s.written);
+        out.counter("kvist_disk_copied_bytes", "Bytes of these that were copied to make room.", s.copied);
+        out.counter("kvist_disk_read_bytes", "Bytes read.", s.read);
+        out.counter("kvist_disk_saved_tokens", "Tokens whose KV was saved.", s.saved * CHUNK as u64);
+        let unsaved = self.stats.cache.never_saved * CHUNK as u64;
+        out.counter("kvist_disk_never_saved_tokens", "Tokens that left RAM before they were saved.", unsaved);
+        let loads = [("urgent", t.loads - t.read_ahead), ("read_ahead", t.read_ahead)];
+        let loads: Vec<_> = loads.iter().map(|(kind, n)| (format!("for=\"{kind}\""), *n)).collect();
+        out.counters("kvist_disk_loads", "Loads begun, by who wanted them.", &loads);
+        out.counter("kvist_disk_loads_dropped", "Loads that nobody wanted any more.", t.dropped);
+        out.counter("kvist_disk_loads_stalled", "Loads given up because nothing came.", sums.stalls);
+        out.counter("kvist_disk_loading_tokens", "Tokens that loads were begun for.", t.tokens);
+        out.counter("kvist_disk_lost_chunks", "Chunks that did not come.", t.lost);
+        out.counter("kvist_disk_corrupt_chunks", "Chunks that did not verify.", s.corrupt);
+        let errors = [("read", s.read_errors), ("write", s.write_errors), ("sync", s.sync_errors)];
+        let errors: Vec<_> = errors.iter().map(|(kind, n)| (format!("operation=\"{kind}\""), *n)).collect();
+        out.counters("kvist_disk_errors", "Operations that failed.", &errors);
+        let e = s.evicted;
+        let gone =
+            [("budget", e.budget), ("damaged", e.damaged), ("abandoned", e.abandoned), ("forgotten", e.forgotten)];
+        let gone: Vec<_> = gone.iter().map(|(kind, n)| (format!("reason=\"{kind}\""), *n)).collect();
+        out.counters("kvist_disk_evictions", "Chunks that left the disk.", &gone);
+        out.gauge("kvist_disk_read_rate", "Bytes per second that loads are believed to take.", sums.rate);
+        out.gauge("kvist_disk_load_seconds", "Seconds from the beginning of loads to their end.", sums.seconds);
+        out.gauge("kvist_disk_waited_seconds", "Seconds of these that steps waited for slices.", sums.waited);
+        out.gauge("kvist_disk_read_seconds", "Seconds that threads read.", s.read_seconds);
+        out.gauge("kvist_disk_open_seconds", "Seconds that threads verified and decrypted.", s.open_seconds);
+        out.gauge("kvist_disk_write_seconds", "Seconds that writing took.", s.write_seconds);
+        out.gauge("kvist_disk_sync_seconds", "Seconds that waiting for the medium took.", s.sync_seconds);
     }
 }
 

@@ -291,6 +291,7 @@ fn metrics(app: &App) -> Result<Response, ApiError> {
         stats: &serving.runner.shared.stats(),
         book: &serving.runner.shared.book(),
         replies: &serving.replies,
+        tier: serving.tier.as_ref(),
         ignored_fields: app.ignored.load(Ordering::Relaxed),
         spliced_tokens: app.spliced.load(Ordering::Relaxed),
         connections: app.connections.load(Ordering::Relaxed),

@@ -4,15 +4,16 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use kvist_base::{AllResident, Clock, Executor, Micros, StepOutput};
+use kvist_base::{AllResident, Clock, Executor, Micros, Residency, StepOutput};
 use kvist_engine::{Effect, Engine, EngineStats, Finish, Refusal, Request, RequestId};
 use tokio::sync::mpsc;
 
+use crate::keep::Keeper;
 use crate::log::Log;
 use crate::masks::{self, beside};
 use crate::metrics::{Book, Ended};
@@ -21,6 +22,10 @@ use crate::metrics::{Book, Ended};
 const INTAKE: usize = 1024;
 /// How long the thread sleeps while the engine has requests but nothing to run.
 const PAUSE: Duration = Duration::from_millis(5);
+/// The same while something is on its way from the store.
+const LOADING_PAUSE: Duration = Duration::from_micros(300);
+/// How often an idle thread offers the store what it could not take.
+const SAVE_AGAIN: Duration = Duration::from_millis(100);
 
 /// What a request's reader is told. `prompt` is the place of the request in its [`Submission`].
 #[derive(Debug)]
@@ -118,10 +123,11 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Starts the thread. `buffer` is the number of events that may wait for a reader, for each choice of its requests.
+    /// Starts the thread. With a keeper the engine is one over its tier. `buffer` is the number of events that may wait for a reader, for each choice of its requests.
     pub fn start(
         engine: Engine,
         executor: Box<dyn Executor>,
+        keeper: Option<Keeper>,
         clock: Arc<dyn Clock>,
         buffer: usize,
         log: Log,
@@ -132,6 +138,7 @@ impl Runner {
         let state = Loop {
             engine,
             executor,
+            keeper,
             clock,
             shared: shared.clone(),
             log,
@@ -208,6 +215,7 @@ struct Owner {
 struct Loop {
     engine: Engine,
     executor: Box<dyn Executor>,
+    keeper: Option<Keeper>,
     clock: Arc<dyn Clock>,
     shared: Arc<Shared>,
     log: Log,
@@ -230,9 +238,16 @@ impl Loop {
     /// One round: take in, step, give out. False ends the thread.
     fn turn(&mut self, intake: &Receiver<Command>) -> bool {
         if self.engine.is_idle() {
-            let Ok(command) = intake.recv() else { return false };
-            if !self.take(command) {
-                return false;
+            let waits = self.keeper.as_ref().is_some_and(|keeper| keeper.waits(&self.engine));
+            let command = if waits { intake.recv_timeout(SAVE_AGAIN) } else { intake.recv().map_err(Into::into) };
+            match command {
+                Ok(command) => {
+                    if !self.take(command) {
+                        return false;
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout) => {}
             }
         }
         while let Ok(command) = intake.try_recv() {
@@ -242,7 +257,10 @@ impl Loop {
         }
         self.reap();
         if !self.step() && !self.engine.is_idle() {
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(if self.engine.is_loading() { LOADING_PAUSE } else { PAUSE });
+        }
+        if let Some(keeper) = &mut self.keeper {
+            keeper.save(&mut self.engine, &*self.executor, self.clock.now());
         }
         self.deliver();
         true
@@ -321,7 +339,8 @@ impl Loop {
         }
         let (plan, constraints) = self.engine.in_step();
         lock(&self.shared.book).iteration.observe(plan.rows.len() as f64);
-        let run = || beside(constraints, || self.executor.step(plan, &AllResident, &mut self.output));
+        let residency: &dyn Residency = self.keeper.as_ref().map_or(&AllResident, |keeper| keeper.tier());
+        let run = || beside(constraints, || self.executor.step(plan, residency, &mut self.output));
         match catch_unwind(AssertUnwindSafe(run)) {
             Ok(()) => self.engine.complete(self.clock.now(), &self.output),
             Err(_) => {

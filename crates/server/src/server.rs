@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use kvist_base::{Executor, TokenId};
 use kvist_engine::{Engine, EngineStats};
+use kvist_store::Store;
 use kvist_text::ReplyTable;
 use kvist_text::grammar::{GrammarFactory, GrammarLimits};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,8 +17,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::api::generate::room;
 use crate::app::{App, Serving};
+use crate::auth::{Keys, OPERATOR};
 use crate::config::{ModelInfo, ServerConfig, TextParts};
 use crate::connection::{serve, turn_away};
+use crate::keep::Keeper;
 use crate::log::Log;
 use crate::routes::router;
 use crate::runner::Runner;
@@ -67,7 +70,7 @@ impl Server {
         model: ModelInfo,
     ) -> io::Result<Server> {
         let server = Server::loading(config);
-        server.install(engine, executor, text, model)?;
+        server.install(engine, executor, None, text, model)?;
         Ok(server)
     }
 
@@ -84,6 +87,7 @@ impl Server {
         &self,
         engine: Engine,
         executor: Box<dyn Executor>,
+        keeper: Option<Keeper>,
         mut text: TextParts,
         model: ModelInfo,
     ) -> io::Result<()> {
@@ -94,15 +98,21 @@ impl Server {
             kept_tokens = template.dialect().kept_tokens(&text.tokenizer);
         }
         let info = executor.info().clone();
-        let runner =
-            Runner::start(engine, executor, app.clock.clone(), app.config.stream_buffer, app.config.log.clone())?;
+        let tier = keeper.as_ref().map(|keeper| keeper.tier().clone());
+        let (clock, buffer, log) = (app.clock.clone(), app.config.stream_buffer, app.config.log.clone());
+        let runner = Runner::start(engine, executor, keeper, clock, buffer, log)?;
         let lengths = (0..text.tokenizer.vocab_size()).map(|id| text.tokenizer.token_bytes(id as TokenId).len());
         let longest_token = lengths.max().unwrap_or(0);
+        let mut replies = ReplyTable::new(app.config.reply_bytes);
+        if let Some(tier) = &tier {
+            keep_replies(&mut replies, tier.store(), app.config.keys.as_ref());
+        }
         let serving = Serving {
             runner,
             grammars: GrammarFactory::new(&text.tokenizer, GrammarLimits::default()),
             text,
-            replies: ReplyTable::new(app.config.reply_bytes),
+            replies,
+            tier,
             model,
             room: room(info.context, info.chunks),
             kept_tokens: kept_tokens.into(),
@@ -218,4 +228,21 @@ impl std::error::Error for BindError {
 /// Listens on a host (name or address) and port; port 0 takes a free one.
 pub async fn bind(host: &str, port: u16) -> Result<TcpListener, BindError> {
     TcpListener::bind((host, port)).await.map_err(|source| BindError { address: format!("{host}:{port}"), source })
+}
+
+/// Kind of the store's notes that hold replies.
+const REPLY: u8 = 1;
+
+/// Fills the table with what the store remembers, and has it remember what comes.
+fn keep_replies(replies: &mut ReplyTable, store: &Store, keys: Option<&Keys>) {
+    let tenants = keys.map(Keys::tenants).into_iter().flatten().map(|tenant| tenant.domain);
+    for domain in tenants.chain([OPERATOR]) {
+        for (key, ids) in store.notes(domain, REPLY) {
+            replies.restore(domain, &key, &ids);
+        }
+    }
+    let store = store.clone();
+    replies.tell(Box::new(move |domain, key, ids| {
+        store.put_note(domain, REPLY, key, ids);
+    }));
 }

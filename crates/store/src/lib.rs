@@ -24,6 +24,7 @@ mod segment;
 mod state;
 mod stats;
 mod store;
+mod tier;
 pub mod vfs;
 
 pub use admin::{Entry, Verified};
@@ -36,4 +37,5 @@ pub use save::{Saved, Turn};
 pub use state::Canary;
 pub use stats::{Evictions, Restored, StoreStats};
 pub use store::Store;
+pub use tier::{StoreTier, TierSums};
 pub use vfs::{RealVfs, SimVfs, Vfs};

@@ -126,6 +126,11 @@ impl Store {
         &self.owner.shared
     }
 
+    /// What the store was opened with.
+    pub fn config(&self) -> &StoreConfig {
+        &self.shared().config
+    }
+
     /// Makes a domain known under its name: its key is found, or made.
     pub fn register(&self, domain: DomainId, name: &str) -> std::io::Result<()> {
         let shared = self.shared();

@@ -66,7 +66,11 @@ pub struct ReplyStats {
 pub struct ReplyTable {
     budget: usize,
     inner: Mutex<Inner>,
+    listener: Option<Listener>,
 }
+
+/// Is told what is remembered: a domain, a key and a value of bytes, which [`ReplyTable::restore`] takes back.
+pub type Listener = Box<dyn Fn(DomainId, &[u8], &[u8]) + Send + Sync>;
 
 /// Ordered so that the entries for one text in one domain are neighbours, ascending by where the text stood.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,10 +95,28 @@ struct Inner {
     bytes: usize,
 }
 
+impl Key {
+    /// All but the domain.
+    fn bytes(&self) -> [u8; 32] {
+        let words = [self.reply_hash, self.text_len as u64, self.text_hash, self.ids_hash];
+        let mut out = [0; 32];
+        out.chunks_exact_mut(8).zip(words).for_each(|(out, word)| out.copy_from_slice(&word.to_le_bytes()));
+        out
+    }
+
+    fn of_bytes(domain: DomainId, bytes: &[u8]) -> Option<Key> {
+        let (words, []) = bytes.as_chunks::<8>() else { return None };
+        let &[reply_hash, text_len, text_hash, ids_hash] = words else { return None };
+        let [reply_hash, text_len, text_hash, ids_hash] =
+            [reply_hash, text_len, text_hash, ids_hash].map(u64::from_le_bytes);
+        Some(Key { domain, reply_hash, text_len: text_len as usize, text_hash, ids_hash })
+    }
+}
+
 impl ReplyTable {
     /// A table of about `budget` bytes; 0 remembers nothing.
     pub fn new(budget: usize) -> Self {
-        ReplyTable { budget, inner: Mutex::default() }
+        ReplyTable { budget, inner: Mutex::default(), listener: None }
     }
 
     /// Remembers that `ids` were generated after the prompt of `key` and shown as `text` (they may go on beyond it: a
@@ -113,6 +135,32 @@ impl ReplyTable {
         }
         let PromptKey { domain, text_len, text_hash, ids_hash } = key;
         let key = Key { domain, reply_hash: reply_hash(reply), text_len, text_hash, ids_hash };
+        if let Some(listener) = &self.listener {
+            let ids: Vec<u8> = ids[..kept].iter().flat_map(|id| id.to_le_bytes()).collect();
+            listener(domain, &key.bytes(), &ids);
+        }
+        self.insert(key, &ids[..kept]);
+    }
+
+    /// From now on `listener` is told what is remembered.
+    pub fn tell(&mut self, listener: Listener) {
+        self.listener = Some(listener);
+    }
+
+    /// Takes back what a [`Listener`] was told. False for what no listener was ever told. A wrong entry does no harm: ids
+    /// are only put where their bytes are the rendered text.
+    pub fn restore(&self, domain: DomainId, key: &[u8], value: &[u8]) -> bool {
+        let (Some(key), (ids, [])) = (Key::of_bytes(domain, key), value.as_chunks()) else { return false };
+        let ids: Vec<TokenId> = ids.iter().map(|id| TokenId::from_le_bytes(*id)).collect();
+        let fits = !ids.is_empty() && ids.len() * size_of::<TokenId>() + ENTRY_OVERHEAD <= self.budget;
+        if fits {
+            self.insert(key, &ids);
+        }
+        fits
+    }
+
+    fn insert(&self, key: Key, ids: &[TokenId]) {
+        let bytes = size_of_val(ids) + ENTRY_OVERHEAD;
         let mut inner = self.lock();
         inner.remove(&key);
         while inner.bytes + bytes > self.budget {
@@ -121,7 +169,7 @@ impl ReplyTable {
         }
         inner.clock += 1;
         let used = inner.clock;
-        inner.entries.insert(key, Entry { ids: ids[..kept].into(), used });
+        inner.entries.insert(key, Entry { ids: ids.into(), used });
         inner.by_use.insert(used, key);
         inner.bytes += bytes;
     }

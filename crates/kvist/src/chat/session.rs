@@ -194,7 +194,7 @@ mod tests {
         let layers = Layers { flags: &|key| flag(key.name), environment: &|_| None, file: None };
         let mut settings = Settings::resolve(true, &layers).unwrap();
         let engine = load::single_config(&settings);
-        let plan = load::plan(&mut settings, engine, 0, 0).unwrap();
+        let plan = load::plan(&mut settings, engine, 0, 0, None).unwrap();
         let shown = |eos: Vec<TokenId>| {
             let text = model::choose(None, kvist_model::WeightForm::AsFile).unwrap().text().unwrap();
             let sampling = Sampling::GREEDY;

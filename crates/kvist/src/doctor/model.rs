@@ -120,7 +120,8 @@ fn fit(
     let connections = machine::open_files().map_or(u64::MAX, serve::connections_of);
     let connections = connections.min(settings.count(&MAX_CONNECTIONS) as u64) as usize;
     let codec = load::codec(settings.text(&KV_TYPE).unwrap_or_default());
-    let load = Load { engine: &engine, codec, threads, replies: settings.count(&REPLY_RAM) as u64, connections };
+    let load =
+        Load { engine: &engine, codec, threads, replies: settings.count(&REPLY_RAM) as u64, store: 0, connections };
     let (config, weights, free) = (&chosen.config, chosen.bytes, machine::free_memory());
     let asked = settings.number(&CTX).map(|n| n as usize);
     let default = *settings.origin(&KV_RAM) == Origin::Default;

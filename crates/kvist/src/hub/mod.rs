@@ -191,6 +191,14 @@ fn read_ref(path: &Path) -> Option<String> {
     matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)).then(|| commit.to_owned())
 }
 
+/// This user's directories for caches and for configuration.
+pub fn own_directories() -> (Option<PathBuf>, Option<PathBuf>) {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let path = |name: &str| set(name).map(|value| expand(value, &set));
+    let configuration = || path("XDG_CONFIG_HOME").or_else(|| Some(PathBuf::from(home(&set)?).join(".config")));
+    (caches(&path, &set), configuration())
+}
+
 fn caches(path: &dyn Fn(&str) -> Option<PathBuf>, set: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     path("XDG_CACHE_HOME").or_else(|| Some(PathBuf::from(home(set)?).join(".cache")))
 }

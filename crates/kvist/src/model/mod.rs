@@ -6,7 +6,7 @@ mod gguf;
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kvist_model::{Checkpoint, Config, ModelSource, WeightForm};
 use kvist_text::{ChatTemplate, TextError, Tokenizer};
@@ -109,6 +109,37 @@ impl Chosen {
         match &self.source {
             ModelSource::Dir(path) | ModelSource::Gguf(path) => Some(path.display().to_string()),
             ModelSource::Embedded { .. } | ModelSource::Random { .. } => None,
+        }
+    }
+
+    /// The files that weights and configuration are in, in order; and what stands for them where there are none.
+    pub fn files(&self) -> (Vec<PathBuf>, Vec<u8>) {
+        let beside = |dir: &Path, wanted: &dyn Fn(&str) -> bool| {
+            let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+            let mut names: Vec<PathBuf> =
+                names.filter(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(wanted)).collect();
+            names.sort();
+            names
+        };
+        match &self.source {
+            ModelSource::Dir(dir) => {
+                (beside(dir, &|name| name.ends_with(".safetensors") || name == "config.json"), Vec::new())
+            }
+            ModelSource::Gguf(file) => {
+                // `name-00001-of-00003.gguf`: the first of several.
+                let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let parts =
+                    name.split_once("-00001-of-").map(|(stem, rest)| (format!("{stem}-"), format!("-of-{rest}")));
+                match (parts, file.parent()) {
+                    (Some((stem, rest)), Some(dir)) => {
+                        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+                        (beside(dir, &|name| name.starts_with(&stem) && name.ends_with(&rest)), Vec::new())
+                    }
+                    _ => (vec![file.clone()], Vec::new()),
+                }
+            }
+            ModelSource::Embedded { config, weights, .. } => (Vec::new(), [*config, *weights].concat()),
+            ModelSource::Random { shape, seed } => (Vec::new(), format!("random {shape} {seed}").into_bytes()),
         }
     }
 

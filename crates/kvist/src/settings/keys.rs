@@ -98,6 +98,28 @@ pub static KV_RAM: Key = key(
     "Memory for the KV cache, e.g. 4GiB",
 )
 .also_in_run();
+pub static KV_DISK: Key = key(
+    "kv-disk",
+    "SIZE",
+    Kind::SizeOrOff,
+    Found("10GiB, or a tenth of the free disk"),
+    "Disk for the KV cache, which lets conversations survive restarts; off: nothing is kept on disk",
+);
+pub static KV_DIR: Key = key(
+    "kv-dir",
+    "DIR",
+    Kind::Text,
+    Found("kvist/kv in the user's cache directory"),
+    "Where the KV cache is kept on disk, encrypted",
+);
+pub static KV_KEY_FILE: Key = key(
+    "kv-key-file",
+    "FILE",
+    Kind::Text,
+    Found("kvist/kv.key in the user's configuration directory"),
+    "Key under which the tenants' keys are kept; made if it is missing; off: no encryption, only checksums",
+)
+.under(MEMORY);
 pub static THREADS: Key =
     key("threads", "N", Kind::Number { least: 1, most: 1024 }, Found("the cores allowed"), "Threads that compute")
         .also_in_run();
@@ -270,17 +292,20 @@ pub static LOG_LEVEL: Key = key(
 .under(ACCESS);
 
 /// All of them, in the order of the help.
-pub static ALL: [&Key; 33] = [
+pub static ALL: [&Key; 36] = [
     &MODEL,
     &HOST,
     &PORT,
     &CTX,
     &KV_RAM,
+    &KV_DISK,
+    &KV_DIR,
     &THREADS,
     &API_KEY_FILE,
     &ISA,
     &WEIGHTS,
     &KV_TYPE,
+    &KV_KEY_FILE,
     &MAX_BATCH,
     &MAX_STEP_TOKENS,
     &ITL_TARGET_MS,

@@ -11,6 +11,8 @@ pub enum Kind {
         most: u64,
     },
     Size,
+    /// A size; 0 is off.
+    SizeOrOff,
     Flag,
     Choice(&'static [&'static str]),
     /// Several texts, each checked; separated by commas in the environment.
@@ -52,7 +54,8 @@ impl Kind {
                 _ if most == i64::MAX as u64 => Err(format!("{text:?} is not a whole number of {least} or more")),
                 _ => Err(format!("{text:?} is not a whole number from {least} to {most}")),
             },
-            Kind::Size => size::parse(text).map(Value::Size),
+            Kind::SizeOrOff if text.trim().eq_ignore_ascii_case("off") => Ok(Value::Size(0)),
+            Kind::Size | Kind::SizeOrOff => size::parse(text).map(Value::Size),
             Kind::Flag => match text.trim().to_ascii_lowercase().as_str() {
                 "true" | "1" | "yes" | "on" => Ok(Value::Flag(true)),
                 "false" | "0" | "no" | "off" => Ok(Value::Flag(false)),
@@ -77,7 +80,7 @@ impl Kind {
     /// Takes a value of a configuration file.
     pub fn take(&self, value: &toml::Value) -> Result<Value, String> {
         match (self, value) {
-            (Kind::Number { .. } | Kind::Size, toml::Value::Integer(n)) => self.parse(&n.to_string()),
+            (Kind::Number { .. } | Kind::Size | Kind::SizeOrOff, toml::Value::Integer(n)) => self.parse(&n.to_string()),
             (Kind::Flag, toml::Value::Boolean(on)) => Ok(Value::Flag(*on)),
             (Kind::Flag | Kind::Number { .. }, toml::Value::String(_)) => {
                 Err(format!("{value} stands in quotes, but is no text"))

@@ -14,8 +14,8 @@ pub fn kvist(args: &[&str]) -> Command {
     std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KVIST_")).for_each(|(name, _)| {
         command.env_remove(name);
     });
-    // Nobody's own models.
-    command.env("HF_HUB_CACHE", "/nowhere/hub").args(args);
+    // Nobody's own models, and nothing is left behind.
+    command.env("HF_HUB_CACHE", "/nowhere/hub").env("KVIST_KV_DISK", "off").args(args);
     command
 }
 

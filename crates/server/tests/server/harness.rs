@@ -108,7 +108,7 @@ impl Harness {
         let drawn = (SPECIAL..VOCAB as u32).filter(|id| !ascii || printable(id)).collect();
         let executor = Fake::new(chunks, context, eos_every, drawn, self.knobs.clone());
         let engine = Engine::new(engine, executor.info().clone());
-        self.server.install(engine, Box::new(executor), text, model).unwrap();
+        self.server.install(engine, Box::new(executor), None, text, model).unwrap();
     }
 
     pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {

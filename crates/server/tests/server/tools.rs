@@ -29,7 +29,7 @@ fn serve(template: Option<&str>, config: ServerConfig) -> Harness {
     }
     let executor = Fake::new(512, 4096, 0, vec![SPECIAL], h.knobs.clone());
     let engine = Engine::new(EngineConfig::default(), executor.info().clone());
-    h.server.install(engine, Box::new(executor), text, model).unwrap();
+    h.server.install(engine, Box::new(executor), None, text, model).unwrap();
     h
 }
 
@@ -322,7 +322,7 @@ fn a_prompt_that_opens_the_reasoning() {
     text.template = Some(ChatTemplate::from_config(&json!({ "chat_template": template }), None).unwrap());
     let executor = Fake::new(512, 4096, 0, vec![SPECIAL], h.knobs.clone());
     let engine = Engine::new(EngineConfig::default(), executor.info().clone());
-    h.server.install(engine, Box::new(executor), text, model).unwrap();
+    h.server.install(engine, Box::new(executor), None, text, model).unwrap();
     script(&h, "So be it.\n</think>\n\nYes.");
     let (whole, streamed) = both(&h, json!({"messages": [{"role": "user", "content": "x"}]}));
     same(&whole, &streamed);

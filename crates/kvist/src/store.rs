@@ -1,0 +1,179 @@
+//! The disk tier of `serve`: where it is, what it may take, and of which model it is.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kvist_base::DomainId;
+use kvist_model::NUMERICS_VERSION;
+use kvist_server::{Keys, OPERATOR};
+use kvist_store::vfs::{RealVfs, Vfs};
+use kvist_store::{Encryption, Fingerprint, OpenError, Restored, Store, StoreConfig, StoreTier};
+
+use crate::failure::{Failure, Result};
+use crate::load::Plan;
+use crate::settings::keys::{KV_DIR, KV_DISK, KV_KEY_FILE, KV_TYPE};
+use crate::settings::{Origin, Settings, Value};
+use crate::size::human;
+use crate::{complain, hub};
+
+/// The budget where none is given: this, or a tenth of what is free.
+const DEFAULT_BUDGET: u64 = 10 << 30;
+
+/// What the settings say of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    pub dir: PathBuf,
+    pub budget: u64,
+    pub encryption: Encryption,
+    /// Whether somebody asked for this very store: then a start without it is a failure.
+    asked: bool,
+}
+
+/// Fills in where the store is and what it may take; `None`: off, or there is no place for it.
+pub fn wish(settings: &mut Settings) -> Option<Wish> {
+    let asked = [&KV_DIR, &KV_DISK].iter().any(|key| *settings.origin(key) != Origin::Default);
+    if settings.number(&KV_DISK) == Some(0) {
+        return None;
+    }
+    let (caches, configs) = hub::own_directories();
+    if let Some(dir) = caches {
+        settings.fill(&KV_DIR, Value::Text(dir.join("kvist").join("kv").display().to_string()));
+    }
+    if let Some(dir) = configs {
+        settings.fill(&KV_KEY_FILE, Value::Text(dir.join("kvist").join("kv.key").display().to_string()));
+    }
+    let dir = PathBuf::from(settings.text(&KV_DIR)?);
+    let there = dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
+    let free = RealVfs::new().free(there).unwrap_or(DEFAULT_BUDGET);
+    settings.fill(&KV_DISK, Value::Size(DEFAULT_BUDGET.min(free / 10)));
+    let encryption = match settings.text(&KV_KEY_FILE) {
+        Some("off") => Encryption::Off,
+        Some(file) => Encryption::Keys(file.into()),
+        None => Encryption::Keys(dir.join("kv.key")),
+    };
+    Some(Wish { dir, budget: settings.number(&KV_DISK)?, encryption, asked })
+}
+
+/// Bytes of memory that the store takes: chunks that wait to be written, and those that were read and not yet taken.
+pub fn memory(free: Option<u64>) -> u64 {
+    2 * free.map_or(64 << 20, |free| (free / 32).clamp(16 << 20, 256 << 20))
+}
+
+/// The open store and what was found in it.
+pub struct Opened {
+    pub tier: StoreTier,
+    pub restored: Restored,
+    pub wish: Wish,
+}
+
+impl Opened {
+    /// A line for the start-up page.
+    pub fn summary(&self) -> String {
+        let Opened { restored, wish, .. } = self;
+        let plain = if wish.encryption == Encryption::Off { ", not encrypted" } else { "" };
+        format!("{} in {}{plain}; {restored}", human(wish.budget), wish.dir.display())
+    }
+}
+
+/// A digest of the model's files that is made while the model loads.
+pub struct Digest(std::thread::JoinHandle<std::io::Result<[u8; 32]>>);
+
+impl Digest {
+    /// Begins to read `files`; `seed` stands for what is in no file.
+    pub fn begin(files: Vec<PathBuf>, seed: Vec<u8>) -> Digest {
+        Digest(std::thread::spawn(move || {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&seed);
+            let mut buffer = vec![0; 1 << 20];
+            for path in files {
+                let mut file = File::open(path)?;
+                hasher.update(&file.metadata()?.len().to_le_bytes());
+                loop {
+                    match file.read(&mut buffer)? {
+                        0 => break,
+                        n => hasher.update(&buffer[..n]),
+                    };
+                }
+            }
+            Ok(*hasher.finalize().as_bytes())
+        }))
+    }
+
+    fn take(self) -> std::io::Result<[u8; 32]> {
+        self.0.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread that reads them panicked")))
+    }
+}
+
+/// Opens the store of a model. Where nobody asked for this very store, what is wrong with it is told, and the server goes
+/// without.
+pub fn open(
+    wish: Wish,
+    plan: &Plan,
+    settings: &Settings,
+    digest: Digest,
+    keys: Option<&Keys>,
+) -> Result<Option<Opened>> {
+    let asked = wish.asked;
+    match try_open(wish, plan, settings, digest, keys) {
+        Ok(opened) => Ok(Some(opened)),
+        Err(failure) if asked => Err(failure),
+        Err(failure) => {
+            complain(&format!("warning: {}; nothing is kept on disk", failure.what));
+            Ok(None)
+        }
+    }
+}
+
+fn try_open(wish: Wish, plan: &Plan, settings: &Settings, digest: Digest, keys: Option<&Keys>) -> Result<Opened> {
+    let weights = digest.take().map_err(|e| Failure::new(format!("the model's files: {e}"), "check the disk"))?;
+    let fingerprint = fingerprint(plan, settings, &weights);
+    let layout = plan.chosen.config.layout_of(plan.budget.pool.codec);
+    let slices = layout.layers.iter().map(|layer| layer.bytes).collect();
+    let memory = plan.budget.store / 2;
+    let config = StoreConfig {
+        saves: memory,
+        staging: memory.max(layout.bytes as u64),
+        io_threads: plan.threads.clamp(2, 4),
+        ..StoreConfig::new(wish.dir.clone(), wish.budget, fingerprint, slices, wish.encryption.clone())
+    };
+    let (store, restored) = Store::open(Arc::new(RealVfs::new()), config).map_err(|e| failure(&wish, e))?;
+    let register = |domain, name: &str| {
+        store.register(domain, name).map_err(|e| {
+            let what = format!("--kv-dir {}: the key of {name} cannot be kept: {e}", wish.dir.display());
+            Failure::new(what, "make room on the disk, or set --kv-disk off")
+        })
+    };
+    register(DomainId::PUBLIC, "public")?;
+    register(OPERATOR, "operator")?;
+    for tenant in keys.map(Keys::tenants).into_iter().flatten() {
+        register(tenant.domain, &format!("tenant {}", tenant.name))?;
+    }
+    Ok(Opened { tier: StoreTier::new(store), restored, wish })
+}
+
+/// Of all that the bytes of a chunk depend on.
+fn fingerprint(plan: &Plan, settings: &Settings, weights: &[u8; 32]) -> Fingerprint {
+    let (chosen, codec) = (&plan.chosen, settings.text(&KV_TYPE).unwrap_or_default());
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(weights);
+    // One set of frequencies or another, by the context.
+    let rotations = chosen.config.ropes.iter().map(|rope| rope.rotation(plan.budget.context));
+    let rest = (rotations.collect::<Vec<_>>(), chosen.form, codec, plan.isa, NUMERICS_VERSION);
+    hasher.update(format!("{rest:?}").as_bytes());
+    let text = format!("{} {} {codec} {} numerics {NUMERICS_VERSION}", chosen.name, chosen.kind(), plan.isa);
+    Fingerprint { digest: *hasher.finalize().as_bytes(), text }
+}
+
+fn failure(wish: &Wish, error: OpenError) -> Failure {
+    let dir = wish.dir.display();
+    let hint = match &error {
+        OpenError::Locked(_) => "stop that process, or set another --kv-dir, or --kv-disk off".into(),
+        OpenError::Newer { .. } => "nothing was changed in it; set another --kv-dir, or --kv-disk off".into(),
+        OpenError::Key { .. } => "set --kv-key-file to a file that only you can read, or --kv-disk off".into(),
+        OpenError::Budget { least } => format!("set --kv-disk {} or more, or off", human(*least).replace(' ', "")),
+        OpenError::Layout | OpenError::Io(_) => "check the directory and its rights, or set --kv-disk off".into(),
+    };
+    Failure::new(format!("--kv-dir {dir}: {error}"), hint)
+}

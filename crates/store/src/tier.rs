@@ -1,0 +1,244 @@
+//! The store as the engine's tier and the executor's residency: loads by name, how long they take, and when to give up.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kvist_base::{CHUNK, ChunkId, DomainId, Found, Gone, LoadId, LoadState, Micros, Residency, Tier, TokenId};
+
+use crate::load::{Load, Priority};
+use crate::store::Store;
+
+/// What is believed of a disk before anything was read: a slow SSD. Bytes per second.
+const PRIOR: f64 = 500e6;
+/// What a load takes besides its bytes.
+const LATENCY: Duration = Duration::from_micros(500);
+/// A measured rate counts for less as it ages: belief goes back to the prior by a factor of two in so long, so that a
+/// disk that was slow for a while is tried again.
+const FORGET: Duration = Duration::from_secs(20);
+/// A load that brings nothing for so long has failed, and nothing is loaded for as long, and twice as long each time.
+const STALL: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(120);
+/// How often a step that waits looks.
+const LOOK: Duration = Duration::from_micros(100);
+
+/// A handle; clones share the loads.
+#[derive(Clone)]
+pub struct StoreTier {
+    store: Store,
+    chunk: u64,
+    staging: u64,
+    layers: usize,
+    inner: Arc<Mutex<Loads>>,
+}
+
+struct Loads {
+    active: BTreeMap<LoadId, Active>,
+    places: BTreeMap<ChunkId, (LoadId, usize)>,
+    /// Bytes per second, and when it was measured.
+    rate: Option<(f64, Instant)>,
+    stalled: Option<(Instant, Duration)>,
+    sums: TierSums,
+}
+
+struct Active {
+    load: Arc<Load>,
+    begun: Instant,
+    /// Bytes that had come when there was progress last, and when that was.
+    progress: (u64, Instant),
+    measured: bool,
+    late: bool,
+}
+
+/// Sums since the tier was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TierSums {
+    /// Loads that came to their end, their bytes and the seconds from their beginning to it.
+    pub loads: u64,
+    pub bytes: u64,
+    pub seconds: f64,
+    /// Seconds that steps waited for slices.
+    pub waited: f64,
+    /// Loads that were given up because nothing came.
+    pub stalls: u64,
+    /// Bytes per second, as believed now.
+    pub rate: f64,
+}
+
+impl StoreTier {
+    pub fn new(store: Store) -> StoreTier {
+        let config = store.config();
+        let inner = Loads {
+            active: BTreeMap::new(),
+            places: BTreeMap::new(),
+            rate: None,
+            stalled: None,
+            sums: TierSums::default(),
+        };
+        StoreTier {
+            chunk: config.chunk_bytes() as u64,
+            staging: config.staging,
+            layers: config.slices.len(),
+            inner: Arc::new(Mutex::new(inner)),
+            store,
+        }
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub fn sums(&self) -> TierSums {
+        let inner = self.lock();
+        TierSums { rate: inner.rate(), ..inner.sums }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Loads> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Loads {
+    fn rate(&self) -> f64 {
+        let Some((rate, at)) = self.rate else { return PRIOR };
+        let fresh = 0.5f64.powf(at.elapsed().as_secs_f64() / FORGET.as_secs_f64());
+        (rate.ln() * fresh + PRIOR.ln() * (1.0 - fresh)).exp()
+    }
+
+    /// Takes in how fast a load came. Bytes that were in memory all along say nothing.
+    fn measure(&mut self, bytes: u64, took: Duration) {
+        let seconds = took.as_secs_f64().max(1e-6);
+        (self.sums.loads, self.sums.bytes) = (self.sums.loads + 1, self.sums.bytes + bytes);
+        self.sums.seconds += seconds;
+        if bytes > 0 {
+            let new = bytes as f64 / seconds;
+            let rate = self.rate.map_or(new, |_| (self.rate() * new).sqrt());
+            self.rate = Some((rate, Instant::now()));
+        }
+    }
+
+    fn stall(&mut self) {
+        let pause = self.stalled.map_or(STALL, |(_, pause)| (pause * 2).min(LONGEST_PAUSE));
+        self.stalled = Some((Instant::now(), pause));
+        self.sums.stalls += 1;
+    }
+
+    fn paused(&self) -> bool {
+        self.stalled.is_some_and(|(at, pause)| at.elapsed() < pause)
+    }
+
+    /// Bytes that are still to be read.
+    fn pending(&self) -> u64 {
+        self.active.values().map(|a| a.load.total_bytes().saturating_sub(a.load.bytes())).sum()
+    }
+}
+
+impl Tier for StoreTier {
+    fn probe(&self, domain: DomainId, tokens: &[TokenId], from: usize) -> Found {
+        if self.lock().paused() {
+            return Found::default();
+        }
+        let first = from / CHUNK;
+        let public = self.store.probe(DomainId::PUBLIC, tokens, first) / CHUNK;
+        let own = self.store.probe(domain, tokens, first) / CHUNK;
+        Found { public, own: own.saturating_sub(public) }
+    }
+
+    fn room(&self) -> usize {
+        let staged = self.lock().places.len() as u64 * self.chunk;
+        (self.staging.saturating_sub(staged) / self.chunk) as usize
+    }
+
+    fn estimate(&self, chunks: usize) -> Micros {
+        let inner = self.lock();
+        let bytes = inner.pending() + chunks as u64 * self.chunk;
+        LATENCY.as_micros() as Micros + (bytes as f64 / inner.rate() * 1e6) as Micros
+    }
+
+    fn load(&mut self, load: kvist_base::Load) {
+        let end = load.tokens.len() / CHUNK;
+        let priority = if load.urgent { Priority::Urgent } else { Priority::Prefetch };
+        let begun = self.store.load(load.domain, load.tokens, end - load.chunks.len()..end, priority);
+        let mut inner = self.lock();
+        for (place, &chunk) in load.chunks.iter().enumerate() {
+            inner.places.insert(chunk, (load.id, place));
+        }
+        let now = Instant::now();
+        let active = Active { load: Arc::new(begun), begun: now, progress: (0, now), measured: false, late: false };
+        inner.active.insert(load.id, active);
+    }
+
+    fn hurry(&mut self, load: LoadId) {
+        if let Some(active) = self.lock().active.get(&load) {
+            active.load.raise(Priority::Urgent);
+        }
+    }
+
+    fn state(&self, load: LoadId) -> LoadState {
+        let mut inner = self.lock();
+        let rate = inner.rate();
+        let active = inner.active.get_mut(&load).expect("a load that was not ended");
+        let (layers, bytes) = (active.load.layers(), active.load.bytes());
+        if bytes > active.progress.0 {
+            active.progress = (bytes, Instant::now());
+        }
+        let left = active.load.total_bytes().saturating_sub(bytes);
+        let mut lost = active.load.lost();
+        if layers == self.layers && !active.measured {
+            active.measured = true;
+            let took = active.progress.1.duration_since(active.begun);
+            inner.measure(bytes, took);
+            inner.stalled = None;
+        } else if layers < self.layers && !active.late && active.progress.1.elapsed() > STALL {
+            active.late = true;
+            inner.stall();
+        }
+        if inner.active[&load].late {
+            lost = lost.or(Some(0));
+        }
+        LoadState { layers, left: (left as f64 / rate * 1e6) as Micros, lost }
+    }
+
+    fn forget(&mut self, load: LoadId, place: usize) {
+        self.lock().places.retain(|_, at| *at != (load, place));
+    }
+
+    fn end(&mut self, load: LoadId) {
+        let mut inner = self.lock();
+        inner.places.retain(|_, at| at.0 != load);
+        let ended = inner.active.remove(&load);
+        if let Some(active) = &ended
+            && !active.measured
+            && active.load.layers() == self.layers
+        {
+            inner.measure(active.load.bytes(), active.begun.elapsed());
+        }
+        drop(inner);
+        drop(ended);
+    }
+}
+
+impl Residency for StoreTier {
+    fn fill(&self, layer: usize, chunk: ChunkId, to: &mut [u8]) -> Result<bool, Gone> {
+        let (load, place) = {
+            let inner = self.lock();
+            let Some(&(id, place)) = inner.places.get(&chunk) else { return Ok(false) };
+            (inner.active[&id].load.clone(), place)
+        };
+        let begun = Instant::now();
+        let mut progress = (load.bytes(), begun);
+        while load.layers() <= layer {
+            std::thread::sleep(LOOK);
+            let bytes = load.bytes();
+            if bytes > progress.0 {
+                progress = (bytes, Instant::now());
+            } else if progress.1.elapsed() > STALL {
+                self.lock().stall();
+                return Err(Gone(chunk));
+            }
+        }
+        let filled = load.wait(layer, place, to);
+        self.lock().sums.waited += begun.elapsed().as_secs_f64();
+        filled.map(|()| true).map_err(|_| Gone(chunk))
+    }
+}
