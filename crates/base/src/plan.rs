@@ -19,6 +19,9 @@ pub struct Row {
     pub token: TokenId,
     /// Place of the token on its path: the RoPE position.
     pub position: u32,
+    /// Position at birth minus place, in tokens: its key is turned by `position + shift`. A multiple of [`CHUNK`], 0 on
+    /// every exact path, and that of the chunk in which it lies.
+    pub shift: u32,
     /// `None` for a row whose KV is already in the tree (the last token of a fully matched prompt).
     pub write: Option<Slot>,
     /// Whether the logits after this token are wanted.
@@ -149,6 +152,9 @@ impl StepPlan {
             }
             if row.position as usize >= info.context {
                 return Err(format!("row {i}: position {} outside the context", row.position));
+            }
+            if !(row.shift as usize).is_multiple_of(CHUNK) {
+                return Err(format!("row {i}: shift {} is no multiple of {CHUNK}", row.shift));
             }
             if row.write.is_some_and(|s| !info.open_slabs().contains(&s.chunk.0) || s.slot as usize >= CHUNK) {
                 return Err(format!("row {i}: write outside the pool's open chunks"));

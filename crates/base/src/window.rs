@@ -71,7 +71,7 @@ mod tests {
     use crate::ChunkId;
 
     fn rows(positions: impl IntoIterator<Item = u32>) -> Vec<Row> {
-        positions.into_iter().map(|position| Row { token: 0, position, write: None, logits: false }).collect()
+        positions.into_iter().map(|position| Row { token: 0, position, shift: 0, write: None, logits: false }).collect()
     }
 
     /// (position of the key, chunk) of everything that a row sees.

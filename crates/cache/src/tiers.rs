@@ -150,6 +150,13 @@ impl Cache {
         self.stands(node) && self.arena[node.index].len() == CHUNK
     }
 
+    /// A node that was adopted is one that no tier holds.
+    pub fn unsaved_again(&mut self, node: NodeId) {
+        if self.is_whole(node) {
+            self.note_unsaved(node.index);
+        }
+    }
+
     /// Whether `id` is the child of `above` and of its domain.
     fn below(&self, id: NodeId, above: NodeId) -> bool {
         self.arena[id.index].parent == above.index && self.arena[id.index].domain == self.arena[above.index].domain

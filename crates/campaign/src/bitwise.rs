@@ -266,6 +266,7 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
             prompt_logprobs: if random.chance(8) { Some(0) } else { None },
             priority: 0,
             ttft_slo: None,
+            carry: None,
         })
         .collect();
     let need = |r: &Request| (r.prompt.len() + r.max_tokens as usize).div_ceil(CHUNK) as u32 + 1;

@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use kvist_base::{CHUNK, ChunkId, Run, RunList, SEGMENT, low_mask};
 
+use crate::carry::Carry;
+
 /// Rows of one sequence in a step: tokens at positions `[first, first + rows)` of a path.
 #[derive(Clone, Debug)]
 pub struct Branch<'a> {
@@ -11,6 +13,7 @@ pub struct Branch<'a> {
     pub chunks: &'a [Place],
     pub first: usize,
     pub rows: usize,
+    pub carry: Option<&'a Carry>,
 }
 
 /// A chunk of a path.
@@ -125,7 +128,8 @@ impl Walk<'_> {
                     continue;
                 }
                 let visible = if seeing.contains(&r) { (b.first + r + 1 - place).min(CHUNK) } else { 0 };
-                let mask = low_mask(visible);
+                let carried = b.carry.map_or(u64::MAX, |carry| carry.visible(depth, b.first + r));
+                let mask = low_mask(visible) & carried;
                 partial |= mask != u64::MAX;
                 self.out.masks.push(mask);
             }
@@ -133,6 +137,8 @@ impl Walk<'_> {
         if !partial {
             self.out.masks.truncate(masks_from);
         }
+        // Who shares a chunk behind a cut shares the cut.
+        let shift = self.branch(from).carry.map_or(0, |carry| carry.shift_at(depth * CHUNK)) as u32;
         let at = self.out.chunks.len() as u32;
         self.out.chunks.push(chunk);
         let rows = lo as u32..hi as u32;
@@ -141,6 +147,7 @@ impl Walk<'_> {
             if last.rows == rows
                 && last.chunks.end == at
                 && next as usize == depth
+                && last.shift == shift
                 && !place.is_multiple_of(SEGMENT)
                 && last.masks.is_some() == partial
             {
@@ -149,7 +156,7 @@ impl Walk<'_> {
             }
         }
         let masks = partial.then_some(masks_from as u32);
-        self.out.runs.push(Run { rows, place: depth as u32, chunks: at..at + 1, shift: 0, masks });
+        self.out.runs.push(Run { rows, place: depth as u32, chunks: at..at + 1, shift, masks });
     }
 }
 
@@ -199,7 +206,8 @@ mod tests {
     #[test]
     fn a_shared_prefix_is_one_run() {
         let paths: Vec<Vec<Place>> = (0..8).map(|i| ids(&[1, 2, 3, 10 + i])).collect();
-        let branches: Vec<Branch> = paths.iter().map(|p| Branch { chunks: p, first: 200, rows: 1 }).collect();
+        let branches: Vec<Branch> =
+            paths.iter().map(|p| Branch { chunks: p, first: 200, rows: 1, carry: None }).collect();
         let out = check(&branches);
         assert_eq!(out.runs[0].rows, 0..8);
         assert_eq!(out.runs[0].chunks, 0..3);
@@ -210,7 +218,7 @@ mod tests {
     #[test]
     fn runs_stop_at_segments_and_prefill_masks_its_own_chunks() {
         let path = ids(&(0..20).collect::<Vec<_>>());
-        let out = check(&[Branch { chunks: &path, first: 900, rows: 300 }]);
+        let out = check(&[Branch { chunks: &path, first: 900, rows: 300, carry: None }]);
         assert!(out.runs.iter().all(|r| r.place / 8 == (r.place + r.chunks.end - r.chunks.start - 1) / 8));
     }
 
@@ -218,7 +226,10 @@ mod tests {
     fn rows_may_attend_to_chunks_written_by_others_in_the_same_step() {
         let (long, short) = (ids(&[5, 6, 7]), ids(&[5, 6, 9]));
         // The first writes chunks 5 and 6 in this very step, the second continues after them.
-        check(&[Branch { chunks: &long, first: 0, rows: 150 }, Branch { chunks: &short, first: 128, rows: 10 }]);
+        check(&[
+            Branch { chunks: &long, first: 0, rows: 150, carry: None },
+            Branch { chunks: &short, first: 128, rows: 10, carry: None },
+        ]);
     }
 
     #[test]
@@ -252,7 +263,7 @@ mod tests {
                 .map(|p| {
                     let end = (p.len() - 1) * CHUNK + 1 + random(CHUNK);
                     let rows = 1 + random(end.min(200));
-                    Branch { chunks: p, first: end - rows, rows }
+                    Branch { chunks: p, first: end - rows, rows, carry: None }
                 })
                 .collect();
             check(&branches);

@@ -1,6 +1,6 @@
 //! Taking in a step's results: valid KV, lost rows, drawn tokens.
 
-use kvist_base::{ChunkId, Micros, Prepare, RowOutcome, StepOutput};
+use kvist_base::{CHUNK, ChunkId, Micros, Prepare, RowOutcome, StepOutput};
 
 use crate::adjust::{Seen, adjust};
 use crate::constraint::{masked, moved};
@@ -82,8 +82,10 @@ impl Engine {
         }
         self.cache.abort();
         for prepare in &self.plan.prepare {
-            if let Prepare::Install(chunk) = prepare {
-                self.cache.invalidate(*chunk, 0);
+            match prepare {
+                Prepare::Install(chunk) => self.cache.invalidate(*chunk, 0),
+                Prepare::Copy { to, n, .. } if *n as usize == CHUNK => self.cache.invalidate(*to, 0),
+                Prepare::Copy { .. } | Prepare::Zero(_) => {}
             }
         }
         self.reseat();
@@ -188,7 +190,9 @@ impl Engine {
                 let mut fork = Sequence {
                     id: s.id,
                     choice,
+                    owner: s.owner,
                     domain: s.domain,
+                    carry: s.carry.clone(),
                     tokens: s.tokens.clone(),
                     seen: None,
                     path: self.cache.fork(&s.path),
@@ -240,7 +244,7 @@ impl Engine {
         }
         state.generated += 1;
         self.stats.generated_tokens += 1;
-        self.fairness.charge(s.domain, 0, 1);
+        self.fairness.charge(s.owner, 0, 1);
         let logprobs = request.logprobs.map(|top| logprobs(row, token, top as usize));
         self.effects.push(Effect::Token { id: s.id, choice: s.choice, token, logprobs });
         if request.stop_tokens.contains(&token) {
@@ -264,6 +268,7 @@ fn take(s: &mut Sequence) -> Sequence {
         seen: s.seen.take(),
         path: std::mem::take(&mut s.path),
         constraint: s.constraint.take(),
+        carry: s.carry.take(),
         step: std::mem::take(&mut s.step),
         ..*s
     }

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use kvist_base::{DomainId, ExecutorInfo, Micros, StepPlan, TokenId};
+use kvist_base::{DomainId, ExecutorInfo, Micros, Prepare, StepPlan, TokenId};
 use kvist_cache::{Cache, CacheConfig, CacheStats};
 
 use crate::budget::Budget;
@@ -31,6 +31,8 @@ pub struct EngineStats {
     pub kv_bytes_read: u64,
     pub kv_bytes_unshared: u64,
     pub tier: TierStats,
+    /// Tokens whose KV was carried past a cut.
+    pub carried_tokens: u64,
     pub cache: CacheStats,
 }
 
@@ -54,6 +56,8 @@ pub struct Engine {
     pub(crate) info: ExecutorInfo,
     pub(crate) cache: Cache,
     pub(crate) tiers: Option<Tiers>,
+    /// Copies of whole chunks to be made at the beginning of the next step.
+    pub(crate) copies: Vec<Prepare>,
     pub(crate) fairness: Fairness,
     pub(crate) budget: Budget,
     pub(crate) requests: BTreeMap<RequestId, RequestState>,
@@ -110,6 +114,7 @@ impl Engine {
             info,
             cache,
             tiers: None,
+            copies: Vec::new(),
             fairness: Fairness::default(),
             budget: Budget::new(),
             requests: BTreeMap::new(),
@@ -133,16 +138,19 @@ impl Engine {
     /// Takes a request into the queue, or refuses it at once and holds nothing.
     pub fn submit(&mut self, now: Micros, request: Request) -> Result<(), Refusal> {
         self.check(&request)?;
-        let (id, domain) = (request.id, request.domain);
+        let (id, owner) = (request.id, request.domain);
+        let domain = request.carry.as_ref().map_or(owner, |carry| carry.space);
         let mut request = request;
         let tokens = std::mem::take(&mut request.prompt);
         let constraint = request.constraint.take();
         let cached_guess = self.expect(domain, &tokens);
-        self.fairness.enter(domain);
+        self.fairness.enter(owner);
         let sequence = Sequence {
             id,
             choice: 0,
+            owner,
             domain,
+            carry: request.carry.clone(),
             seen: None,
             path: Default::default(),
             pos: 0,

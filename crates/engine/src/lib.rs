@@ -6,6 +6,7 @@
 mod adjust;
 mod assemble;
 mod budget;
+mod carry;
 mod complete;
 mod config;
 mod constraint;
@@ -21,6 +22,7 @@ mod tier;
 
 pub use adjust::{Edits, Seen, adjust};
 pub use assemble::{Branch, Place, assemble};
+pub use carry::{Carry, CarrySource};
 pub use config::EngineConfig;
 pub use engine::{Engine, EngineStats, TierStats};
 pub use request::{Effect, Finish, Refusal, Request, RequestId, Sampling, Timings, TokenLogprobs, Usage};

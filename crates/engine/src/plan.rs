@@ -126,14 +126,14 @@ impl Engine {
     fn candidate(&self, s: &Sequence) -> Candidate {
         let state = &self.requests[&s.id];
         Candidate {
-            domain: s.domain,
+            domain: s.owner,
             priority: state.request.priority,
             arrival: s.arrival,
             number: s.number,
             resumes: s.seniority,
             uncached: s.tokens.len() - if state.scoring() { 0 } else { s.cached_guess },
             deadline: state.request.ttft_slo.map(|slo| s.arrival + slo),
-            served: self.fairness.served(s.domain),
+            served: self.fairness.served(s.owner),
         }
     }
 
@@ -173,9 +173,10 @@ impl Engine {
         }
         let mut s = self.waiting.swap_remove(i);
         self.load_for(&mut s);
+        self.carry_on(&mut s);
         s.read_ahead = false;
         if s.seniority.is_none() {
-            self.fairness.charge(s.domain, s.tokens.len() - s.path.used, 0);
+            self.fairness.charge(s.owner, s.tokens.len() - s.path.used, 0);
         }
         self.cache.unprotect(s.ticket());
         let state = self.requests.get_mut(&s.id).expect("known");
@@ -334,7 +335,10 @@ impl Engine {
         let branches: Vec<Branch> = planned
             .iter()
             .zip(&paths)
-            .map(|(&i, chunks)| Branch { chunks, first: self.running[i].pos, rows: self.running[i].step.n })
+            .map(|(&i, chunks)| {
+                let s = &self.running[i];
+                Branch { chunks, first: s.pos, rows: s.step.n, carry: s.carry.as_deref() }
+            })
             .collect();
         let order = assemble(&branches, &mut self.plan.classes[0]);
         for b in order {
@@ -345,6 +349,7 @@ impl Engine {
                 self.plan.rows.push(Row {
                     token: s.tokens[position],
                     position: position as u32,
+                    shift: s.carry.as_ref().map_or(0, |carry| carry.shift_at(position)) as u32,
                     write: None,
                     logits: scoring || position + 1 == s.tokens.len(),
                 });

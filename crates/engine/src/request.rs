@@ -4,6 +4,7 @@ use std::sync::Arc;
 use kvist_base::{Constraint, DomainId, Micros, TokenId};
 
 use crate::adjust::Edits;
+use crate::carry::Carry;
 
 /// Unique among the requests that an engine knows; chosen by the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,6 +50,8 @@ pub struct Request {
     pub id: RequestId,
     pub domain: DomainId,
     pub prompt: Vec<TokenId>,
+    /// The prompt is a carried path.
+    pub carry: Option<Arc<Carry>>,
     /// Choices, as forks of one prompt.
     pub n: u32,
     /// Tokens to generate for each choice; 0 = compute the prompt only.
@@ -76,6 +79,7 @@ impl Request {
             id,
             domain,
             prompt,
+            carry: None,
             n: 1,
             max_tokens,
             sampling: Sampling::GREEDY,

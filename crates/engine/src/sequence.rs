@@ -1,14 +1,21 @@
+use std::sync::Arc;
+
 use kvist_base::{ChunkId, Constraint, DomainId, Micros, TokenId};
 use kvist_cache::Path;
 
 use crate::adjust::Seen;
+use crate::carry::Carry;
 use crate::request::{Request, RequestId, Timings, TokenLogprobs, Usage};
 
 /// One choice of a request, or, before the first token, the prompt that all its choices share.
 pub struct Sequence {
     pub id: RequestId,
     pub choice: u32,
+    /// Whose work it is.
+    pub owner: DomainId,
+    /// Where its KV is: the owner's, or the namespace of a carried path.
     pub domain: DomainId,
+    pub carry: Option<Arc<Carry>>,
     /// Prompt and everything drawn so far. The last token drawn has no KV yet.
     pub tokens: Vec<TokenId>,
     /// What the penalties look at, made of `tokens` when the next one is drawn; none while waiting.
@@ -61,7 +68,9 @@ impl Sequence {
         Sequence {
             id: RequestId(u64::MAX),
             choice: 0,
+            owner: DomainId::PUBLIC,
             domain: DomainId::PUBLIC,
+            carry: None,
             tokens: Vec::new(),
             seen: None,
             path: Path::default(),

@@ -239,6 +239,8 @@ impl Engine {
     /// In a plan whose rows are known: takes over what has arrived whole, and names the chunks on their way that rows of
     /// the step attend to or copy from.
     pub(crate) fn plan_arrivals(&mut self) {
+        let copies = std::mem::take(&mut self.copies);
+        self.plan.prepare.splice(0..0, copies);
         if !self.is_loading() {
             return;
         }
@@ -266,6 +268,9 @@ impl Engine {
 
     /// Whether a plan has something to take over, rows or not.
     pub(crate) fn has_arrivals(&self) -> bool {
+        if !self.copies.is_empty() {
+            return true;
+        }
         let layers = self.info.layout.layers.len();
         self.tiers.as_ref().is_some_and(|tiers| {
             let standing = |load: &Active| load.nodes.iter().any(|n| self.cache.stands(n.1));

@@ -55,6 +55,7 @@ fn request(case: &Value, stops: &Value) -> Request {
         prompt_logprobs: None,
         priority: 0,
         ttft_slo: None,
+        carry: None,
     }
 }
 

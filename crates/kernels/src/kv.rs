@@ -227,6 +227,14 @@ impl KvPool {
     /// When the chunks are the same.
     pub fn copy_slots(&mut self, from: ChunkId, to: ChunkId, n: usize) {
         assert!(n <= CHUNK);
+        if let Some(sealed) = &mut self.sealed
+            && from.0 < sealed.chunks
+        {
+            assert!(n == CHUNK && to.0 < sealed.chunks, "sealed chunks are copied whole");
+            let slab = sealed.layout.bytes / 2;
+            let at = from.0 as usize * slab;
+            return sealed.data.copy_within(at..at + slab, to.0 as usize * slab);
+        }
         let (a, b, slab) = (self.base(from), self.base(to), self.slab());
         let [src, dst] =
             self.data.get_disjoint_mut([a..a + slab, b..b + slab]).expect("a chunk is not copied onto itself");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::ArgMatches;
 use kvist_server::{
-    Keys, Log, ModelInfo, SamplingDefaults, Server, ServerConfig, TextParts, shutdown_signal, stderr_log,
+    Keys, Log, ModelInfo, OnOverflow, SamplingDefaults, Server, ServerConfig, TextParts, shutdown_signal, stderr_log,
 };
 use tokio::net::TcpListener;
 
@@ -19,7 +19,7 @@ use crate::page::Page;
 use crate::public;
 use crate::settings::keys::{
     ALLOW_UNAUTHENTICATED, API_KEY_FILE, BODY_IDLE_TIMEOUT, BODY_TIMEOUT, CORS, HEADER_TIMEOUT, HOST, IDLE_TIMEOUT,
-    LOG_LEVEL, MAX_BODY, MAX_CONNECTIONS, MAX_N, METRICS_KEY, PORT, PUBLIC_PROMPT, REASONING, REPLY_RAM,
+    LOG_LEVEL, MAX_BODY, MAX_CONNECTIONS, MAX_N, METRICS_KEY, ON_OVERFLOW, PORT, PUBLIC_PROMPT, REASONING, REPLY_RAM,
     SERVED_MODEL_NAME, SHUTDOWN_TIMEOUT, STRICT_MODEL, TOOL_FORMAT, WRITE_TIMEOUT,
 };
 use crate::settings::{Settings, Value};
@@ -36,7 +36,9 @@ pub fn run(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
     let replies = settings.count(&REPLY_RAM) as u64;
     let wish = store::wish(&mut settings);
     let plan = load::plan(&mut settings, engine, replies, connections, wish)?;
-    let body = LEAST_BODY.max(BODY_BYTES_PER_TOKEN * plan.budget.context as u64);
+    // What is dropped is sent all the same.
+    let longest = if settings.text(&ON_OVERFLOW) == Some("truncate") { 8 } else { 1 };
+    let body = LEAST_BODY.max(BODY_BYTES_PER_TOKEN * plan.budget.context as u64 * longest);
     settings.fill(&MAX_BODY, Value::Size(body));
     settings.fill(&SERVED_MODEL_NAME, Value::Text(plan.chosen.name.clone()));
     if matches.get_flag("print-config") {
@@ -159,6 +161,10 @@ fn server_config(settings: &Settings, max_connections: usize) -> Result<ServerCo
         metrics_key: metrics_key(settings)?,
         host: settings.text(&HOST).map(str::to_owned),
         cors: settings.list(&CORS).to_vec(),
+        on_overflow: match settings.text(&ON_OVERFLOW) {
+            Some("truncate") => OnOverflow::Truncate { exact: false },
+            _ => OnOverflow::Error,
+        },
         strict_model: settings.flag(&STRICT_MODEL),
         max_body: settings.count(&MAX_BODY),
         max_n: u32::try_from(settings.count(&MAX_N)).unwrap_or(u32::MAX),

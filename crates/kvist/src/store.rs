@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use kvist_base::DomainId;
 use kvist_model::NUMERICS_VERSION;
-use kvist_server::{Keys, OPERATOR};
+use kvist_server::{Keys, OPERATOR, Tenant};
 use kvist_store::vfs::{RealVfs, Vfs};
 use kvist_store::{Encryption, Fingerprint, OpenError, Restored, Store, StoreConfig, StoreTier};
 
@@ -146,9 +146,9 @@ fn try_open(wish: Wish, plan: &Plan, settings: &Settings, digest: Digest, keys: 
         })
     };
     register(DomainId::PUBLIC, "public")?;
-    register(OPERATOR, "operator")?;
+    register(OPERATOR, &Tenant::operator().store_name())?;
     for tenant in keys.map(Keys::tenants).into_iter().flatten() {
-        register(tenant.domain, &format!("tenant {}", tenant.name))?;
+        register(tenant.domain, &tenant.store_name())?;
     }
     Ok(Opened { tier: StoreTier::new(store), restored, wish })
 }

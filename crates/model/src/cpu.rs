@@ -78,6 +78,7 @@ impl CpuExecutor {
             kv,
             rotations: config.ropes.iter().map(|rope| rope.rotation(context)).collect(),
             tables: Vec::new(),
+            births: None,
             shifts: Vec::new(),
             attention: plans(&config, kernels::Canary::None),
             slots: Vec::new(),
@@ -148,6 +149,8 @@ struct Cpu {
     /// The distinct shifts of the step's runs, 0 first, and for each rotation the angles of every row for each of them.
     shifts: Vec<u32>,
     tables: Vec<Vec<RopeTable>>,
+    /// For each rotation the angles of every row's key, where keys are not turned by their places alone.
+    births: Option<Vec<RopeTable>>,
     /// Per layer class.
     attention: Vec<AttnPlan>,
     /// Where the rows' KV goes.
@@ -196,6 +199,16 @@ impl Ops for Cpu {
                 table.fill(&rotation.frequencies, rotation.amplitude, positions);
             }
         }
+
+        self.births = plan.rows.iter().any(|row| row.shift > 0).then(|| {
+            let table = |rotation: &Rotation| {
+                let mut table = RopeTable::default();
+                let births = plan.rows.iter().map(|row| row.position + row.shift);
+                table.fill(&rotation.frequencies, rotation.amplitude, births);
+                table
+            };
+            self.rotations.iter().map(table).collect()
+        });
 
         for (class, (attention, runs)) in self.attention.iter_mut().zip(&plan.classes).enumerate() {
             if self.kv.layout().layers.iter().any(|layer| layer.class == class) {
@@ -258,8 +271,9 @@ impl Ops for Cpu {
     }
 
     fn rotate_and_write(&mut self, layer: usize, _: &StepPlan, k: &mut [f32], v: &[f32]) {
-        let tables = &self.tables[self.config.attention[layer].rope];
-        kernels::rope(&self.pool, k, self.config.kv_heads, self.config.head_dim, &tables[0]);
+        let rope = self.config.attention[layer].rope;
+        let table = self.births.as_ref().map_or(&self.tables[rope][0], |births| &births[rope]);
+        kernels::rope(&self.pool, k, self.config.kv_heads, self.config.head_dim, table);
         if self.canary == Some(Canary::RoundAfterUse) {
             let off: Vec<f32> = k.iter().map(|k| k * (1.0 + 1.0 / 256.0)).collect();
             return self.kv.write(&self.pool, layer, &self.slots, &off, v);

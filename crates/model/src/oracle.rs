@@ -296,7 +296,7 @@ impl Ops for Scalar {
         let Config { kv_heads, head_dim, .. } = self.config;
         let heads = k.chunks_exact_mut(kv_heads * head_dim).zip(v.chunks_exact(kv_heads * head_dim));
         for (row, (k, v)) in plan.rows.iter().zip(heads) {
-            k.chunks_exact_mut(head_dim).for_each(|head| self.rotate(layer, head, row.position as u64));
+            k.chunks_exact_mut(head_dim).for_each(|head| self.rotate(layer, head, u64::from(row.position + row.shift)));
             let Some(slot) = row.write else { continue };
             let at = self.at(layer, slot.slot as usize);
             let width = self.slot_width();

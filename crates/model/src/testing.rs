@@ -35,6 +35,7 @@ pub fn plan(parts: &[Part], loose: bool) -> StepPlan {
             out.rows.push(Row {
                 token: part.tokens[position],
                 position: position as u32,
+                shift: 0,
                 write: (position >= part.write_from).then_some(slot),
                 logits: position >= part.logits_from,
             });

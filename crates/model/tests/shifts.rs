@@ -15,7 +15,7 @@ fn row(position: u32, seen: &[(u32, u32, u32)]) -> StepPlan {
         list.chunks.push(ChunkId(chunk));
         list.runs.push(Run { rows: 0..1, place, chunks: i as u32..i as u32 + 1, shift, masks: None });
     }
-    let row = Row { token: 7, position, write: None, logits: true };
+    let row = Row { token: 7, position, shift: 0, write: None, logits: true };
     StepPlan { rows: vec![row], classes: vec![list], ..StepPlan::default() }
 }
 

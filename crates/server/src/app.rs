@@ -12,6 +12,7 @@ use kvist_text::{Dialect, ReplyTable};
 use tokio::sync::{Semaphore, watch};
 
 use crate::api::error::ApiError;
+use crate::api::overflow::Carried;
 use crate::api::params::Bounds;
 use crate::auth::Tenant;
 use crate::config::{ModelInfo, ServerConfig, TextParts};
@@ -24,6 +25,7 @@ pub struct Serving {
     pub runner: Runner,
     pub text: TextParts,
     pub replies: ReplyTable,
+    pub carried: Carried,
     /// The tier below RAM.
     pub tier: Option<StoreTier>,
     pub grammars: GrammarFactory,

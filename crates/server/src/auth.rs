@@ -23,6 +23,11 @@ impl Tenant {
     pub fn operator() -> Self {
         Tenant { name: "-".into(), domain: OPERATOR }
     }
+
+    /// Under which a store keeps what is the tenant's; no key file can name the operator.
+    pub fn store_name(&self) -> String {
+        if self.domain == OPERATOR { "operator".into() } else { format!("tenant {}", self.name) }
+    }
 }
 
 /// The keys of a key file, hashed. Each name is a tenant with a domain of its own; several keys may have one name.

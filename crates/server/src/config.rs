@@ -3,6 +3,7 @@ use std::time::Duration;
 use kvist_base::TokenId;
 use kvist_text::{ChatTemplate, Tokenizer, ToolSetting};
 
+use crate::api::overflow::OnOverflow;
 use crate::auth::Keys;
 use crate::log::{Log, stderr_log};
 
@@ -21,6 +22,8 @@ pub struct ServerConfig {
     pub cors: Vec<String>,
     /// A request that names another model than the served one gets 404.
     pub strict_model: bool,
+    /// What becomes of conversations that do not fit, unless they say so themselves.
+    pub on_overflow: OnOverflow,
     /// Bytes of a request body at most.
     pub max_body: usize,
     /// Connections open at once at most; one more is answered 503 and closed.
@@ -63,6 +66,7 @@ impl Default for ServerConfig {
             host: None,
             cors: Vec::new(),
             strict_model: false,
+            on_overflow: OnOverflow::Error,
             max_body: 2 << 20,
             max_connections: 4096,
             max_n: 16,

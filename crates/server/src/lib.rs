@@ -23,6 +23,7 @@ mod runner;
 mod server;
 mod signals;
 
+pub use api::overflow::OnOverflow;
 pub use auth::{KeyFileError, Keys, OPERATOR, Tenant};
 pub use kvist_text::ToolSetting;
 

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::api::generate::room;
+use crate::api::overflow::Carried;
 use crate::app::{App, Serving};
 use crate::auth::{Keys, OPERATOR};
 use crate::config::{ModelInfo, ServerConfig, TextParts};
@@ -112,6 +113,7 @@ impl Server {
             grammars: GrammarFactory::new(&text.tokenizer, GrammarLimits::default()),
             text,
             replies,
+            carried: Carried::default(),
             tier,
             model,
             room: room(info.context, info.chunks),

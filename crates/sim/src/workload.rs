@@ -45,6 +45,7 @@ impl Workload {
                 let most = self.context - prompt.len();
                 let max_tokens = random.pick(&[0, 1, 2, 5, 40, 70, 130]).min(most) as u32;
                 let request = Request {
+                    carry: None,
                     id: RequestId(id as u64),
                     domain: DomainId(2 + random.below(self.domains as usize) as u32),
                     prompt,

@@ -95,7 +95,7 @@ impl Case {
         let place = |&chunk: &ChunkId| Place { chunk, open: open(chunk) };
         let places: Vec<Vec<Place>> = paths.list.iter().map(|(path, _)| path.iter().map(place).collect()).collect();
         let branches: Vec<Branch> = (paths.list.iter().zip(&places))
-            .map(|((_, length), path)| Branch { chunks: path, first: length - rows_each, rows: rows_each })
+            .map(|((_, length), path)| Branch { chunks: path, first: length - rows_each, rows: rows_each, carry: None })
             .collect();
         let mut runs = RunList::default();
         assemble(&branches, &mut runs);

@@ -194,6 +194,15 @@ pub static MAX_BODY: Key = key(
 )
 .under(LIMITS);
 pub static MAX_N: Key = key("max-n", "N", SOME, Is("16"), "Choices of one request at most").under(LIMITS);
+pub static ON_OVERFLOW: Key = key(
+    "on-overflow",
+    "WHAT",
+    Kind::Choice(&["error", "truncate"]),
+    Is("error"),
+    "A conversation longer than the context: refuse it, or drop its oldest turns after the system prompt and keep the KV \
+     of the rest; requests may say `truncation` themselves",
+)
+.under(LIMITS);
 pub static REPLY_RAM: Key = key(
     "reply-ram",
     "SIZE",
@@ -292,7 +301,7 @@ pub static LOG_LEVEL: Key = key(
 .under(ACCESS);
 
 /// All of them, in the order of the help.
-pub static ALL: [&Key; 36] = [
+pub static ALL: [&Key; 37] = [
     &MODEL,
     &HOST,
     &PORT,
@@ -312,6 +321,7 @@ pub static ALL: [&Key; 36] = [
     &MAX_QUEUE,
     &MAX_BODY,
     &MAX_N,
+    &ON_OVERFLOW,
     &REPLY_RAM,
     &MAX_CONNECTIONS,
     &IDLE_TIMEOUT,

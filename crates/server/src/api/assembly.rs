@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use kvist_base::TokenId;
-use kvist_engine::{Effect, Finish, TokenLogprobs, Usage};
+use kvist_engine::{Carry, Effect, Finish, TokenLogprobs, Usage};
 use kvist_text::{Detokenizer, PromptKey, Reply, ReplyEvent, StopMatcher, Tokenizer};
 
 use crate::api::error::ApiError;
@@ -28,6 +28,10 @@ pub struct Prepared {
     pub key: Option<PromptKey>,
     /// Tokens that were cut off at the start, as the request asked.
     pub truncated: usize,
+    /// Tokens of the oldest turns that were dropped.
+    pub dropped: usize,
+    /// What is left keeps its KV.
+    pub carry: Option<Arc<Carry>>,
     /// How the reply is read, if it may be more than content.
     pub reading: Option<Reading>,
 }
@@ -100,6 +104,8 @@ pub struct Totals {
     pub cached: usize,
     pub spliced: usize,
     pub truncated: usize,
+    pub dropped: usize,
+    pub carried: bool,
     pub generated: usize,
     pub preemptions: u32,
     /// Microseconds; of several prompts the longest.
@@ -196,6 +202,8 @@ impl Assembly {
             let echo = prompt.echo.then(|| Echo::new(tokenizer, &prompt.ids, params.skip_special));
             totals.spliced += prompt.spliced;
             totals.truncated += prompt.truncated;
+            totals.dropped += prompt.dropped;
+            totals.carried |= prompt.carry.is_some();
             for _ in 0..n {
                 let detokenizer = Detokenizer::after_prompt(tokenizer, params.skip_special);
                 let reader = prompt.reading.clone().map(Reader::new);

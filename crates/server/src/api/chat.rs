@@ -1,14 +1,20 @@
 //! `/v1/chat/completions`.
 
+use std::sync::Arc;
+
+use kvist_base::TokenId;
+use kvist_engine::Carry;
 use kvist_text::{ChatInput, ChatTemplate, Prompt, splice};
 
 use crate::api::assembly::Prepared;
 use crate::api::error::ApiError;
 use crate::api::generate::{Job, Kind, params};
 use crate::api::json::{Fields, parse_object};
-use crate::api::params::{Bounds, MAX_TOP};
+use crate::api::overflow::{Cut, OnOverflow, cut, turns};
+use crate::api::params::{Bounds, MAX_TOP, Params};
 use crate::api::tools::{ToolRequest, check_calls, shown};
 use crate::app::{Caller, Serving};
+use crate::auth::Tenant;
 
 /// Parses a body and tokenises its conversation. Takes time with the length of the conversation.
 pub fn job(serving: &Serving, caller: &Caller, bounds: &Bounds, body: &[u8]) -> Result<Job, ApiError> {
@@ -23,16 +29,49 @@ pub fn job(serving: &Serving, caller: &Caller, bounds: &Bounds, body: &[u8]) -> 
     let tools = ToolRequest::parse(fields, serving, params.structured.as_ref())?;
     let template = template(serving)?;
     // Rendered twice only where the body leaves a doubt.
-    if body.len() > serving.most_bytes() && params.keep_last.is_none() {
+    if body.len() > serving.most_bytes() && params.keep_last.is_none() && params.on_overflow == OnOverflow::Error {
         serving.check_length(template.render(&input)?.len())?;
     }
     let prompt = splice(&serving.text.tokenizer, template, &serving.replies, caller.tenant.domain, &input)?;
     let reading = tools.reading(serving, prompt.thinking);
     params.structured = params.structured.or_else(|| tools.structured(serving, prompt.thinking));
-    let Prompt { ids, spliced, key, .. } = prompt;
-    let prepared = Prepared { ids, spliced, key: Some(key), reading, ..Prepared::default() };
+    let mut prepared = Prepared { spliced: prompt.spliced, key: Some(prompt.key), reading, ..Prepared::default() };
+    match drop_turns(serving, &caller.tenant, &input, template, &prompt, &params) {
+        Some((cut, carry, ids)) => {
+            let carry = carry.map(Arc::new);
+            prepared = Prepared { ids, carry, dropped: cut.end - cut.start, ..prepared };
+        }
+        None => prepared.ids = prompt.ids,
+    }
     let ignored = map.unknown();
     Ok(Job { kind: Kind::Chat, params, prompts: vec![prepared], logprobs, echo_logprobs: None, ignored })
+}
+
+/// Of a conversation that does not fit: what is dropped, how what is left keeps its KV, and its tokens.
+fn drop_turns(
+    serving: &Serving,
+    tenant: &Tenant,
+    input: &ChatInput,
+    template: &ChatTemplate,
+    prompt: &Prompt,
+    params: &Params,
+) -> Option<(Cut, Option<Carry>, Vec<TokenId>)> {
+    let OnOverflow::Truncate { exact } = params.on_overflow else { return None };
+    let (length, room) = (prompt.ids.len(), serving.room);
+    // A reply of which nothing is said may take an eighth of the context.
+    let reserve = params.max_tokens.map_or(room / 8, |n| n as usize).max(1);
+    if length + reserve <= room || params.keep_last.is_some() || params.prompt_logprobs.is_some() {
+        return None;
+    }
+    let (head, turns) = turns(&serving.text.tokenizer, template, input, prompt);
+    let cut = cut(length, head, turns.into_iter(), room, reserve)?;
+    if !exact {
+        let store = serving.tier.as_ref().map(|tier| tier.store());
+        if let Some((carry, ids)) = serving.carried.path(tenant, &prompt.ids, cut, store) {
+            return Some((cut, Some(carry), ids));
+        }
+    }
+    Some((cut, None, [&prompt.ids[..cut.start], &prompt.ids[cut.end..]].concat()))
 }
 
 /// The conversation of a body, with all that its template is told.

@@ -29,6 +29,9 @@ use crate::runner::{Event, Ticket, Unavailable};
 /// Says how many tokens of its prompts a request has lost by `truncate_prompt_tokens`.
 const TRUNCATED: HeaderName = HeaderName::from_static("x-kvist-truncated-prompt-tokens");
 
+/// Says how many tokens of its oldest turns a conversation has lost.
+const DROPPED: HeaderName = HeaderName::from_static("x-kvist-dropped-tokens");
+
 /// Logprobs of prompt tokens in one answer at most: some 100 MB of JSON.
 const MOST_SCORES: usize = 1 << 20;
 
@@ -110,7 +113,7 @@ pub async fn answer(app: &App, serving: Arc<Serving>, caller: &Caller, mut job: 
     }
     let echo_top = echo_logprobs.map(|top| top as usize);
     let assembly = Assembly::new(serving.clone(), ticket.control.clone(), params, prompts, prompt_tokens, echo_top);
-    let Totals { spliced, truncated, .. } = assembly.totals();
+    let Totals { spliced, truncated, dropped, .. } = assembly.totals();
     app.spliced(spliced);
     let head = Head {
         id: format!("{}{}", kind.id_prefix(), app.next_id()),
@@ -145,6 +148,9 @@ pub async fn answer(app: &App, serving: Arc<Serving>, caller: &Caller, mut job: 
     };
     if truncated > 0 {
         response.headers_mut().insert(TRUNCATED, truncated.into());
+    }
+    if dropped > 0 {
+        response.headers_mut().insert(DROPPED, dropped.into());
     }
     Ok(response)
 }
@@ -197,6 +203,7 @@ fn requests(
             prompt_logprobs: p.prompt_logprobs.max(job.echo_logprobs),
             priority: p.priority,
             ttft_slo: p.ttft_slo,
+            carry: prompt.carry.clone(),
         });
     }
     bound_scores(job, requests.iter().map(|r| r.prompt.len()).sum())?;

@@ -7,6 +7,7 @@ pub mod completions;
 pub mod error;
 pub mod generate;
 pub mod json;
+pub mod overflow;
 pub mod params;
 pub mod reading;
 pub mod refused;

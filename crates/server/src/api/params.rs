@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::api::error::ApiError;
 use crate::api::json::{Fields, type_of};
+use crate::api::overflow::OnOverflow;
 use crate::api::refused::refuse_unsupported;
 use crate::api::sampling::{edits, sampling, token_ids};
 use crate::api::structured::{self, Structured};
@@ -42,6 +43,8 @@ pub struct Params {
     pub priority: i32,
     pub ttft_slo: Option<Micros>,
     pub stream: Option<StreamOptions>,
+    /// What becomes of a conversation that does not fit.
+    pub on_overflow: OnOverflow,
     /// Prompts are cut to their last tokens.
     pub keep_last: Option<KeepLast>,
     /// Logprobs of the prompt's tokens, with this many of the most likely ones, in vLLM's shape.
@@ -86,6 +89,8 @@ pub struct Bounds {
     pub seed: u64,
     /// From the request's headers.
     pub ttft_slo: Option<Micros>,
+    /// Where the request does not say.
+    pub on_overflow: OnOverflow,
     /// Seconds since 1970, for chat templates.
     pub now: u64,
 }
@@ -101,6 +106,7 @@ impl Bounds {
             vocab: serving.info.vocab,
             seed: app.next_seed(),
             ttft_slo,
+            on_overflow: app.config.on_overflow,
             now: app.unix_time(),
         }
     }
@@ -152,6 +158,7 @@ impl Params {
             priority: fields.int("priority", i64::from(least), i64::from(i32::MAX))?.unwrap_or(0) as i32,
             ttft_slo: bounds.ttft_slo,
             stream: stream(fields)?,
+            on_overflow: on_overflow(fields, bounds)?,
             keep_last: keep_last(fields)?,
             prompt_logprobs: prompt_logprobs(fields)?,
             return_ids: fields.boolean("return_token_ids")?.unwrap_or(false),
@@ -205,6 +212,24 @@ fn keep_last(fields: Fields) -> Result<Option<KeepLast>, ApiError> {
     }
 }
 
+/// `truncation` as in OpenAI's Responses API, and in this server's own words; `exact` belongs to it.
+fn on_overflow(fields: Fields, bounds: &Bounds) -> Result<OnOverflow, ApiError> {
+    let exact = fields.boolean("exact")?;
+    let asked = match fields.string("truncation")? {
+        None => bounds.on_overflow,
+        Some("auto" | "truncate") => OnOverflow::Truncate { exact: false },
+        Some("disabled" | "error") => OnOverflow::Error,
+        Some(other) => {
+            let message = format!("{other:?} is none of auto, disabled, truncate, error");
+            return Err(ApiError::field("truncation", message));
+        }
+    };
+    Ok(match (asked, exact) {
+        (OnOverflow::Truncate { .. }, Some(exact)) => OnOverflow::Truncate { exact },
+        (asked, _) => asked,
+    })
+}
+
 fn prompt_logprobs(fields: Fields) -> Result<Option<u32>, ApiError> {
     let top = fields.int("prompt_logprobs", 0, MAX_TOP)?;
     if top.is_some() && fields.boolean("stream")? == Some(true) {
@@ -245,6 +270,7 @@ mod tests {
         defaults: SamplingDefaults { temperature: 0.7, top_k: 5, top_p: 0.9, min_p: 0.02, repetition_penalty: 1.1 },
         seed: 99,
         ttft_slo: None,
+        on_overflow: OnOverflow::Error,
         now: 0,
         vocab: 100,
     };
@@ -342,6 +368,9 @@ mod tests {
             ("stop_token_ids", "[100]"),
             ("truncate_prompt_tokens", "0"),
             ("truncate_prompt_tokens", "-2"),
+            ("truncation", "\"maybe\""),
+            ("truncation", "1"),
+            ("exact", "1"),
             ("prompt_logprobs", "21"),
             ("return_token_ids", "1"),
             ("return_tokens_as_token_ids", "\"yes\""),

@@ -165,6 +165,12 @@ pub struct KvistUsage {
     /// Prompt tokens that `truncate_prompt_tokens` left out.
     #[serde(skip_serializing_if = "is_zero")]
     pub truncated_prompt_tokens: usize,
+    /// Tokens of the oldest turns that were dropped.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub dropped_tokens: usize,
+    /// What is left was not computed anew, but keeps the KV that it had with the dropped turns before it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub carried: bool,
 }
 
 fn is_zero(n: &usize) -> bool {
@@ -181,6 +187,8 @@ impl Usage {
                 computed_tokens: t.prompt - t.cached,
                 preemptions: t.preemptions,
                 truncated_prompt_tokens: t.truncated,
+                dropped_tokens: t.dropped,
+                carried: t.carried,
             }),
             ..Self::so_far(t)
         }
