@@ -110,10 +110,9 @@ mod tests {
         assert_eq!((carry.head, carry.shift, carry.masked.clone()), (2, 320, 100..130));
         assert_eq!(kept.len(), 1000 - 320);
         assert_eq!((kept[127], kept[128], kept[679]), (127, 448, 999));
-        for place in 0..kept.len() {
-            let dropped = (100..450).contains(&(kept[place] as usize));
-            assert_eq!(carry.masked.contains(&place), dropped, "{place}");
-            assert_eq!(place + carry.shift_at(place), kept[place] as usize);
+        for (place, token) in kept.iter().map(|&token| token as usize).enumerate() {
+            assert_eq!(carry.masked.contains(&place), (100..450).contains(&token), "{place}");
+            assert_eq!(place + carry.shift_at(place), token);
         }
         // A row behind the cut sees all but the masked places; a masked one sees everything.
         for depth in 0..4 {
