@@ -113,6 +113,9 @@ impl Store {
             shared.close(&mut w)
         })();
         w.reclaiming = false;
+        if let Err(e) = &result {
+            shared.failed(&mut w, e);
+        }
         shared.remove_doomed();
         result.map(|()| before.saturating_sub(shared.state().bytes()))
     }
@@ -143,7 +146,7 @@ impl Store {
                         if state.index.get(id).is_some() {
                             state.counters.evicted.forgotten += u64::from(state.index.node(id).present());
                             state.index.node_mut(id).pinned = false;
-                            state.drop_chunk(id, shared.geometry.stored());
+                            state.drop_chunk(id, shared.geometry.weight());
                         }
                     }
                     state.notes.forget_domain(domain);
@@ -172,7 +175,7 @@ impl Store {
         let shared = self.shared();
         let state = shared.state();
         state.index.check()?;
-        let stored = shared.geometry.stored();
+        let stored = shared.geometry.weight();
         for (sequence, segment) in &state.segments {
             let mut live = 0;
             for (i, extent) in segment.extents.iter().enumerate() {

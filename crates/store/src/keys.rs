@@ -105,7 +105,11 @@ impl KeyTable {
             Err(e) => return Err(e),
         };
         Ok(match table.decode(master, &bytes) {
-            Ok(()) => Ok((table, false)),
+            Ok(()) => {
+                // Whether the name of what was read is on the medium, only the process knew that wrote it.
+                table.dirty = true;
+                Ok((table, false))
+            }
             Err(Bad::Damaged) => {
                 table.domains.clear();
                 Ok((table, true))

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+pub mod campaign;
 mod config;
 mod crypto;
 mod format;

@@ -388,7 +388,7 @@ impl Shared {
                 state.counters.corrupt += u64::from(!unreadable);
                 if there {
                     state.counters.evicted.damaged += 1;
-                    state.drop_chunk(wanted.node, self.geometry.stored());
+                    state.drop_chunk(wanted.node, self.geometry.weight());
                 }
             }
         }

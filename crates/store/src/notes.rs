@@ -59,10 +59,14 @@ impl Notes {
     }
 
     /// Takes in what was found on disk.
-    pub fn restore(&mut self, domain: usize, meta: NoteMeta, segment: u64) {
+    /// `durable`: it need not be written again.
+    pub fn restore(&mut self, domain: usize, meta: NoteMeta, segment: u64, durable: bool) {
         let key = (domain, meta.kind, meta.key);
         if self.map.get(&key).is_none_or(|known| known.number <= meta.number) {
-            self.insert(key, Note { value: meta.value, number: meta.number, segment: Some(segment) });
+            self.insert(key, Note { value: meta.value, number: meta.number, segment: durable.then_some(segment) });
+            if !durable {
+                self.waiting.insert(meta.number);
+            }
         }
     }
 
@@ -151,7 +155,7 @@ mod tests {
         assert!(notes.put(0, 1, b"a", Some(b"3")));
         assert_eq!(notes.list(0, 1), [(b"b".to_vec(), b"2".to_vec()), (b"a".to_vec(), b"3".to_vec())]);
         // What is older than what is known is not taken.
-        notes.restore(0, NoteMeta { kind: 1, number: 0, key: b"a".to_vec(), value: Some(b"9".to_vec()) }, 7);
+        notes.restore(0, NoteMeta { kind: 1, number: 0, key: b"a".to_vec(), value: Some(b"9".to_vec()) }, 7, true);
         assert_eq!(notes.get(0, 1, b"a"), Some(&b"3"[..]));
         notes.put(1, 1, b"c", Some(b"4"));
         notes.put(1, 1, b"d", Some(b"5"));

@@ -79,6 +79,7 @@ impl Shared {
 
     fn reclaim(&self, w: &mut Writer, need: u64) -> io::Result<Room> {
         let segment = self.config.segment_bytes();
+        let mut least = u64::MAX;
         loop {
             self.remove_doomed();
             let victim = {
@@ -98,16 +99,18 @@ impl Shared {
                 }
                 let dead = |s: &Segment| s.dead();
                 let closed = state.segments.iter().filter(|(_, s)| s.phase == Phase::Closed && s.live > 0);
+                // Copying what is nearly all alive gives nearly nothing; and if the last copy gave nothing, no other will.
+                let gains = std::mem::replace(&mut least, bytes) > bytes;
                 match closed.max_by_key(|(_, s)| dead(s)) {
                     _ if first_useless(&state).is_some() => continue,
-                    // Copying what is nearly all alive gives nearly nothing.
-                    Some((&sequence, s)) if s.dead() >= s.bytes / 16 => sequence,
+                    Some((&sequence, s)) if gains && s.dead() >= s.bytes / 16 => sequence,
                     _ if !state.doomed.is_empty() => return Ok(Room::Later),
                     _ => {
                         let live = state.live();
                         if self.evict(&mut state, live.saturating_sub(segment / 2)) == 0 {
                             return Ok(Room::None);
                         }
+                        least = u64::MAX;
                         continue;
                     }
                 }
@@ -119,7 +122,7 @@ impl Shared {
     /// Takes the least valuable chunks out of the index until no more than `live` bytes are left; how many went.
     fn evict(&self, state: &mut State, live: u64) -> u64 {
         let policy = Arc::clone(&lock(&self.policy));
-        let (now, stored) = (self.vfs.now() as i64, self.geometry.stored());
+        let (now, stored) = (self.vfs.now() as i64, self.geometry.weight());
         let leaf = |state: &State, id: NodeId| {
             let node = state.index.node(id);
             let free = node.children.is_empty() && !node.pinned && matches!(node.data, Data::Stored(_));
@@ -147,13 +150,50 @@ impl Shared {
 
     /// Writes what is wanted of a segment to the open one, and removes it.
     pub(crate) fn copy_segment(&self, w: &mut Writer, sequence: u64) -> io::Result<()> {
+        let now = self.vfs.now();
+        let copies = self.copy_extents(w, sequence, |_| true)?;
+        self.state().notes.rewrite(sequence);
+        while !self.state().notes.waiting.is_empty() {
+            if self.write_note(w, now)? != Turn::Worked {
+                break;
+            }
+        }
+        self.sync(w)?;
+        let mut state = self.state();
+        for copy in copies {
+            self.move_extent(&mut state, &copy);
+        }
+        doom(&mut state, sequence);
+        drop(state);
+        self.remove_doomed();
+        Ok(())
+    }
+
+    /// Writes again what the process before this one may not have made durable. Nobody can know whether its last sync
+    /// failed, and a sync does not write what an earlier one failed to.
+    pub(crate) fn settle(&self, w: &mut Writer) -> io::Result<()> {
+        let Some(&(sequence, _)) = self.state().unsettled.first() else { return Ok(()) };
+        let theirs: Vec<u32> =
+            self.state().unsettled.iter().filter(|(s, _)| *s == sequence).map(|(_, extent)| *extent).collect();
+        let copies = self.copy_extents(w, sequence, |extent| theirs.contains(&extent))?;
+        self.sync(w)?;
+        let mut state = self.state();
+        for copy in copies {
+            self.move_extent(&mut state, &copy);
+        }
+        state.unsettled.retain(|(s, _)| *s != sequence);
+        Ok(())
+    }
+
+    /// Appends copies of a segment's extents to the open one; the index still has the old ones.
+    fn copy_extents(&self, w: &mut Writer, sequence: u64, which: impl Fn(u32) -> bool) -> io::Result<Vec<Copied>> {
         let (file, extents) = {
             let state = self.state();
-            let Some(segment) = state.segments.get(&sequence) else { return Ok(()) };
+            let Some(segment) = state.segments.get(&sequence) else { return Ok(Vec::new()) };
             let wanted = |(i, e): (usize, &crate::segment::Extent)| {
                 let live = (0..16u8).filter(|&c| matches!(e.nodes.get(usize::from(c)), Some(Some(_))));
                 let live = live.fold(0u16, |mask, c| mask | 1 << c);
-                (live != 0).then_some((i as u32, e.offset, e.data, e.present, live, e.domain, e.id))
+                (live != 0 && which(i as u32)).then_some((i as u32, e.offset, e.data, e.present, live, e.domain, e.id))
             };
             (Arc::clone(&segment.file), segment.extents.iter().enumerate().filter_map(wanted).collect::<Vec<_>>())
         };
@@ -178,21 +218,7 @@ impl Shared {
                 None => self.drop_extent(sequence, extent),
             }
         }
-        self.state().notes.rewrite(sequence);
-        while !self.state().notes.waiting.is_empty() {
-            if self.write_note(w, now)? != Turn::Worked {
-                break;
-            }
-        }
-        self.sync(w)?;
-        let mut state = self.state();
-        for copy in copies {
-            self.move_extent(&mut state, &copy);
-        }
-        doom(&mut state, sequence);
-        drop(state);
-        self.remove_doomed();
-        Ok(())
+        Ok(copies)
     }
 
     /// A record's header and sealed part, as far as they can be read.
@@ -267,7 +293,7 @@ impl Shared {
         nodes.reverse();
         for id in nodes {
             state.counters.evicted.damaged += 1;
-            state.drop_chunk(id, self.geometry.stored());
+            state.drop_chunk(id, self.geometry.weight());
         }
     }
 
@@ -279,7 +305,7 @@ impl Shared {
             let place = Place { segment: copy.to.0, extent: copy.to.1, chunk };
             let there = state.segments.get(&place.segment).map(|s| s.extents[place.extent as usize].present);
             if there.is_some_and(|present| present >> chunk & 1 == 1) {
-                state.store_chunk(id, place, self.geometry.stored());
+                state.store_chunk(id, place, self.geometry.weight());
             }
         }
     }

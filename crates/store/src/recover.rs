@@ -141,7 +141,6 @@ impl Recovery<'_> {
                     restored.dropped += 1;
                 }
             }
-            segment.durable = end;
         }
         state.segments.insert(sequence, segment);
     }
@@ -165,17 +164,21 @@ impl Recovery<'_> {
             return None;
         }
         if header.kind == Kind::Note {
-            state.notes.restore(domain, NoteMeta::decode(&sealed).ok()?, segment.file.sequence);
+            let durable = last <= segment.durable;
+            state.notes.restore(domain, NoteMeta::decode(&sealed).ok()?, segment.file.sequence, durable);
             return Some(());
         }
         let meta = ExtentMeta::decode(&sealed).ok()?;
         let count = header.present.count_ones() as usize;
+        let durable = last <= segment.durable;
         let shape = meta.tokens.len() == usize::from(header.chunks) * CHUNK
             && header.data == self.geometry.slice(count, self.geometry.layers(), 0);
         let data = header.offset + header.head();
-        if !shape || last > segment.durable && !self.verify(segment, &sealer, &keys.chain, &meta, header.present, data)
-        {
+        if !shape || !durable && !self.verify(segment, &sealer, &keys.chain, &meta, header.present, data) {
             return None;
+        }
+        if !durable {
+            state.unsettled.push((segment.file.sequence, segment.extents.len() as u32));
         }
         unplaced.push(Unplaced {
             domain,
@@ -232,7 +235,7 @@ impl Recovery<'_> {
 
     /// Puts extents into the tree, parents before children; of two that hold the same chunk, the newer counts.
     fn place(&self, state: &mut State, restored: &mut Restored, unplaced: Vec<Unplaced>) {
-        let (now, stored) = (self.vfs.unix(), self.geometry.stored());
+        let (now, stored) = (self.vfs.unix(), self.geometry.weight());
         let mut below: HashMap<(usize, Key), Vec<usize>> = HashMap::new();
         for (i, extent) in unplaced.iter().enumerate() {
             below.entry((extent.domain, extent.meta.parent)).or_default().push(i);

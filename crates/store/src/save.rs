@@ -200,6 +200,7 @@ impl Shared {
         self.remove_doomed();
         match self.work(&mut writer, now) {
             Ok(turn) => turn,
+            Err(_) if self.canary == Canary::RetrySync => Turn::Idle(None),
             Err(error) => {
                 self.failed(&mut writer, &error);
                 Turn::Worked
@@ -210,7 +211,7 @@ impl Shared {
     fn work(&self, w: &mut Writer, now: Micros) -> io::Result<Turn> {
         let (flush, waiting) = {
             let state = self.state();
-            (state.flush > 0 || state.stop, !state.queue.is_empty() || !state.notes.waiting.is_empty())
+            (state.flush > 0 || state.stop, state.waiting())
         };
         let since = w.open.as_ref().and_then(|open| open.since);
         let due = since.map(|since| since + self.config.sync_every.as_micros() as Micros);
@@ -218,7 +219,10 @@ impl Shared {
             self.sync(w)?;
             return Ok(Turn::Worked);
         }
-        self.write_keys()?;
+        if waiting {
+            self.write_keys()?;
+            self.settle(w)?;
+        }
         let mut turn = self.write_extent(w, now)?;
         if turn == Turn::Idle(None) {
             turn = self.write_note(w, now)?;
@@ -326,7 +330,7 @@ impl Shared {
                     state.queued -= bytes.len() as u64;
                     let chunk = batch.chunks.iter().position(|c| c.0 == *id).expect("batches are made of jobs") as u8;
                     if state.index.queued(*id, bytes).is_some() {
-                        state.store_chunk(*id, Place { segment, extent, chunk }, self.geometry.stored());
+                        state.store_chunk(*id, Place { segment, extent, chunk }, self.geometry.weight());
                         state.counters.saved += 1;
                     }
                 }
@@ -544,7 +548,7 @@ impl Shared {
         Ok(())
     }
 
-    /// What was written becomes durable.
+    /// What was written becomes durable. After an error, [`Shared::failed`] gives the segment up.
     pub(crate) fn sync(&self, w: &mut Writer) -> io::Result<()> {
         let Some(open) = w.open.as_mut().filter(|open| open.since.is_some()) else { return Ok(()) };
         let start = self.vfs.now();
@@ -597,7 +601,7 @@ impl Shared {
 
     /// Something could not be written or synced: the open segment is given up, with what is not durable in it, and saving
     /// pauses.
-    fn failed(&self, w: &mut Writer, error: &io::Error) {
+    pub(crate) fn failed(&self, w: &mut Writer, error: &io::Error) {
         if let Some(open) = w.open.take() {
             // A sync that failed is not tried again: nobody knows what it left out.
             let mut state = self.state();
@@ -612,7 +616,7 @@ impl Shared {
             lost.sort_by_key(|&id| std::cmp::Reverse(state.index.node(id).depth));
             for id in lost {
                 state.counters.evicted.abandoned += 1;
-                state.drop_chunk(id, self.geometry.stored());
+                state.drop_chunk(id, self.geometry.weight());
             }
             state.notes.rewrite(open.file.sequence);
             if open.synced == 0
@@ -674,7 +678,7 @@ impl Shared {
             };
             let Turn::Idle(wait) = turn else { continue };
             let state = self.state();
-            let waiting = !state.queue.is_empty() || !state.notes.waiting.is_empty();
+            let waiting = state.waiting();
             let pausing = state.health.why.is_some();
             if state.stop && (!waiting || pausing) {
                 return;

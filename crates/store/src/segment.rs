@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::crypto::{RecordId, TAG};
+use crate::format::{ExtentMeta, RECORD_HEADER};
 use crate::index::NodeId;
 use crate::vfs::VfsFile;
 
@@ -40,6 +41,11 @@ impl Geometry {
     /// Bytes of a chunk on disk.
     pub fn stored(&self) -> u64 {
         self.before[self.slices.len()]
+    }
+
+    /// What a chunk on disk counts for: with what a record of its own would take besides.
+    pub fn weight(&self) -> u64 {
+        self.stored() + 2 * (RECORD_HEADER + ExtentMeta::sealed(1)) as u64
     }
 
     /// Offset in the data of an extent of `chunks` chunks of the `rank`-th one's slice in `layer`. `layer` may be the one

@@ -32,6 +32,8 @@ pub enum Canary {
     CompareHashes,
     /// Saves count as durable before they are synced.
     SkipSync,
+    /// A sync that failed is tried again, as if that meant anything.
+    RetrySync,
 }
 
 /// A run of chunks that waits to be written; each of its nodes is the parent of the next.
@@ -60,6 +62,8 @@ pub(crate) struct State {
     /// Bytes of files that look like segments and are none of ours to read.
     pub bound: HashMap<DomainId, usize>,
     pub keys: Option<KeyTable>,
+    /// Extents that an earlier process may not have made durable: (segment, index). They are written again.
+    pub unsettled: Vec<(u64, u32)>,
     pub queue: VecDeque<Job>,
     /// Bytes in `queue`, and in what is being written.
     pub queued: u64,
@@ -124,6 +128,11 @@ impl Shared {
 }
 
 impl State {
+    /// Whether there is something to write.
+    pub fn waiting(&self) -> bool {
+        !self.queue.is_empty() || !self.notes.waiting.is_empty() || !self.unsettled.is_empty()
+    }
+
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
         self.segments.values().map(|s| s.bytes).sum::<u64>() + self.doomed.iter().map(|(_, bytes)| bytes).sum::<u64>()

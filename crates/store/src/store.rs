@@ -87,7 +87,10 @@ impl Store {
         let (mut state, mut restored, next) = recovery.run()?;
         restored.notes = state.notes.count() as u64;
         state.notes.set_limit(config.notes);
-        state.notes_durable = true;
+        state.notes_durable = state.notes.waiting.is_empty();
+        if read_only {
+            state.unsettled.clear();
+        }
         state.index.by_hash_only = canary == Canary::CompareHashes;
         restored.seconds = (vfs.now() - start) as f64 / 1e6;
         let threads = if read_only { config.io_threads.min(1) } else { config.io_threads };
@@ -197,9 +200,7 @@ impl Store {
             state.flush += 1;
             state.ticket
         };
-        let done = |state: &State| {
-            state.durable >= ticket && state.queue.is_empty() && state.notes.waiting.is_empty() && state.notes_durable
-        };
+        let done = |state: &State| state.durable >= ticket && !state.waiting() && state.notes_durable;
         let start = std::time::Instant::now();
         let result = if self.manual() {
             loop {

@@ -232,6 +232,12 @@ impl SimVfs {
         disk.files[inode][(bit / 8) as usize] ^= 1 << (bit % 8);
     }
 
+    /// Takes over the small files that only their owner may read.
+    pub fn adopt_secrets(&self, from: &SimVfs) {
+        let secrets = lock(&from.disk).secrets.clone();
+        lock(&self.disk).secrets = secrets;
+    }
+
     /// The system as it may be found after power failed behind the first `changes` changes.
     pub fn crash(&self, changes: usize, loss: Loss, seed: u64) -> SimVfs {
         let mut rng = Random::new(seed);
