@@ -5,6 +5,7 @@
 pub mod bitwise;
 pub mod fuzz;
 pub mod ledger;
+pub mod overflow;
 pub mod parallel;
 pub mod quality;
 mod recorder;

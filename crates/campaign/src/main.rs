@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use kvist_base::{Codec, Dtype};
 use kvist_campaign::ledger::{self, Entry};
-use kvist_campaign::{bitwise, fuzz, parallel, quality, subjects};
+use kvist_campaign::{bitwise, fuzz, overflow, parallel, quality, subjects};
 use kvist_kernels::Isa;
 use peak_alloc::PeakAlloc;
 
@@ -55,6 +55,16 @@ enum Campaign {
     /// What KV in 8 bits costs on the embedded model, as it is and with outlier channels in K.
     KvQuality {
         /// ISA path; default: the best of this machine.
+        #[arg(long)]
+        isa: Option<Isa>,
+        #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, |n| n.get()))]
+        threads: usize,
+    },
+    /// What the embedded model makes of a text whose middle was dropped: with carried KV, computed anew, at wrong places.
+    Overflow {
+        /// Documents.
+        #[arg(long, default_value_t = 32)]
+        count: usize,
         #[arg(long)]
         isa: Option<Isa>,
         #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, |n| n.get()))]
@@ -118,6 +128,13 @@ fn main() -> ExitCode {
                     "embedded, {name}: {}",
                     quality::measure(&quality::model(outliers), &quality::prompts(), isa, threads)
                 );
+            }
+            Ok(())
+        }
+        Campaign::Overflow { count, isa, threads } => {
+            let isa = isa.unwrap_or_else(Isa::detect);
+            for (way, texts, repeats) in overflow::measure(&quality::model(None), isa, threads, count) {
+                println!("{way:?}: how texts go on: {texts}\n{way:?}: what comes again: {repeats}");
             }
             Ok(())
         }

@@ -3,10 +3,10 @@
 mod common;
 
 use common::{dir, load};
-use kvist_base::{AllResident, ChunkId, Executor, Row, Run, RunList, StepPlan};
+use kvist_base::{AllResident, ChunkId, Executor, Prepare, Row, Run, RunList, StepPlan};
 use kvist_kernels::Isa;
 use kvist_model::OracleExecutor;
-use kvist_model::testing::{logits, step};
+use kvist_model::testing::{Part, logits, plan, step};
 
 /// One row that sees all of some chunks: (chunk, place, shift).
 fn row(position: u32, seen: &[(u32, u32, u32)]) -> StepPlan {
@@ -41,6 +41,32 @@ fn a_shift_is_a_rotation() {
     for other in &mixed[1..] {
         let error = mixed[0].iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(error < 0.1, "{error}");
+    }
+}
+
+/// Rows that are born elsewhere than where they stand, and read with that shift, see each other as if both were one.
+#[test]
+fn rows_are_born_where_their_shift_says() {
+    let model = load(&dir("llama3"));
+    let ids: Vec<u32> = (0..100).map(|i| i * 7 % 500).collect();
+    let mut executors: Vec<Box<dyn Executor>> = vec![Box::new(OracleExecutor::new(&dir("llama3"), 8, None).unwrap())];
+    for isa in Isa::available() {
+        executors.push(Box::new(model.clone().into_executor(8, None, isa, 2).unwrap()));
+    }
+    for executor in &mut executors {
+        let path = kvist_model::testing::path(0, ids.len());
+        let mut run = |birth: u32, read: u32| {
+            let part = Part { tokens: &ids, path: &path, rows: 0..ids.len(), write_from: 0, logits_from: 99 };
+            let mut plan = plan(&[part], false);
+            plan.prepare = path.iter().map(|&chunk| Prepare::Zero(chunk)).collect();
+            plan.rows.iter_mut().for_each(|row| row.shift = birth);
+            plan.classes[0].runs.iter_mut().for_each(|run| run.shift = read);
+            step(&mut **executor, &plan, &AllResident).logits
+        };
+        let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let there = run(0, 0);
+        assert!(distance(&run(128, 128), &there) < 0.1, "{}", distance(&run(128, 128), &there));
+        assert!(distance(&run(128, 0), &there) > 0.2, "{}", distance(&run(128, 0), &there));
     }
 }
 

@@ -7,6 +7,7 @@ mod doctor;
 mod gguf;
 mod hub;
 mod memory;
+mod overflow;
 mod readme;
 mod serve;
 mod temp;
