@@ -39,4 +39,4 @@ pub use state::Canary;
 pub use stats::{Evictions, Restored, StoreStats};
 pub use store::Store;
 pub use tier::{StoreTier, TierSums};
-pub use vfs::{RealVfs, SimVfs, Vfs};
+pub use vfs::{RealVfs, SimVfs, SlowVfs, Vfs};

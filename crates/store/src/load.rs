@@ -5,8 +5,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use kvist_base::{CHUNK, Micros, TokenId};
 
@@ -102,6 +102,8 @@ struct LoadState {
     /// Everything before it was begun.
     next: usize,
     priority: Priority,
+    /// A piece that somebody waits for who does not read himself.
+    wanted: Option<usize>,
     cancelled: bool,
     /// Pieces of each layer that have not arrived.
     missing: Vec<u32>,
@@ -162,6 +164,7 @@ impl Shared {
                 pieces: pieces.iter().map(|_| Progress::Pending).collect(),
                 next: 0,
                 priority,
+                wanted: None,
                 cancelled: false,
                 missing,
                 lost,
@@ -422,11 +425,19 @@ impl LoadQueue {
     fn pick(&self, limit: u64) -> Option<(Arc<LoadInner>, usize)> {
         let mut waiting = lock(&self.waiting);
         let mut order: Vec<Arc<LoadInner>> = waiting.iter().cloned().collect();
-        order.sort_by_key(|load| std::cmp::Reverse(lock(&load.state).priority));
+        order.sort_by_key(|load| {
+            let state = lock(&load.state);
+            std::cmp::Reverse((state.wanted.is_some(), state.priority))
+        });
         for load in order {
             let mut state = lock(&load.state);
             while matches!(state.pieces.get(state.next), Some(p) if !matches!(p, Progress::Pending)) {
                 state.next += 1;
+            }
+            if let Some(at) = state.wanted.take().filter(|&at| matches!(state.pieces[at], Progress::Pending)) {
+                state.pieces[at] = Progress::Running;
+                drop(state);
+                return Some((load, at));
             }
             let at = state.next;
             if state.cancelled || at == load.pieces.len() {
@@ -473,12 +484,27 @@ impl Load {
         self.inner.chunks.len()
     }
 
-    /// Copies the slice of `layer` of the `chunk`-th chunk of the range into `to`, once it has arrived and is verified.
+    /// Copies the slice of `layer` of the `chunk`-th chunk of the range into `to`, once it has arrived and is verified. What
+    /// nobody has begun to read, the caller reads.
     /// Each slice is meant to be taken once; taking it again may read it again.
     ///
     /// # Panics
     /// If `to` has not the slice's length, or there is no such slice.
     pub fn wait(&self, layer: usize, chunk: usize, to: &mut [u8]) -> Result<(), Lost> {
+        self.take(layer, chunk, to, None)
+    }
+
+    /// As [`Load::wait`], but no longer than `timeout`: a slice that is late is lost, and nothing is held against its chunk.
+    /// The caller does not touch the disk, unless the store has no threads.
+    ///
+    /// # Panics
+    /// As [`Load::wait`].
+    pub fn wait_for(&self, layer: usize, chunk: usize, to: &mut [u8], timeout: Duration) -> Result<(), Lost> {
+        let threads = self.shared.config.io_threads > 0;
+        self.take(layer, chunk, to, threads.then(|| Instant::now() + timeout))
+    }
+
+    fn take(&self, layer: usize, chunk: usize, to: &mut [u8], until: Option<Instant>) -> Result<(), Lost> {
         assert_eq!(to.len(), self.shared.geometry.slices[layer], "bytes of a slice of layer {layer}");
         let (source, i) = self.inner.chunks[chunk];
         let stretch = match &self.inner.sources[source] {
@@ -493,11 +519,22 @@ impl Load {
         let piece = &self.inner.pieces[at];
         let mut state = lock(&self.inner.state);
         loop {
-            match &mut state.pieces[at] {
-                Progress::Running => {
-                    state = self.inner.arrived.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+            match &state.pieces[at] {
+                Progress::Running if until.is_none() => {
+                    state = self.inner.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
-                Progress::Pending | Progress::Taken => {
+                Progress::Running | Progress::Pending if until.is_some() => {
+                    let left = until.map_or(Duration::ZERO, |t| t.saturating_duration_since(Instant::now()));
+                    if left.is_zero() {
+                        return Err(Lost);
+                    }
+                    if matches!(state.pieces[at], Progress::Pending) {
+                        state.wanted = Some(at);
+                        self.shared.loads.more.notify_one();
+                    }
+                    state = self.inner.arrived.wait_timeout(state, left).map_or_else(|e| e.into_inner().0, |r| r.0);
+                }
+                Progress::Running | Progress::Pending | Progress::Taken => {
                     state.pieces[at] = Progress::Running;
                     drop(state);
                     self.shared.run(&self.inner, at);

@@ -676,14 +676,17 @@ impl Shared {
                 };
                 continue;
             };
-            let Turn::Idle(wait) = turn else { continue };
+            let wait = match turn {
+                Turn::Worked => Some(0),
+                Turn::Idle(wait) => wait,
+            };
             let state = self.state();
             let waiting = state.waiting();
             let pausing = state.health.why.is_some();
-            if state.stop && (!waiting || pausing) {
+            if state.stop && (!waiting || pausing || self.vfs.now() >= state.stop_by) {
                 return;
             }
-            if waiting && !pausing && wait.is_none() {
+            if turn == Turn::Worked || waiting && !pausing && wait.is_none() {
                 continue;
             }
             let wait = std::time::Duration::from_micros(wait.unwrap_or(500_000).clamp(1_000, 500_000));

@@ -80,6 +80,8 @@ pub(crate) struct State {
     /// Somebody waits for everything to be durable.
     pub flush: u32,
     pub stop: bool,
+    /// When closing no longer waits for what is still to be written.
+    pub stop_by: Micros,
 }
 
 pub(crate) struct Shared {

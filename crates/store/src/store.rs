@@ -354,7 +354,11 @@ impl State {
 impl Drop for Owner {
     fn drop(&mut self) {
         let shared = &self.shared;
-        shared.state().stop = true;
+        {
+            let mut state = shared.state();
+            state.stop = true;
+            state.stop_by = shared.vfs.now() + CLOSING.as_micros() as u64;
+        }
         shared.work.notify_all();
         shared.loads.shut();
         let threads = std::mem::take(&mut *lock(&self.threads));

@@ -43,6 +43,8 @@ pub(super) struct World {
     pub paths: Vec<(usize, Ids)>,
     /// Newest version of each note.
     notes: BTreeMap<(usize, u8), u64>,
+    /// As `notes`, forgotten ones included: what a moment before that may have held.
+    ever: BTreeMap<(usize, u8), u64>,
     durable_notes: BTreeMap<(usize, u8), u64>,
     forgotten: [bool; DOMAINS],
     pub report: Report,
@@ -103,6 +105,7 @@ impl World {
             rng,
             paths: Vec::new(),
             notes: BTreeMap::new(),
+            ever: BTreeMap::new(),
             durable_notes: BTreeMap::new(),
             forgotten: [false; DOMAINS],
             report: Report::default(),
@@ -161,6 +164,7 @@ impl World {
                 let version = self.notes.get(&key).map_or(1, |v| v + 1);
                 if store.put_note(domain(key.0), NOTE, &[key.1], &note_value(key, version)) {
                     self.notes.insert(key, version);
+                    self.ever.insert(key, version);
                 }
             }
             86..94 => {
@@ -293,7 +297,7 @@ impl World {
         for at in 0..DOMAINS {
             let found: BTreeMap<Vec<u8>, Vec<u8>> = store.notes(domain(at), NOTE).into_iter().collect();
             for (&key, &version) in expected.notes.range((at, 0)..(at + 1, 0)) {
-                let newest = self.notes.get(&key).copied().unwrap_or(0);
+                let newest = self.ever.get(&key).copied().unwrap_or(0);
                 let value = found.get(&vec![key.1]);
                 if !(version..=newest).any(|v| value == Some(&note_value(key, v))) {
                     return Err(format!("note {key:?} is {value:?} and not version {version} to {newest}"));

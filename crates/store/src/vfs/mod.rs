@@ -3,6 +3,7 @@
 
 mod real;
 mod sim;
+mod slow;
 
 use std::fmt;
 use std::io;
@@ -13,6 +14,7 @@ use kvist_base::Micros;
 
 pub use real::RealVfs;
 pub use sim::{Fault, FaultKind, Loss, SimVfs};
+pub use slow::SlowVfs;
 
 /// An open file. Positions are explicit, so one handle serves many threads.
 pub trait VfsFile: Send + Sync {
