@@ -48,6 +48,11 @@ impl Cache {
         Some(())
     }
 
+    /// Evicts everything that nobody uses.
+    pub fn evict_all(&mut self) {
+        while self.evict().is_some() {}
+    }
+
     /// Takes an unpinned leaf out of the tree and frees it.
     pub(crate) fn drop_leaf(&mut self, index: u32) {
         let parent = self.arena[index].parent;

@@ -19,6 +19,8 @@ pub(crate) struct Tiers {
     pub tier: Box<dyn Tier>,
     active: Vec<Active>,
     next: u64,
+    /// Steps start while their later layers are still on their way.
+    layer_wise: bool,
 }
 
 struct Active {
@@ -45,7 +47,7 @@ impl Active {
 
 impl Tiers {
     pub fn new(tier: Box<dyn Tier>) -> Tiers {
-        Tiers { tier, active: Vec::new(), next: 0 }
+        Tiers { tier, active: Vec::new(), next: 0, layer_wise: true }
     }
 }
 
@@ -63,6 +65,19 @@ impl Engine {
     pub fn with_tier(mut self, tier: Box<dyn Tier>) -> Engine {
         self.tiers = Some(Tiers::new(tier));
         self
+    }
+
+    /// Off: steps start when all that they read has arrived. What layer-wise loading is worth is measured so.
+    pub fn set_layer_wise(&mut self, on: bool) {
+        if let Some(tiers) = &mut self.tiers {
+            tiers.layer_wise = on;
+        }
+    }
+
+    /// Drops from RAM whatever nobody uses. Between steps only.
+    pub fn evict_all(&mut self) {
+        assert!(self.in_step.is_none(), "evicting between steps only");
+        self.cache.evict_all();
     }
 
     /// Whether something is on its way, so that `plan` may have work though it had none a moment ago.
@@ -232,7 +247,8 @@ impl Engine {
         let Some(tiers) = &mut self.tiers else { return true };
         tiers.active.iter().filter(|load| load.nodes.iter().any(|n| waits.binary_search(&n.1).is_ok())).all(|load| {
             tiers.tier.hurry(load.id);
-            load.state.layers == layers || step.is_some_and(|step| in_time(load.state, layers, step))
+            let early = || tiers.layer_wise && step.is_some_and(|step| in_time(load.state, layers, step));
+            load.state.layers == layers || early()
         })
     }
 

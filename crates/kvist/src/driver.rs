@@ -36,10 +36,19 @@ impl Driver {
 
     /// The same over a store, with a new engine.
     pub fn over(mut self, tier: StoreTier) -> Self {
-        let config = EngineConfig { saves: true, ..self.config.clone() };
-        self.engine = Engine::new(config, self.executor.info().clone()).with_tier(Box::new(tier.clone()));
-        self.keeper = Some(Keeper::new(tier));
+        self.restart(Some(tier));
         self
+    }
+
+    /// A new engine with an empty tree, as after a restart.
+    pub fn restart(&mut self, tier: Option<StoreTier>) {
+        let config = EngineConfig { saves: tier.is_some(), ..self.config.clone() };
+        let engine = Engine::new(config, self.executor.info().clone());
+        self.engine = match &tier {
+            Some(tier) => engine.with_tier(Box::new(tier.clone())),
+            None => engine,
+        };
+        self.keeper = tier.map(Keeper::new);
     }
 
     /// Submits a request under an id of its own.

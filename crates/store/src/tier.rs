@@ -57,8 +57,9 @@ pub struct TierSums {
     pub loads: u64,
     pub bytes: u64,
     pub seconds: f64,
-    /// Seconds that steps waited for slices.
+    /// Seconds that steps waited for slices, and that they took to copy them.
     pub waited: f64,
+    pub copied: f64,
     /// Loads that were given up because nothing came.
     pub stalls: u64,
     /// Bytes per second, as believed now.
@@ -237,8 +238,12 @@ impl Residency for StoreTier {
                 return Err(Gone(chunk));
             }
         }
+        let waited = begun.elapsed();
         let filled = load.wait(layer, place, to);
-        self.lock().sums.waited += begun.elapsed().as_secs_f64();
+        let mut inner = self.lock();
+        inner.sums.waited += waited.as_secs_f64();
+        inner.sums.copied += (begun.elapsed() - waited).as_secs_f64();
+        drop(inner);
         filled.map(|()| true).map_err(|_| Gone(chunk))
     }
 }

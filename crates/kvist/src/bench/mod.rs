@@ -5,6 +5,7 @@ mod dense;
 mod engine;
 mod figures;
 mod peer;
+mod store;
 mod trees;
 mod workload;
 
@@ -29,6 +30,8 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some(("attention", matches)) => bench_attention(matches),
         Some(("dense", matches)) => bench_dense(matches),
         Some(("engine", matches)) => bench_engine(matches),
+        Some(("store", matches)) if matches.get_flag("child") => store::run_child(),
+        Some(("store", matches)) => bench_store(matches),
         _ => unreachable!("clap asks for a subcommand"),
     }
 }
@@ -103,11 +106,7 @@ fn bench_engine(matches: &ArgMatches) -> Result<()> {
     let pool = PoolSize { codec, chunks, open: open as u32 };
     let kv = u64::from(chunks) * chosen.config.layout_of(codec).bytes as u64
         + u64::from(pool.open) * chosen.config.kv_layout().bytes as u64;
-    let needed = chosen.bytes + kv;
-    if machine::free_memory().is_some_and(|free| needed > free.bytes) {
-        let what = format!("not enough memory: {} are needed", crate::size::human(needed));
-        return Err(Failure::new(what, "choose a smaller --shape or shorter prompts"));
-    }
+    room_for(chosen.bytes + kv)?;
 
     let mut probe = Probe::new(isa, threads);
     let loaded = load::weights(&chosen, threads)?;
@@ -147,6 +146,85 @@ fn bench_engine(matches: &ArgMatches) -> Result<()> {
             engine::table(&lines, &limits)
         ))
     }
+}
+
+fn bench_store(matches: &ArgMatches) -> Result<()> {
+    let (isa, threads) = path(matches)?;
+    let shape = matches.get_one::<String>("shape").map_or("embedded", String::as_str);
+    let form = model::form(matches.get_one::<String>("weights").map_or("q4", String::as_str));
+    let chosen = match shape {
+        "embedded" => model::choose(None, form)?,
+        shape => model::random(shape, form)?,
+    };
+    let list = |name: &str, default: &[usize]| -> Vec<usize> {
+        let given = matches.get_many::<u32>(name).map(|n| n.map(|&n| n as usize).collect());
+        let mut list: Vec<usize> = given.unwrap_or_else(|| default.to_vec());
+        list.sort_unstable();
+        list.dedup();
+        list
+    };
+    let mut curve = list("new-tokens", &store::CURVE);
+    if !curve.contains(&store::NEW) {
+        curve.push(store::NEW);
+        curve.sort_unstable();
+    }
+    let most = curve.iter().copied().max().unwrap_or(store::NEW) + 1;
+    let room = chosen.config.context.saturating_sub(most) / CHUNK * CHUNK;
+    let histories: Vec<usize> = list("history", &[2048.min(room)]);
+    if let Some(odd) = histories.iter().find(|n| !n.is_multiple_of(CHUNK) || **n == 0) {
+        let what = format!("--history {odd} is not a multiple of {CHUNK}");
+        return Err(Failure::usage(what, format!("--history {}", odd.next_multiple_of(CHUNK).max(CHUNK))));
+    }
+    let longest = histories.iter().copied().max().unwrap_or(0);
+    if longest > room {
+        let what = format!("{longest} tokens and {most} new ones do not fit the model's context");
+        return Err(Failure::usage(what, format!("--history {room}")));
+    }
+    let codec = load::codec(matches.get_one::<String>("kv-type").map_or("bf16", String::as_str));
+    let options = store::Options {
+        histories,
+        curve,
+        repeat: matches.get_one::<u32>("repeat").map_or(5, |&n| n as usize),
+        dir: matches.get_one::<PathBuf>("dir").cloned(),
+        io_threads: threads.clamp(2, 4),
+        throttle: matches.get_one::<u64>("throttle").map(|&n| n as f64),
+    };
+    let config = EngineConfig { itl_target: 60_000_000, ..EngineConfig::default() };
+    let open = if codec == Codec::Kv8 { 2 * config.max_step_rows / CHUNK + 4 } else { 0 };
+    // The history, what is new, and as much of another turn.
+    let chunks = ((longest + most) / CHUNK + 4) * 2;
+    let pool = PoolSize { codec, chunks: chunks as u32, open: open as u32 };
+    let layout = chosen.config.layout_of(codec).bytes as u64;
+    // Pool, the chunks for the process that saves, what was read and waits, and what waits to be written.
+    let kv = 2 * chunks as u64 * layout + u64::from(pool.open) * chosen.config.kv_layout().bytes as u64 + (512 << 20);
+    room_for(chosen.bytes + kv)?;
+    let mut probe = Probe::new(isa, threads);
+    let loaded = load::weights(&chosen, threads)?;
+    let executor = loaded.with_pool(pool, Some(longest + most), isa, threads)?;
+    let driver = Driver::new(config, Box::new(executor), Arc::new(SystemClock::new()));
+    probe.look();
+    let measured = store::run(driver, &options)?;
+    probe.look();
+    let limits = probe.finish();
+    if matches.get_flag("json") {
+        let figures = json!({
+            "shape": chosen.name,
+            "weights": chosen.kind(),
+            "kv_type": codec.to_string(),
+            "store": store::json(&measured),
+        });
+        return print_json("store", &limits, figures);
+    }
+    let (name, kind) = (&chosen.name, chosen.kind());
+    say(&format!("{}\nmodel {name} in {kind}, KV in {codec}\n\n{}", limits.line(), store::table(&measured)))
+}
+
+fn room_for(needed: u64) -> Result<()> {
+    if machine::free_memory().is_some_and(|free| needed > free.bytes) {
+        let what = format!("not enough memory: {} are needed", crate::size::human(needed));
+        return Err(Failure::new(what, "choose a smaller --shape or shorter prompts"));
+    }
+    Ok(())
 }
 
 fn print_json(bench: &str, limits: &Limits, figures: Value) -> Result<()> {

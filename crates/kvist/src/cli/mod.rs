@@ -60,6 +60,7 @@ Examples:
   kvist bench attention --full --json > attention.json
   kvist bench dense
   kvist bench engine --shape qwen2.5-0.5b
+  kvist bench store --shape qwen2.5-0.5b --history 2048,4096
   kvist bench engine --model model-Q4_0.gguf --llama-bench llama.cpp/build/bin/llama-bench";
 
 const COMPLETIONS_EXAMPLES: &str = "\
@@ -245,6 +246,7 @@ fn bench() -> Command {
                 ])
                 .args(common.clone()),
         )
+        .subcommand(bench_store().args(common.clone()))
         .subcommand(
             Command::new("engine")
                 .about("Prefill, decode and batched decode through engine and executor")
@@ -291,6 +293,60 @@ fn bench() -> Command {
                 ])
                 .args(common),
         )
+}
+
+fn bench_store() -> Command {
+    let list = |name: &'static str, help: &'static str, least: i64| {
+        Arg::new(name)
+            .long(name)
+            .value_name("N,...")
+            .help(help)
+            .value_delimiter(',')
+            .value_parser(value_parser!(u32).range(least..=131_072))
+    };
+    let choice = |name: &'static str, default: &'static str, of: &'static [&'static str], help: &'static str| {
+        let arg = Arg::new(name).long(name).default_value(default).help(help);
+        arg.value_parser(PossibleValuesParser::new(of))
+    };
+    Command::new("store")
+        .about("First token of a conversation that comes back: computed again, from RAM, from disk, after a kill -9")
+        .args([
+            choice(
+                "shape",
+                "embedded",
+                &["embedded", "llama-3.2-1b", "qwen2.5-0.5b"],
+                "Model shape; all but `embedded` have random weights",
+            )
+            .value_name("SHAPE"),
+            choice("weights", "q4", &["bf16", "q8", "q4"], "How weights are kept").value_name("FORM"),
+            choice("kv-type", "bf16", &["bf16", "kv8"], "How whole chunks of KV are kept").value_name("TYPE"),
+            list("history", "Tokens of the conversation [default: 2048, or what fits the context]", 64),
+            list("new-tokens", "New tokens of the turns beside the 64 of the table [default: 8,32,64,128,256]", 1),
+            Arg::new("repeat")
+                .long("repeat")
+                .value_name("N")
+                .help("Turns of each kind [default: 5]")
+                .value_parser(value_parser!(u32).range(1..=1024)),
+            Arg::new("dir")
+                .long("dir")
+                .value_name("DIR")
+                .help("Where the store is made, and removed [default: the user's cache directory]")
+                .value_hint(ValueHint::DirPath)
+                .value_parser(value_parser!(PathBuf)),
+            Arg::new("throttle")
+                .long("throttle")
+                .value_name("BYTES/s")
+                .help("Hold reads back to this rate and see what is done, turn by turn (2MB)")
+                .value_parser(throttle),
+            Arg::new("child").long("child").action(ArgAction::SetTrue).hide(true),
+        ])
+}
+
+fn throttle(text: &str) -> std::result::Result<u64, String> {
+    match crate::size::parse(text.trim_end_matches("/s"))? {
+        0 => Err("nothing would ever be read".into()),
+        rate => Ok(rate),
+    }
 }
 
 /// Resolves the settings of `serve` or `run` from what was parsed, the process's environment and the file.
