@@ -1,6 +1,8 @@
 //! `kvist-campaign NAME --seeds A..B [--ledger LEDGER.md]`
 #![forbid(unsafe_code)]
 
+mod replay;
+
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -82,6 +84,8 @@ enum Campaign {
         #[arg(long, default_value_t = 1_000_000)]
         steps: u64,
     },
+    /// Eviction policies on traces of requests: hit rates by size of the cache.
+    Replay(replay::Args),
     /// Mutated files and requests against a parser; each seed is one execution, one at a time (memory is measured).
     Fuzz {
         /// Run this file instead of mutations.
@@ -152,6 +156,7 @@ fn main() -> ExitCode {
                 });
             report("tree", commit, common, format!("{steps} steps a seed"), result.map(|r| r.to_string()))
         }
+        Campaign::Replay(args) => replay::run(args),
         Campaign::Fuzz { input: Some(file), target, .. } => fuzz_file(&file, target.as_deref()),
         Campaign::Fuzz { common, target, trace, .. } => fuzz_targets(commit, common, target, trace),
     };

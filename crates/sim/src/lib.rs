@@ -8,6 +8,7 @@ mod executor;
 mod naive;
 mod random;
 mod tier;
+pub mod replay;
 mod workload;
 
 pub use constraint::SimConstraint;
