@@ -120,4 +120,24 @@ fn evict() {
     }
     assert!(cache.stats().evictions > 10_000);
     report("new chunk with an eviction, pool of 10,000", 10, rounds.split_off(1500));
+    told();
+}
+
+/// The same, and the tree is told when requests come and end; each second one goes on with an earlier one.
+fn told() {
+    let mut cache = Cache::new(CacheConfig { slabs: 10_000, ..CacheConfig::default() });
+    let mut rounds = Vec::new();
+    for seed in 0..6000 {
+        let tokens = text(0, 640 + seed % 7 * 64, if seed % 2 == 0 { seed } else { seed / 5 });
+        let now = seed as u64 * 300_000;
+        let mut path = Path::new();
+        let start = Instant::now();
+        let visit = cache.enter(USER, &tokens, now);
+        compute(&mut cache, &mut path, &tokens);
+        cache.leave(&mut path, USER, &tokens, tokens.len(), &visit, now);
+        rounds.push(start.elapsed().as_nanos());
+        cache.release(path);
+    }
+    assert!(cache.stats().evictions > 10_000);
+    report("the same, told when requests come and end", 13, rounds.split_off(3000));
 }

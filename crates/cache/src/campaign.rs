@@ -29,11 +29,19 @@ pub enum Canary {
     IgnoreDomain,
     /// Paths do not learn of lost KV.
     IgnoreLoss,
+    /// What is worth most is evicted.
+    EvictTheBest,
 }
 
 impl Canary {
-    pub const ALL: [Canary; 5] =
-        [Canary::MatchByLength, Canary::ForgetPin, Canary::CopyUncomputed, Canary::IgnoreDomain, Canary::IgnoreLoss];
+    pub const ALL: [Canary; 6] = [
+        Canary::MatchByLength,
+        Canary::ForgetPin,
+        Canary::CopyUncomputed,
+        Canary::IgnoreDomain,
+        Canary::IgnoreLoss,
+        Canary::EvictTheBest,
+    ];
 }
 
 /// How often each operation and each interesting case happened.
@@ -175,7 +183,7 @@ impl<'a> Campaign<'a> {
         let parity = rng.pick(&[1, 64, 16384]);
         let mut cache = Cache::new(CacheConfig { slabs, parity, ..CacheConfig::default() });
         cache.arena.canary = canary;
-        let model = Model { slabs, parity, ..Model::default() };
+        let model = Model::new(slabs, parity);
         let kv = vec![[0; CHUNK]; slabs as usize];
         let (paths, tracks) = (Vec::new(), Vec::new());
         let report = Report::default();
@@ -212,7 +220,7 @@ impl<'a> Campaign<'a> {
     fn operation(&mut self) -> Result<(), String> {
         let any = !self.paths.is_empty();
         match self.rng.below(100) {
-            0..16 if self.paths.len() < MAX_PATHS => self.start(),
+            0..16 if self.paths.len() < MAX_PATHS => self.start()?,
             16..48 if any => self.step()?,
             48..53 if any && self.paths.len() < MAX_PATHS => self.fork(),
             53..68 if any => {
@@ -254,6 +262,12 @@ impl<'a> Campaign<'a> {
         text
     }
 
+    /// Mostly not at all, at times for long.
+    fn pass_time(&mut self) {
+        let octaves = self.rng.below(36);
+        self.tick += if self.rng.chance(50) { self.rng.below(1 << octaves) } else { 0 };
+    }
+
     fn domain(&mut self) -> u32 {
         1 + self.rng.below(DOMAINS) as u32
     }
@@ -276,9 +290,8 @@ impl<'a> Campaign<'a> {
         let found = (stats.evictions, stats.forks, stats.merges, stats.unlinked);
         ensure!(counted == found, "evictions, forks, merges, unlinked {counted:?}, found {found:?}");
         for (uid, node) in self.model.nodes.iter().filter(|(_, node)| node.linked && !node.pinned) {
-            let key = self.cache.worth(ChunkId(node.chunk));
-            let should = node.key(self.model.rank(*uid));
-            ensure!(key == should, "{}: worth {key:?} instead of {should:?}", ChunkId(node.chunk));
+            let (place, should) = (self.cache.place_of(ChunkId(node.chunk)), self.model.place(*uid));
+            ensure!(place == should, "{}: at {place:?} instead of {should:?}", ChunkId(node.chunk));
         }
         self.report.note("pool: full", u64::from(free == 0));
         self.report.note("pool: all of it pinned", u64::from(pinned == self.model.slabs));

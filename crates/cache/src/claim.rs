@@ -5,6 +5,7 @@ use kvist_base::{CHUNK, ChunkId, DomainId, Prepare, TokenId};
 use crate::campaign::Canary;
 use crate::node::ROOT;
 use crate::path::Path;
+use crate::policy::Class;
 use crate::tree::Cache;
 
 /// Answer to [`Cache::claim`].
@@ -111,7 +112,7 @@ impl Cache {
         let depth = if parent == ROOT { 0 } else { self.arena[parent].depth + 1 };
         let node = &mut self.arena[index];
         (node.parent, node.depth, node.domain) = (parent, depth, domain);
-        (node.uses, node.last, node.score) = (1, self.now, 0);
+        (node.class, node.last) = (Class::UNKNOWN, self.now);
         node.push(copied);
         node.valid = node.len;
         self.tokens += copied.len() as u64;
@@ -131,7 +132,7 @@ impl Cache {
         self.tokens -= u64::from(node.len - keep);
         (node.len, node.valid, node.domain) = (keep, keep, domain);
         (node.sealed, node.warm, node.warm_valid) = (false, 0, 0);
-        (node.uses, node.last) = (1, self.now);
+        (node.class, node.last) = (Class::UNKNOWN, self.now);
         node.cuts.clear();
         self.arena.link(index);
         self.guards.shift(index, parent);

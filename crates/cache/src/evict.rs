@@ -2,8 +2,8 @@
 
 use kvist_base::{CHUNK, DomainId, TokenId};
 
+use crate::campaign::Canary;
 use crate::node::{ROOT, State};
-use crate::policy::{self, Key};
 use crate::tree::Cache;
 
 impl Cache {
@@ -41,8 +41,10 @@ impl Cache {
 
     /// Evicts the node that is worth least.
     fn evict(&mut self) -> Option<()> {
-        let &(key, index) = self.queue.first()?;
-        self.inflation = self.inflation.max(key.worth);
+        let (_, index) = self.queue.victim(|band, last| match self.arena.canary {
+            Canary::EvictTheBest => u128::MAX - self.worth(band, last),
+            _ => self.worth(band, last),
+        })?;
         self.evictions += 1;
         self.drop_leaf(index);
         Some(())
@@ -70,15 +72,15 @@ impl Cache {
     pub(crate) fn refresh(&mut self, index: u32) {
         let node = &self.arena[index];
         let evictable = node.refs == 0 && node.is_linked() && node.children.is_empty();
-        let key = evictable.then(|| Key::new(self.guards.rank(index), node.score, node.last));
-        if key != node.key {
-            if let Some(old) = node.key {
-                self.queue.remove(&(old, index));
+        let (old, new) = (node.place, evictable.then(|| self.place(index)));
+        if new != old {
+            if let Some(old) = old {
+                self.queue.remove(old, index);
             }
-            if let Some(new) = key {
-                self.queue.insert((new, index));
+            if let Some(new) = new {
+                self.queue.insert(new, index);
             }
-            self.arena[index].key = key;
+            self.arena[index].place = new;
         }
     }
 
@@ -108,7 +110,6 @@ impl Cache {
             let parent = node.parent;
             self.pinned -= 1;
             if node.is_linked() {
-                node.score = policy::worth(self.inflation, node.uses, node.depth, self.parity);
                 node.cuts.clear();
                 self.refresh(index);
             } else {

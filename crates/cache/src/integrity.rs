@@ -3,7 +3,6 @@
 use kvist_base::CHUNK;
 
 use crate::node::{Arena, Node, ROOT, State};
-use crate::policy::Key;
 use crate::tree::Cache;
 
 macro_rules! ensure {
@@ -63,10 +62,10 @@ impl Cache {
             }
             pinned += u32::from(node.refs > 0);
             let evictable = node.is_linked() && node.refs == 0 && node.children.is_empty();
-            let key = evictable.then(|| Key::new(self.guards.rank(index), node.score, node.last));
-            ensure!(node.key == key, "node {index}: its place in the eviction queue is wrong");
-            if let Some(key) = key {
-                ensure!(self.queue.contains(&(key, index)), "node {index}: missing in the eviction queue");
+            let place = evictable.then(|| self.place(index));
+            ensure!(node.place == place, "node {index}: its place in the eviction queue is wrong");
+            if let Some(place) = place {
+                ensure!(self.queue.contains(place, index), "node {index}: missing in the eviction queue");
                 queued += 1;
             }
         }
@@ -173,11 +172,9 @@ impl Cache {
         self.arena.whole(parent, kvist_base::DomainId::PUBLIC, node.tokens()).is_some()
     }
 
-    /// What a node is worth to the eviction queue, once it gets there.
-    pub(crate) fn worth(&self, chunk: kvist_base::ChunkId) -> Key {
-        let index = self.arena.of_chunk(chunk).expect("a slab of the pool");
-        let node = &self.arena[index];
-        Key::new(self.guards.rank(index), node.score, node.last)
+    /// Where the node of a slab stands in the eviction queue, once it gets there.
+    pub(crate) fn place_of(&self, chunk: kvist_base::ChunkId) -> crate::policy::Place {
+        self.place(self.arena.of_chunk(chunk).expect("a slab of the pool"))
     }
 
     /// The slab of the node that a ticket protects.

@@ -21,6 +21,7 @@ pub mod policy;
 mod publish;
 mod tiers;
 mod tree;
+mod visit;
 
 pub use claim::Claim;
 pub use node::NodeId;

@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvist_base::{CHUNK, TokenId};
+use kvist_base::{CHUNK, DomainId, Micros, TokenId};
 
-use crate::policy::{Key, worth};
+use crate::policy::{Class, End, Place, Returns, Visit, cost};
+use crate::visit::Keys;
 
 pub(crate) type Uid = u64;
 pub(crate) const PUBLIC: u32 = 0;
@@ -20,9 +21,8 @@ pub(crate) struct Node {
     pub valid: usize,
     pub linked: bool,
     pub parent: Option<Uid>,
-    pub uses: u32,
-    pub last: u64,
-    pub score: u64,
+    pub class: Class,
+    pub last: Micros,
     pub pinned: bool,
 }
 
@@ -34,15 +34,12 @@ impl Node {
     pub fn sees(&self, domain: u32) -> bool {
         self.linked && (self.domain == PUBLIC || self.domain == domain)
     }
-
-    pub fn key(&self, rank: Option<u32>) -> Key {
-        Key::new(rank, self.score, self.last)
-    }
 }
 
 /// What a path must be. `pin` is the node that it pins, which lags behind `nodes` until the path is brought up to date.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Track {
+    pub visit: Visit,
     pub domain: u32,
     pub text: Vec<TokenId>,
     pub nodes: Vec<Uid>,
@@ -50,14 +47,15 @@ pub(crate) struct Track {
     pub pin: Option<Uid>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Model {
     pub slabs: u32,
     pub parity: u32,
     pub nodes: BTreeMap<Uid, Node>,
     pub next: Uid,
-    pub inflation: u64,
-    pub now: u64,
+    /// Told the same as the tree's.
+    pub returns: Returns,
+    pub now: Micros,
     /// Ticket -> node (`None`: the root), rank.
     pub guards: BTreeMap<u64, (Option<Uid>, u32)>,
     /// Claimed in this step, with the tokens that were valid before; `None` for nodes that the step started.
@@ -69,6 +67,33 @@ pub(crate) fn common(a: &[TokenId], b: &[TokenId]) -> usize {
 }
 
 impl Model {
+    pub fn new(slabs: u32, parity: u32) -> Model {
+        let returns = Returns::new(Returns::memory(slabs as usize));
+        let (nodes, guards, claimed) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Model { slabs, parity, nodes, next: 0, returns, now: 0, guards, claimed }
+    }
+
+    pub fn enter(&mut self, domain: u32, text: &[TokenId]) -> Visit {
+        let domain = DomainId(domain);
+        let open = |known: usize| Some(Keys::open(domain, &text[..known * CHUNK], text.get(known * CHUNK)?));
+        self.returns.arrive(self.now, Keys::new(domain, text), open)
+    }
+
+    pub fn leave(&mut self, track: &Track, prompt: usize) {
+        let text = &track.text[..track.used];
+        let (domain, at) = (DomainId(track.domain), text.len() / CHUNK * CHUNK);
+        let mut keys: Vec<u64> = Keys::new(domain, text).collect();
+        keys.extend(text.get(at).map(|first| Keys::open(domain, &text[..at], first)));
+        let (known, reply) = (track.visit.known * CHUNK, text.len().saturating_sub(prompt) as u32);
+        let fresh = prompt.saturating_sub(known) as u32;
+        let end = End { prompt: prompt as u32, fresh, reply, open: at < text.len() };
+        let (nodes, last) = (&mut self.nodes, self.now);
+        self.returns.leave(last, &track.visit, &end, &keys, |level, class| {
+            let node = nodes.get_mut(&track.nodes[level]).expect("pinned");
+            (node.class, node.last) = (class, last);
+        });
+    }
+
     /// Longest prefix recorded and visible.
     pub fn held(&self, domain: u32, text: &[TokenId]) -> usize {
         self.visible(domain).map(|(_, node)| common(&node.text, text)).max().unwrap_or(0)
@@ -117,28 +142,42 @@ impl Model {
         used
     }
 
-    /// After each change of pins: frees what left the tree and is not in use, scores what is not in use any more.
+    /// After each change of pins: frees what left the tree and is not in use, notes what is in use.
     pub fn settle<'a>(&mut self, tracks: impl Iterator<Item = &'a Track>) {
         let used = self.in_use(tracks);
         self.nodes.retain(|uid, node| node.linked || used.contains(uid));
         for (uid, node) in &mut self.nodes {
-            let pinned = used.contains(uid);
-            if node.pinned && !pinned {
-                node.score = worth(self.inflation, node.uses, (node.start() / CHUNK) as u32, self.parity);
-            }
-            node.pinned = pinned;
+            node.pinned = used.contains(uid);
         }
     }
 
-    /// The node that must be evicted next.
-    pub fn victim(&self) -> Option<Uid> {
-        let leaves = self.nodes.iter().filter(|&(&uid, node)| node.linked && !node.pinned && self.is_leaf(uid));
-        leaves.min_by_key(|&(&uid, node)| (node.key(self.rank(uid)), node.chunk)).map(|(&uid, _)| uid)
+    pub fn place(&self, uid: Uid) -> Place {
+        let node = &self.nodes[&uid];
+        let guard = self.rank(uid).map_or(0, |rank| (1 << 32) - u64::from(rank));
+        let cost = cost::band((node.start() / CHUNK) as u32, self.parity);
+        Place { guard, band: node.class.index() as u32 * cost::BANDS + cost, last: node.last, tie: 0 }
+    }
+
+    fn worth(&self, place: Place) -> u128 {
+        let class = Class::from_index((place.band / cost::BANDS) as usize);
+        let returns = self.returns.worth(class, place.last, self.now);
+        u128::from(returns) * u128::from(cost::cost(place.band % cost::BANDS))
+    }
+
+    /// The nodes of which one must be evicted next: those that nobody wants and that are worth least.
+    pub fn victims(&self) -> Vec<Uid> {
+        let leaf = |&(&uid, node): &(&Uid, &Node)| node.linked && !node.pinned && self.is_leaf(uid);
+        let leaves: Vec<(Place, Uid)> =
+            self.nodes.iter().filter(leaf).map(|(&uid, _)| (self.place(uid), uid)).collect();
+        let free = || leaves.iter().filter(|leaf| leaf.0.guard == 0);
+        if let Some(least) = free().map(|leaf| self.worth(leaf.0)).min() {
+            return free().filter(|leaf| self.worth(leaf.0) == least).map(|leaf| leaf.1).collect();
+        }
+        leaves.iter().min_by_key(|leaf| (leaf.0, self.nodes[&leaf.1].chunk)).map(|leaf| leaf.1).into_iter().collect()
     }
 
     pub fn evict(&mut self, uid: Uid) {
         let node = self.nodes.remove(&uid).expect("a victim");
-        self.inflation = self.inflation.max(node.score);
         self.move_guards(uid, node.parent);
     }
 

@@ -2,10 +2,10 @@
 
 use std::ops::{Index, IndexMut};
 
-use kvist_base::{CHUNK, ChunkId, DomainId, TokenId};
+use kvist_base::{CHUNK, ChunkId, DomainId, Micros, TokenId};
 
 use crate::campaign::Canary;
-use crate::policy::Key;
+use crate::policy::{Class, Place};
 
 /// Index of the root: it has no tokens and no slab, and is never unpinned.
 pub(crate) const ROOT: u32 = 0;
@@ -55,13 +55,12 @@ pub(crate) struct Node {
     pub warm_valid: u8,
     /// Turn in which `open` was last needed.
     pub needed: u64,
-    pub uses: u32,
-    /// Tick of the last use.
-    pub last: u64,
-    /// Value given when the last pin went.
-    pub score: u64,
+    /// What is expected of it since a request that used it ended.
+    pub class: Class,
+    /// The last use.
+    pub last: Micros,
     /// Its entry in the eviction queue.
-    pub key: Option<Key>,
+    pub place: Option<Place>,
     /// In order of (domain, tokens, index).
     pub children: Vec<u32>,
     /// (epoch, slots kept) of the cuts since the node was last unpinned; both strictly ascending.
@@ -89,10 +88,9 @@ impl Node {
             warm: 0,
             warm_valid: 0,
             needed: 0,
-            uses: 0,
+            class: Class::UNKNOWN,
             last: 0,
-            score: 0,
-            key: None,
+            place: None,
             children: Vec::new(),
             cuts: Vec::new(),
             merged: 0,

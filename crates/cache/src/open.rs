@@ -8,6 +8,7 @@ use kvist_base::{CHUNK, Prepare};
 use crate::claim::Claim;
 use crate::node::Arena;
 use crate::path::Path;
+use crate::policy::Place;
 use crate::tree::Cache;
 
 impl Cache {
@@ -68,9 +69,9 @@ impl Cache {
             if let Some(index) = sealed {
                 self.arena.close(index);
             } else {
-                let open = |&&(_, index): &&(_, u32)| self.arena[index].open.is_some();
-                let &(key, index) = self.queue.iter().find(open)?;
-                self.inflation = self.inflation.max(key.worth);
+                let leaves = opens.owners.iter().flatten().filter_map(|&i| Some((self.arena[i].place?, i)));
+                let order = |&(place, i): &(Place, u32)| (place.guard, self.worth(place.band, place.last), place, i);
+                let (_, index) = leaves.min_by_key(order)?;
                 self.evictions += 1;
                 self.drop_leaf(index);
             }

@@ -108,7 +108,7 @@ impl Cache {
         }
         let node = &mut self.arena[from];
         (node.state, node.parent) = (State::Merged, into);
-        let (uses, last, held, len) = (node.uses, node.last, node.refs > 0, node.len);
+        let (last, held, len) = (node.last, node.refs > 0, node.len);
         // Paths that end in `from`, and unlinked nodes below it, hold it until they are brought up to date; it holds
         // `into` meanwhile, as it held its parent.
         if held {
@@ -128,7 +128,6 @@ impl Cache {
             self.arena.give(from);
         }
         let node = &mut self.arena[into];
-        node.uses = node.uses.saturating_add(uses);
         node.last = node.last.max(last);
         self.refresh(into);
     }

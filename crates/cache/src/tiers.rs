@@ -7,6 +7,7 @@ use kvist_base::{CHUNK, ChunkId, DomainId, TokenId};
 
 use crate::node::{Arena, Node, NodeId, ROOT};
 use crate::path::Path;
+use crate::policy::Class;
 use crate::tree::Cache;
 
 /// Whole chunks, one below the other, that no tier holds yet.
@@ -51,7 +52,7 @@ impl Cache {
             public && (parent == ROOT || self.arena[parent].is_public()) && self.equals(parent, window).is_empty();
         let domain = if public { DomainId::PUBLIC } else { domain };
         assert!(self.arena.best(parent, domain, window, None).is_none_or(|m| m.n < CHUNK), "the tree holds the chunk");
-        if spare && self.arena.free() == 0 && self.queue.first().is_none_or(|(key, _)| key.guard > 0) {
+        if spare && self.arena.free() == 0 && !self.queue.has_unwanted() {
             return None;
         }
         let index = self.allocate()?;
@@ -59,7 +60,7 @@ impl Cache {
         let encodes = self.encodes();
         let node = &mut self.arena[index];
         (node.parent, node.depth, node.domain) = (parent, depth, domain);
-        (node.uses, node.last, node.score) = (1, self.now, 0);
+        (node.class, node.last) = (Class::UNKNOWN, self.now);
         node.push(window);
         (node.valid, node.sealed, node.arriving) = (node.len, encodes, true);
         self.arena.arriving += 1;

@@ -1,14 +1,14 @@
 //! The tree as requests see it: find, follow, fork, release.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
-use kvist_base::{CHUNK, ChunkId, DomainId, TokenId};
+use kvist_base::{CHUNK, ChunkId, DomainId, Micros, TokenId};
 
 use crate::campaign::Canary;
 use crate::guard::Guards;
 use crate::node::{Arena, NodeId, ROOT};
 use crate::path::Path;
-use crate::policy::Key;
+use crate::policy::{Queue, Returns};
 
 #[derive(Clone, Copy, Debug)]
 pub struct CacheConfig {
@@ -65,17 +65,19 @@ pub struct CacheStats {
 #[derive(Debug)]
 pub struct Cache {
     pub(crate) arena: Arena,
-    /// Unpinned leaves, the next to go first.
-    pub(crate) queue: BTreeSet<(Key, u32)>,
+    /// Unpinned leaves.
+    pub(crate) queue: Queue,
+    /// What is known of who comes back, and when.
+    pub(crate) returns: Returns,
     pub(crate) guards: Guards,
     /// Nodes claimed in the current step, with the slots that were valid before it.
     pub(crate) claimed: Vec<(u32, u8)>,
     /// Counts the changes that paths must learn of: cuts, unlinked nodes, merges.
     pub(crate) epoch: u64,
-    pub(crate) now: u64,
+    /// The latest time that was told.
+    pub(crate) now: Micros,
     /// Counts the plans: see [`Cache::begin`].
     pub(crate) turn: u64,
-    pub(crate) inflation: u64,
     pub(crate) parity: u32,
     pub(crate) pinned: u32,
     pub(crate) linked: u32,
@@ -94,13 +96,13 @@ impl Cache {
     pub fn new(config: CacheConfig) -> Cache {
         Cache {
             arena: Arena::new(config.slabs, config.open),
-            queue: BTreeSet::new(),
+            queue: Queue::default(),
+            returns: Returns::new(Returns::memory(config.slabs as usize)),
             guards: Guards::default(),
             claimed: Vec::new(),
             epoch: 0,
             now: 0,
             turn: 1,
-            inflation: 0,
             parity: config.parity,
             pinned: 0,
             linked: 0,
@@ -134,10 +136,10 @@ impl Cache {
 
     /// Moves the path as far as the tree agrees with `tokens`, claims of the current step included, and returns
     /// `path.used`. A last node that is used in part may be exchanged for a sibling that agrees further, or that can be
-    /// extended. `tokens` must begin with those of the path. `now`: a tick that never goes back.
+    /// extended. `tokens` must begin with those of the path.
     ///
-    /// Pins what it walks onto and counts it as used. Changes no other path, no node's tokens, and evicts nothing.
-    pub fn follow(&mut self, path: &mut Path, domain: DomainId, tokens: &[TokenId], now: u64) -> usize {
+    /// Pins what it walks onto, which is used at `now`. Changes no other path, no node's tokens, and evicts nothing.
+    pub fn follow(&mut self, path: &mut Path, domain: DomainId, tokens: &[TokenId], now: Micros) -> usize {
         self.sync(path);
         assert!(path.used <= tokens.len(), "tokens end before the path");
         self.now = self.now.max(now);
@@ -154,7 +156,6 @@ impl Cache {
             let node = &mut self.arena[found.node];
             node.last = self.now;
             if current != Some(found.node) {
-                node.uses = node.uses.saturating_add(1);
                 path.nodes.truncate(level);
                 path.nodes.push(self.arena.id(found.node));
             }

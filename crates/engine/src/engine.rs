@@ -169,6 +169,7 @@ impl Engine {
         self.next_number += 1;
         let state = RequestState {
             prompt: sequence.tokens.len(),
+            visit: self.cache.enter(domain, &sequence.tokens, now),
             submitted: now,
             admitted: None,
             first_token: None,
@@ -267,11 +268,13 @@ impl Engine {
     }
 
     /// The only way out for a sequence: releases its path, tells `Finished`, and `Done` after a request's last one.
-    pub(crate) fn finish(&mut self, now: Micros, sequence: Sequence, reason: Finish) {
+    pub(crate) fn finish(&mut self, now: Micros, mut sequence: Sequence, reason: Finish) {
         let id = sequence.id;
         self.cache.unprotect(sequence.ticket());
-        self.cache.release(sequence.path);
         let state = self.requests.get_mut(&id).expect("a sequence belongs to a known request");
+        let (path, tokens) = (&mut sequence.path, &sequence.tokens);
+        self.cache.leave(path, sequence.domain, tokens, state.prompt, &state.visit, now);
+        self.cache.release(sequence.path);
         let choices = if state.forked { sequence.choice..sequence.choice + 1 } else { 0..state.request.n };
         state.open -= choices.len() as u32;
         self.effects.extend(choices.map(|choice| Effect::Finished { id, choice, reason: reason.clone() }));

@@ -31,7 +31,7 @@ impl Engine {
         self.starved = false;
         if !gave_way {
             self.admit(now);
-            self.read_ahead();
+            self.read_ahead(now);
         }
         loop {
             let attended = self.choose_rows(now);
@@ -164,7 +164,7 @@ impl Engine {
         if wanted - hit > self.cache.available() as usize && !self.running.is_empty() {
             return false;
         }
-        self.cache.follow(&mut s.path, s.domain, &s.tokens, self.stats.steps);
+        self.cache.follow(&mut s.path, s.domain, &s.tokens, now);
         let needed = wanted - s.path.nodes.len();
         if needed > self.cache.available() as usize && !self.running.is_empty() {
             let path = std::mem::take(&mut self.waiting[i].path);
@@ -202,8 +202,8 @@ impl Engine {
         let suspect = self.running.iter().position(|s| s.suspect);
         self.held_up = false;
         for i in suspect.map_or(0..self.running.len(), |i| i..i + 1) {
-            self.catch_up(i);
-            if !self.load_more(i) || !self.may_run(i) {
+            self.catch_up(i, now);
+            if !self.load_more(i, now) || !self.may_run(i) {
                 self.held_up = true;
                 continue;
             }
@@ -220,7 +220,7 @@ impl Engine {
         let mut budget = self.prefill_budget(rows, attended, &prompts);
         for (k, &i) in prompts.iter().enumerate() {
             // Others may have computed, in this very step, what this one was about to.
-            self.catch_up(i);
+            self.catch_up(i, now);
             let mut most = budget.min(self.running[i].pending());
             if k == 0 {
                 // The first leaves half to the others, as far as they can use it.
@@ -255,22 +255,22 @@ impl Engine {
     }
 
     /// Of a path that is longer than what may be on its way at once, the next part is loaded when the one before has come.
-    fn load_more(&mut self, i: usize) -> bool {
+    fn load_more(&mut self, i: usize, now: Micros) -> bool {
         if self.running[i].pending() <= CHUNK {
             return true;
         }
         let mut s = std::mem::replace(&mut self.running[i], Sequence::vacant());
         let go_on = self.load_for(&mut s);
         self.running[i] = s;
-        self.catch_up(i);
+        self.catch_up(i, now);
         go_on
     }
 
     /// Moves a sequence over everything that the tree holds by now. Its last token's row runs in any case: it gives
     /// the logits. Rows before it run again where they are attended to and are there no more.
-    fn catch_up(&mut self, i: usize) {
+    fn catch_up(&mut self, i: usize, now: Micros) {
         let s = &mut self.running[i];
-        let used = self.cache.follow(&mut s.path, s.domain, &s.tokens, self.stats.steps);
+        let used = self.cache.follow(&mut s.path, s.domain, &s.tokens, now);
         let state = &self.requests[&s.id];
         let known = if state.scoring() { state.scores.len() - 1 } else { s.tokens.len() - 1 };
         s.pos = self.cache.resume(&s.path, s.pos.max(used.min(known)));

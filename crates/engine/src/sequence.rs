@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use kvist_base::{ChunkId, Constraint, DomainId, Micros, TokenId};
 use kvist_cache::Path;
+use kvist_cache::policy::Visit;
 
 use crate::adjust::Seen;
 use crate::carry::Carry;
@@ -109,6 +110,8 @@ pub struct RequestState {
     /// The request; its prompt has moved into the sequences.
     pub request: Request,
     pub prompt: usize,
+    /// What the tree saw when it came.
+    pub visit: Visit,
     pub submitted: Micros,
     pub admitted: Option<Micros>,
     pub first_token: Option<Micros>,

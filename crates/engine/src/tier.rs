@@ -5,7 +5,9 @@
 //! the rest will have arrived by the time that the layers get to it (CachedAttention section 3.2.1: a read-ahead of
 //! `B * (T_load * L_hist - T_pref * L_new)` bytes), and then runs, each layer waiting for its slices alone.
 
-use kvist_base::{CHUNK, ChunkId, DomainId, Found, Load, LoadId, LoadState, Prepare, StepOutput, Tier, TokenId};
+use kvist_base::{
+    CHUNK, ChunkId, DomainId, Found, Load, LoadId, LoadState, Micros, Prepare, StepOutput, Tier, TokenId,
+};
 use kvist_cache::{Cache, NodeId, Path, Unsaved};
 
 use crate::engine::Engine;
@@ -166,7 +168,7 @@ impl Engine {
 
     /// Begins to load for those in the queue whose turn is near, in room that nobody wants: AttentionStore's look-ahead
     /// window, which ends where the room does.
-    pub(crate) fn read_ahead(&mut self) {
+    pub(crate) fn read_ahead(&mut self, now: Micros) {
         if self.tiers.as_ref().is_none_or(|tiers| tiers.tier.room() == 0) {
             return;
         }
@@ -178,7 +180,7 @@ impl Engine {
             let mut more = true;
             if !scoring {
                 let mut path = Path::new();
-                self.cache.follow(&mut path, s.domain, &s.tokens, self.stats.steps);
+                self.cache.follow(&mut path, s.domain, &s.tokens, now);
                 more = self.begin_load(&mut path, s.domain, &s.tokens, For::Waiting);
                 self.cache.protect(s.ticket(), s.domain, &s.tokens, rank as u32);
                 self.cache.release(path);

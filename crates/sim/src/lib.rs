@@ -7,8 +7,8 @@ mod constraint;
 mod executor;
 mod naive;
 mod random;
-mod tier;
 pub mod replay;
+mod tier;
 mod workload;
 
 pub use constraint::SimConstraint;

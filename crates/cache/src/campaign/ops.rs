@@ -7,13 +7,20 @@ use crate::Path;
 use crate::model::{PUBLIC, Track, Uid, common};
 
 impl Campaign<'_> {
-    pub(super) fn start(&mut self) {
+    pub(super) fn start(&mut self) -> Result<(), String> {
         self.report.note("start", 1);
         let mut text = self.text();
         text.truncate(MAX_TOKENS);
-        let domain = self.domain();
+        let who = self.domain();
+        self.pass_time();
+        let visit = self.cache.enter(domain(who), &text, self.tick);
+        self.model.now = self.model.now.max(self.tick);
+        let should = self.model.enter(who, &text);
+        ensure!(visit == should, "{visit:?} instead of {should:?}");
+        self.report.note("start: comes back", u64::from(visit.turn > 0));
         self.paths.push(Path::new());
-        self.tracks.push(Track { domain, text, ..Track::default() });
+        self.tracks.push(Track { domain: who, text, visit, ..Track::default() });
+        Ok(())
     }
 
     pub(super) fn fork(&mut self) {
@@ -29,6 +36,16 @@ impl Campaign<'_> {
         self.report.note("release", 1);
         let behind = self.tracks[i].pin != self.tracks[i].nodes.last().copied();
         self.report.note("release: with nodes that left the tree", u64::from(behind));
+        if self.rng.chance(80) {
+            self.sync(i);
+            self.pass_time();
+            let prompt = self.rng.index(self.tracks[i].text.len() + 1);
+            let (path, track) = (&mut self.paths[i], &self.tracks[i]);
+            self.cache.leave(path, domain(track.domain), &track.text, prompt, &track.visit, self.tick);
+            self.model.now = self.model.now.max(self.tick);
+            self.model.leave(&self.tracks[i], prompt);
+            self.report.note("release: told before", 1);
+        }
         self.cache.release(self.paths.swap_remove(i));
         self.tracks.swap_remove(i);
         self.model.settle(self.tracks.iter());
@@ -147,9 +164,8 @@ impl Campaign<'_> {
         }
         let node = self.model.nodes.get_mut(&from).expect("to be merged");
         (node.linked, node.parent) = (false, Some(into));
-        let (uses, last, pinned) = (node.uses, node.last, node.pinned);
+        let (last, pinned) = (node.last, node.pinned);
         let public = self.model.nodes.get_mut(&into).expect("public");
-        public.uses = public.uses.saturating_add(uses);
         public.last = public.last.max(last);
         self.model.move_guards(from, Some(into));
         self.report.note("publish: pinned nodes merged", u64::from(pinned));

@@ -5,6 +5,7 @@ use kvist_base::{CHUNK, Prepare, TokenId};
 use super::{Campaign, MAX_TOKENS, digests, domain, ensure};
 use crate::Claim;
 use crate::model::{Node, PUBLIC, Track, Uid, common};
+use crate::policy::Class;
 
 /// Slots that one claim got, and what its rows write.
 struct Rows {
@@ -18,7 +19,8 @@ enum Expected {
     Extend(Uid),
     /// A new node in a free slab, or in that of the node to be evicted.
     Start {
-        evict: Option<Uid>,
+        /// One of them.
+        evict: Vec<Uid>,
         copy: Option<Uid>,
     },
     TakeOver(Uid),
@@ -133,7 +135,7 @@ impl Campaign<'_> {
     fn follow(&mut self, i: usize) -> Result<(), String> {
         self.report.note("follow", 1);
         self.sync(i);
-        self.tick += self.rng.below(2);
+        self.pass_time();
         let (from, before) = (self.tracks[i].used, self.tracks[i].nodes.clone());
         let (who, text) = (self.tracks[i].domain, self.tracks[i].text.clone());
         let should = self.model.held(who, &text);
@@ -160,7 +162,6 @@ impl Campaign<'_> {
             let node = self.model.nodes.get_mut(uid).expect("matched");
             node.last = self.model.now;
             if before.get(level) != Some(uid) {
-                node.uses += 1;
                 self.report.note("follow: hit", 1);
                 self.report.note("follow: onto claims of the step", u64::from(node.valid < used.min(node.text.len())));
                 self.report.note("follow: onto a public node", u64::from(node.domain == PUBLIC));
@@ -204,10 +205,11 @@ impl Campaign<'_> {
             }
         }
         if self.model.nodes.len() < self.model.slabs as usize {
-            return Expected::Start { evict: None, copy: tip };
+            return Expected::Start { evict: vec![], copy: tip };
         }
-        if let Some(victim) = self.model.victim() {
-            return Expected::Start { evict: Some(victim), copy: tip };
+        let evict = self.model.victims();
+        if !evict.is_empty() {
+            return Expected::Start { evict, copy: tip };
         }
         let others = self.tracks.iter().enumerate().filter(|&(j, _)| j != i).map(|(_, track)| track);
         match tip {
@@ -261,8 +263,10 @@ impl Campaign<'_> {
             Expected::Start { evict, copy } => {
                 let chunk = slots.ok_or_else(|| format!("{claim:?}, but there is room"))?;
                 let taken = self.model.of_chunk(chunk.0);
-                ensure!(taken == evict, "took {chunk}, a slab of {taken:?}; should have evicted {evict:?}");
-                if let Some(evict) = evict {
+                let right = taken.map_or(evict.is_empty(), |taken| evict.contains(&taken));
+                ensure!(right, "took {chunk}, a slab of {taken:?}; should have evicted one of {evict:?}");
+                if let Some(evict) = taken {
+                    self.report.note("claim: evicted what is worth least", u64::from(self.model.now > 0));
                     self.report.note("claim: evicted", 1);
                     self.report.note("claim: evicted a protected node", u64::from(self.model.rank(evict).is_some()));
                     let public = self.model.nodes[&evict].domain == PUBLIC;
@@ -277,7 +281,7 @@ impl Campaign<'_> {
                     self.report.note("claim: copied", 1);
                     self.forks += 1;
                 }
-                if let Some(evict) = evict {
+                if let Some(evict) = taken {
                     self.model.evict(evict);
                 }
                 (self.place(i, chunk.0, &text[..from + n]), wanted)
@@ -337,9 +341,8 @@ impl Campaign<'_> {
             valid: track.used,
             linked: true,
             parent: level.checked_sub(1).map(|above| track.nodes[above]),
-            uses: 1,
+            class: Class::UNKNOWN,
             last: self.model.now,
-            score: 0,
             pinned: false,
         });
         self.model.claimed.insert(uid, None);

@@ -6,6 +6,7 @@
 //! - [`Windows`] says how far into the queue of waiting requests to look.
 
 mod ages;
+pub mod cost;
 mod facts;
 mod odds;
 mod queue;
@@ -13,10 +14,8 @@ mod returns;
 #[cfg(test)]
 mod tests;
 mod window;
-mod worth;
 
 pub use facts::Facts;
 pub use queue::{Place, Queue};
 pub use returns::{Class, End, Returns, Visit};
 pub use window::Windows;
-pub use worth::{Key, MAX_USES, worth};

@@ -36,6 +36,11 @@ impl Queue {
         self.len == 0
     }
 
+    /// Whether there are entries that nobody in the queue wants.
+    pub fn has_unwanted(&self) -> bool {
+        !self.bands.is_empty()
+    }
+
     /// An entry must not be there already.
     pub fn insert(&mut self, place: Place, id: u32) {
         self.len += 1;

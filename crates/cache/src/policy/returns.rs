@@ -123,25 +123,40 @@ impl Returns {
 
     /// A request that uses the chunks `keys`, from the first on; a key stands for a chunk and all before it. A collision
     /// of keys costs a wrong statistic, nothing else.
-    pub fn arrive(&mut self, now: Micros, keys: impl IntoIterator<Item = u64>) -> Visit {
+    ///
+    /// `open`: of the chunk behind so many that are remembered, the key that it would have had while it was open.
+    pub fn arrive(
+        &mut self,
+        now: Micros,
+        keys: impl IntoIterator<Item = u64>,
+        open: impl FnOnce(usize) -> Option<u64>,
+    ) -> Visit {
         self.advance(now);
         let mut visit = Visit::default();
-        for key in keys {
-            let Some(number) = self.find(key) else { break };
-            let age = self.now - self.get(number).at;
-            let slot = self.slot(number);
-            let last = &mut self.uses[slot];
-            visit.known += 1;
-            // What extends less than half of a request is another one that begins alike.
-            let extends = 2 * visit.known >= last.chunks as usize;
-            (visit.turn, visit.pause) = if extends { (last.turn + 1, Some(age)) } else { (0, None) };
-            if last.out {
-                last.out = false;
-                last.gap = Some(age);
-                self.tables[last.class.index()].came[ages::interval(age)] += f64::from(last.weight);
-            }
+        let mut keys = keys.into_iter();
+        while let Some(number) = keys.next().and_then(|key| self.find(key)) {
+            self.came(number, &mut visit);
+        }
+        if let Some(number) = open(visit.known).and_then(|key| self.find(key)) {
+            self.came(number, &mut visit);
         }
         visit
+    }
+
+    /// The next chunk of a visit is one that was used before.
+    fn came(&mut self, number: u64, visit: &mut Visit) {
+        let age = self.now - self.get(number).at;
+        let slot = self.slot(number);
+        let last = &mut self.uses[slot];
+        visit.known += 1;
+        // What extends less than half of a request is another one that begins alike.
+        let extends = 2 * visit.known >= last.chunks as usize;
+        (visit.turn, visit.pause) = if extends { (last.turn + 1, Some(age)) } else { (0, None) };
+        if last.out {
+            last.out = false;
+            last.gap = Some(age);
+            self.tables[last.class.index()].came[ages::interval(age)] += f64::from(last.weight);
+        }
     }
 
     /// A request ended. `keys` are those of all its chunks, those of the reply included; the last is `open` if it is not
@@ -260,7 +275,7 @@ impl Returns {
             self.odds.fade(factor);
         }
         // In the beginning each part is a large one.
-        if self.count - self.renewed >= (self.count / 16).min(part) {
+        if self.count - self.renewed >= (self.count / 16).max(64).min(part) {
             self.renewed = self.count;
             self.renew();
         }

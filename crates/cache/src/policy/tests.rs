@@ -27,7 +27,7 @@ fn learnt(rng: &mut Rng, requests: u64) -> (Returns, u64) {
             conversations.push((id, vec![]));
         }
         let (name, keys) = &mut conversations[at];
-        let visit = returns.arrive(now, keys.iter().copied());
+        let visit = returns.arrive(now, keys.iter().copied(), |_| None);
         (0..1 + rng.below(6)).for_each(|_| keys.push(*name << 32 | keys.len() as u64));
         let end = End { prompt: 64 * keys.len() as u32, fresh: 64, reply: (*name % 7) as u32, open: false };
         returns.leave(now + rng.below(1_000_000), &visit, &end, keys, |_, _| {});
@@ -97,11 +97,11 @@ fn conversations_that_go_on_are_worth_more() {
         let going = (round % 3) << 32 | 1 << 40;
         let n = 1 + round / 3;
         let keys: Vec<u64> = (0..n).map(|i| going | i).collect();
-        let visit = returns.arrive(now, keys.iter().copied());
+        let visit = returns.arrive(now, keys.iter().copied(), |_| None);
         assert_eq!(visit.turn as u64, n - 1);
         let end = End { prompt: 500, fresh: 64, reply: 50, open: false };
         returns.leave(now, &visit, &end, &keys, |_, class| classes[0] = class);
-        let visit = returns.arrive(now, [round]);
+        let visit = returns.arrive(now, [round], |_| None);
         assert_eq!(visit, Visit::default());
         let end = End { prompt: 500, fresh: 500, reply: 2000, open: false };
         returns.leave(now, &visit, &end, &[round], |_, class| classes[1] = class);

@@ -64,7 +64,7 @@ fn ordered(trace: &Trace, capacity: usize, policy: Policy) -> Hits {
     let mut wanted = first_uses(trace);
     let (mut tick, mut waiting) = (0, 0);
     let mut result = Hits::default();
-    for (i, row) in trace.rows.iter().enumerate() {
+    for row in &trace.rows {
         let blocks = trace.blocks(row);
         let held = blocks.iter().take_while(|&&block| places[block as usize].is_some()).count();
         result.blocks += blocks.len() as u64;
@@ -104,7 +104,6 @@ fn ordered(trace: &Trace, capacity: usize, policy: Policy) -> Hits {
                 trim(&mut queue, &mut places, capacity);
             }
         }
-        debug_assert!(i < trace.rows.len());
         trim(&mut queue, &mut places, capacity);
     }
     result
@@ -166,7 +165,9 @@ impl Tree {
         let place = (block.held && block.children == 0).then_some(place);
         if place != block.place {
             block.place.map(|old| self.queue.remove(old, id));
-            place.map(|new| self.queue.insert(new, id));
+            if let Some(new) = place {
+                self.queue.insert(new, id);
+            }
             block.place = place;
         }
     }
@@ -205,7 +206,7 @@ fn returns(trace: &Trace, capacity: usize) -> Hits {
         result.hits += blocks.iter().take_while(|&&block| tree.blocks[block as usize].held).count() as u64;
         keys.clear();
         keys.extend(blocks.iter().map(|&block| mix(u64::from(block))));
-        let visit = returns.arrive(row.at, keys.iter().copied());
+        let visit = returns.arrive(row.at, keys.iter().copied(), |_| None);
         let fresh = row.prompt.saturating_sub(visit.known as u32 * BLOCK);
         let end = End { prompt: row.prompt, fresh, reply: row.reply, open: row.prompt % BLOCK != 0 };
         let mut parent = None;
