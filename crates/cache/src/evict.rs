@@ -1,5 +1,7 @@
 //! Room: free slabs, the queue of unpinned leaves, and the soft protection of queued requests.
 
+use std::collections::BTreeSet;
+
 use kvist_base::{CHUNK, DomainId, TokenId};
 
 use crate::campaign::Canary;
@@ -29,6 +31,11 @@ impl Cache {
         if let Some(node) = self.guards.remove(ticket) {
             self.refresh(node);
         }
+    }
+
+    /// Tickets for which less is protected than was, as something else took the room, since the last call.
+    pub fn take_short(&mut self) -> BTreeSet<u64> {
+        self.guards.take_short()
     }
 
     /// An entry for a new node, evicting if need be.
@@ -62,7 +69,7 @@ impl Cache {
         self.arena[index].state = State::Unlinked;
         self.tokens -= self.arena[index].len() as u64;
         self.linked -= 1;
-        self.guards.shift(index, parent);
+        self.guards.evict(index, parent);
         self.refresh(index);
         self.arena.give(index);
         self.refresh(parent);

@@ -8,6 +8,8 @@ pub(crate) struct Guards {
     by_ticket: BTreeMap<u64, (u32, u32)>,
     /// (node, rank, ticket)
     by_node: BTreeSet<(u32, u32, u64)>,
+    /// Tickets of which a node was evicted since they were set.
+    short: BTreeSet<u64>,
 }
 
 impl Guards {
@@ -20,6 +22,7 @@ impl Guards {
     pub fn remove(&mut self, ticket: u64) -> Option<u32> {
         let (node, rank) = self.by_ticket.remove(&ticket)?;
         self.by_node.remove(&(node, rank, ticket));
+        self.short.remove(&ticket);
         Some(node)
     }
 
@@ -41,6 +44,17 @@ impl Guards {
             self.by_node.remove(&(from, rank, ticket));
             self.set(ticket, to, rank);
         }
+    }
+
+    /// The node that some guard is evicted.
+    pub fn evict(&mut self, node: u32, parent: u32) {
+        let tickets: Vec<u64> = self.of(node).map(|guard| guard.2).collect();
+        self.shift(node, parent);
+        self.short.extend(tickets);
+    }
+
+    pub fn take_short(&mut self) -> BTreeSet<u64> {
+        std::mem::take(&mut self.short)
     }
 
     fn of(&self, node: u32) -> impl Iterator<Item = &(u32, u32, u64)> {

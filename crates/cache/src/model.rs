@@ -176,6 +176,14 @@ impl Model {
         leaves.iter().min_by_key(|leaf| (leaf.0, self.nodes[&leaf.1].chunk)).map(|leaf| leaf.1).into_iter().collect()
     }
 
+    /// Whether LRU would evict another node.
+    pub fn older_stays(&self, uid: Uid) -> bool {
+        let free =
+            |other: Uid, node: &Node| node.linked && !node.pinned && self.is_leaf(other) && self.rank(other).is_none();
+        self.rank(uid).is_none()
+            && self.nodes.iter().any(|(&other, node)| node.last < self.nodes[&uid].last && free(other, node))
+    }
+
     pub fn evict(&mut self, uid: Uid) {
         let node = self.nodes.remove(&uid).expect("a victim");
         self.move_guards(uid, node.parent);

@@ -8,7 +8,7 @@ use crate::campaign::Canary;
 use crate::guard::Guards;
 use crate::node::{Arena, NodeId, ROOT};
 use crate::path::Path;
-use crate::policy::{Queue, Returns};
+use crate::policy::{Order, Queue, Returns};
 
 #[derive(Clone, Copy, Debug)]
 pub struct CacheConfig {
@@ -20,11 +20,13 @@ pub struct CacheConfig {
     pub saves: bool,
     /// Position in tokens at which attention costs as much as the dense layers: how fast chunks get dearer with depth.
     pub parity: u32,
+    /// What goes first of what nobody wants.
+    pub order: Order,
 }
 
 impl Default for CacheConfig {
     fn default() -> CacheConfig {
-        CacheConfig { slabs: 1024, open: None, saves: false, parity: 16384 }
+        CacheConfig { slabs: 1024, open: None, saves: false, parity: 16384, order: Order::default() }
     }
 }
 
@@ -79,6 +81,7 @@ pub struct Cache {
     /// Counts the plans: see [`Cache::begin`].
     pub(crate) turn: u64,
     pub(crate) parity: u32,
+    pub(crate) order: Order,
     pub(crate) pinned: u32,
     pub(crate) linked: u32,
     pub(crate) tokens: u64,
@@ -104,6 +107,7 @@ impl Cache {
             now: 0,
             turn: 1,
             parity: config.parity,
+            order: config.order,
             pinned: 0,
             linked: 0,
             tokens: 0,
@@ -154,7 +158,9 @@ impl Cache {
             debug_assert!(start + found.n >= path.used, "tokens differ from those of the path");
             path.used = start + found.n;
             let node = &mut self.arena[found.node];
-            node.last = self.now;
+            if self.order != Order::Fifo {
+                node.last = self.now;
+            }
             if current != Some(found.node) {
                 path.nodes.truncate(level);
                 path.nodes.push(self.arena.id(found.node));

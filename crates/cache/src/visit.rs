@@ -3,7 +3,7 @@
 use kvist_base::{CHUNK, DomainId, Micros, TokenId};
 
 use crate::path::Path;
-use crate::policy::{Class, End, Place, Visit, cost};
+use crate::policy::{Class, End, Order, Place, Visit, cost};
 use crate::tree::Cache;
 
 impl Cache {
@@ -38,6 +38,10 @@ impl Cache {
             reply: used.len().saturating_sub(prompt) as u32,
             open: whole < used.len(),
         };
+        if self.order != Order::Returns {
+            let nodes = path.nodes.iter().filter(|_| self.order == Order::Lru);
+            return nodes.for_each(|node| self.arena[node.index].last = self.now);
+        }
         let arena = &mut self.arena;
         let last = self.now;
         self.returns.leave(last, visit, &end, &keys, |level, class| {
@@ -49,13 +53,19 @@ impl Cache {
     /// Where a node without pins and children stands in the eviction queue.
     pub(crate) fn place(&self, index: u32) -> Place {
         let node = &self.arena[index];
-        let band = node.class.index() as u32 * cost::BANDS + cost::band(node.depth, self.parity);
+        let band = match self.order {
+            Order::Returns => node.class.index() as u32 * cost::BANDS + cost::band(node.depth, self.parity),
+            Order::Fifo | Order::Lru => 0,
+        };
         let guard = self.guards.rank(index).map_or(0, |rank| 1 + u64::from(u32::MAX - rank));
         Place { guard, band, last: node.last, tie: 0 }
     }
 
-    /// What is saved by holding such a node: returns per time, times the cost to compute it again.
+    /// What is saved by holding such a node: returns per time, times the cost to compute it again; or just its order.
     pub(crate) fn worth(&self, band: u32, last: Micros) -> u128 {
+        if self.order != Order::Returns {
+            return u128::from(last);
+        }
         let class = Class::from_index((band / cost::BANDS) as usize);
         u128::from(self.returns.worth(class, last, self.now)) * u128::from(cost::cost(band % cost::BANDS))
     }

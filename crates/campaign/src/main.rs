@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod replay;
+mod sessions;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -86,6 +87,8 @@ enum Campaign {
     },
     /// Eviction policies on traces of requests: hit rates by size of the cache.
     Replay(replay::Args),
+    /// AttentionStore's experiment: conversations in a closed loop, policies for memory and disk, in simulation.
+    AttentionStore(sessions::Args),
     /// Mutated files and requests against a parser; each seed is one execution, one at a time (memory is measured).
     Fuzz {
         /// Run this file instead of mutations.
@@ -157,6 +160,7 @@ fn main() -> ExitCode {
             report("tree", commit, common, format!("{steps} steps a seed"), result.map(|r| r.to_string()))
         }
         Campaign::Replay(args) => replay::run(args),
+        Campaign::AttentionStore(args) => sessions::all(args),
         Campaign::Fuzz { input: Some(file), target, .. } => fuzz_file(&file, target.as_deref()),
         Campaign::Fuzz { common, target, trace, .. } => fuzz_targets(commit, common, target, trace),
     };

@@ -1,4 +1,5 @@
 use kvist_base::Micros;
+use kvist_cache::policy::Order;
 
 /// Every bound of the scheduler; the operator sees and sets them.
 #[derive(Clone, Debug)]
@@ -26,6 +27,10 @@ pub struct EngineConfig {
     pub ask_residency: bool,
     /// Keeps whole chunks in mind until they are saved: see [`crate::Engine::unsaved`].
     pub saves: bool,
+    /// What the tree evicts first of what no waiting request wants.
+    pub order: Order,
+    /// Whether what waiting requests want is kept, and read ahead from a tier.
+    pub look_ahead: bool,
 }
 
 impl Default for EngineConfig {
@@ -41,6 +46,8 @@ impl Default for EngineConfig {
             overdue: 20_000_000,
             ask_residency: false,
             saves: false,
+            order: Order::default(),
+            look_ahead: true,
         }
     }
 }

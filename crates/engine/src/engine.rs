@@ -106,6 +106,7 @@ impl Engine {
             slabs: info.chunks,
             open: info.open.as_ref().map(|open| open.chunks),
             saves: config.saves,
+            order: config.order,
             ..CacheConfig::default()
         });
         let plan = StepPlan { classes: vec![Default::default()], ..StepPlan::default() };
@@ -184,7 +185,9 @@ impl Engine {
         };
         self.requests.insert(id, state);
         // The queue's head loses its cached prefix last.
-        self.cache.protect(sequence.ticket(), domain, &sequence.tokens, self.waiting.len() as u32);
+        if self.config.look_ahead {
+            self.cache.protect(sequence.ticket(), domain, &sequence.tokens, sequence.rank());
+        }
         self.waiting.push(sequence);
         Ok(())
     }

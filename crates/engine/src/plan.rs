@@ -69,7 +69,9 @@ impl Engine {
         s.step = StepRows::default();
         s.seen = None;
         s.cached_guess = s.tokens.len() - 1;
-        self.cache.protect(s.ticket(), s.domain, &s.tokens, 0);
+        if self.config.look_ahead {
+            self.cache.protect(s.ticket(), s.domain, &s.tokens, 0);
+        }
         self.requests.get_mut(&s.id).expect("known").preemptions += 1;
         self.stats.preemptions += 1;
         self.waiting.push(s);

@@ -99,6 +99,11 @@ impl Sequence {
         self.number << 16 | u64::from(self.choice)
     }
 
+    /// When it will be served next to others, as far as arrival says.
+    pub fn rank(&self) -> u32 {
+        u32::try_from(self.number).unwrap_or(u32::MAX)
+    }
+
     /// Unique among sequences.
     pub fn key(&self) -> (RequestId, u32) {
         (self.id, self.choice)

@@ -169,12 +169,17 @@ impl Engine {
     /// Begins to load for those in the queue whose turn is near, in room that nobody wants: AttentionStore's look-ahead
     /// window, which ends where the room does.
     pub(crate) fn read_ahead(&mut self, now: Micros) {
-        if self.tiers.as_ref().is_none_or(|tiers| tiers.tier.room() == 0) {
+        if !self.config.look_ahead || self.tiers.as_ref().is_none_or(|tiers| tiers.tier.room() == 0) {
             return;
+        }
+        // What was read ahead may have had to go again.
+        let short = self.cache.take_short();
+        if !short.is_empty() {
+            self.waiting.iter_mut().filter(|s| short.contains(&s.ticket())).for_each(|s| s.read_ahead = false);
         }
         let mut order: Vec<usize> = (0..self.waiting.len()).filter(|&i| !self.waiting[i].read_ahead).collect();
         order.sort_by_key(|&i| self.waiting[i].number);
-        for (rank, i) in order.into_iter().enumerate() {
+        for i in order {
             let mut s = std::mem::replace(&mut self.waiting[i], Sequence::vacant());
             let scoring = self.requests[&s.id].scoring();
             let mut more = true;
@@ -182,7 +187,7 @@ impl Engine {
                 let mut path = Path::new();
                 self.cache.follow(&mut path, s.domain, &s.tokens, now);
                 more = self.begin_load(&mut path, s.domain, &s.tokens, For::Waiting);
-                self.cache.protect(s.ticket(), s.domain, &s.tokens, rank as u32);
+                self.cache.protect(s.ticket(), s.domain, &s.tokens, s.rank());
                 self.cache.release(path);
             }
             s.read_ahead = more;

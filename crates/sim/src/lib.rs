@@ -8,6 +8,7 @@ mod executor;
 mod naive;
 mod random;
 pub mod replay;
+pub mod sessions;
 mod tier;
 mod workload;
 

@@ -266,7 +266,7 @@ impl Campaign<'_> {
                 let right = taken.map_or(evict.is_empty(), |taken| evict.contains(&taken));
                 ensure!(right, "took {chunk}, a slab of {taken:?}; should have evicted one of {evict:?}");
                 if let Some(evict) = taken {
-                    self.report.note("claim: evicted what is worth least", u64::from(self.model.now > 0));
+                    self.report.note("claim: evicted, an older one stays", u64::from(self.model.older_stays(evict)));
                     self.report.note("claim: evicted", 1);
                     self.report.note("claim: evicted a protected node", u64::from(self.model.rank(evict).is_some()));
                     let public = self.model.nodes[&evict].domain == PUBLIC;

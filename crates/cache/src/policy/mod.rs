@@ -9,6 +9,7 @@ mod ages;
 pub mod cost;
 mod facts;
 mod odds;
+mod order;
 mod queue;
 mod returns;
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod tests;
 mod window;
 
 pub use facts::Facts;
+pub use order::Order;
 pub use queue::{Place, Queue};
 pub use returns::{Class, End, Returns, Visit};
 pub use window::Windows;

@@ -9,6 +9,6 @@ mod table;
 mod trace;
 
 pub use generate::{Conversations, generate};
-pub use policies::{Hits, Policy, replay};
+pub use policies::{Hits, Policy, hits, replay};
 pub use table::{Line, SIZES, Table};
 pub use trace::{Row, Trace};

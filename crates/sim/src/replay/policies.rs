@@ -48,6 +48,12 @@ impl Hits {
 
 /// Replays a trace against `capacity` blocks.
 pub fn replay(trace: &Trace, capacity: usize, policy: Policy) -> Hits {
+    let hits = hits(trace, capacity, policy).into_iter().map(u64::from).sum();
+    Hits { blocks: trace.blocks.len() as u64, hits }
+}
+
+/// The hits of each request.
+pub fn hits(trace: &Trace, capacity: usize, policy: Policy) -> Vec<u32> {
     match policy {
         Policy::Returns => returns(trace, capacity),
         _ => ordered(trace, capacity, policy),
@@ -55,7 +61,7 @@ pub fn replay(trace: &Trace, capacity: usize, policy: Policy) -> Hits {
 }
 
 /// Policies whose order changes only when a block is used, or wanted.
-fn ordered(trace: &Trace, capacity: usize, policy: Policy) -> Hits {
+fn ordered(trace: &Trace, capacity: usize, policy: Policy) -> Vec<u32> {
     const NEVER: u64 = u32::MAX as u64;
     let next = next_uses(trace);
     let mut queue = Queue::default();
@@ -63,12 +69,11 @@ fn ordered(trace: &Trace, capacity: usize, policy: Policy) -> Hits {
     // Of each block, the next request that uses it.
     let mut wanted = first_uses(trace);
     let (mut tick, mut waiting) = (0, 0);
-    let mut result = Hits::default();
+    let mut hits = Vec::with_capacity(trace.rows.len());
     for row in &trace.rows {
         let blocks = trace.blocks(row);
         let held = blocks.iter().take_while(|&&block| places[block as usize].is_some()).count();
-        result.blocks += blocks.len() as u64;
-        result.hits += held as u64;
+        hits.push(held as u32);
         let guard = |use_: u32, waiting: usize| {
             if (use_ as usize) < waiting { 1 + NEVER - u64::from(use_) } else { 0 }
         };
@@ -106,7 +111,7 @@ fn ordered(trace: &Trace, capacity: usize, policy: Policy) -> Hits {
         }
         trim(&mut queue, &mut places, capacity);
     }
-    result
+    hits
 }
 
 fn trim(queue: &mut Queue, places: &mut [Option<Place>], capacity: usize) {
@@ -195,15 +200,14 @@ impl Tree {
     }
 }
 
-fn returns(trace: &Trace, capacity: usize) -> Hits {
+fn returns(trace: &Trace, capacity: usize) -> Vec<u32> {
     let mut tree = Tree { blocks: vec![Block::default(); trace.different], queue: Queue::default(), held: 0 };
     let mut returns = Returns::new(Returns::memory(capacity));
-    let mut result = Hits::default();
+    let mut hits = Vec::with_capacity(trace.rows.len());
     let mut keys = Vec::new();
     for row in &trace.rows {
         let blocks = trace.blocks(row);
-        result.blocks += blocks.len() as u64;
-        result.hits += blocks.iter().take_while(|&&block| tree.blocks[block as usize].held).count() as u64;
+        hits.push(blocks.iter().take_while(|&&block| tree.blocks[block as usize].held).count() as u32);
         keys.clear();
         keys.extend(blocks.iter().map(|&block| mix(u64::from(block))));
         let visit = returns.arrive(row.at, keys.iter().copied(), |_| None);
@@ -221,5 +225,5 @@ fn returns(trace: &Trace, capacity: usize) -> Hits {
             tree.evict(&returns, row.at);
         }
     }
-    result
+    hits
 }

@@ -1,0 +1,33 @@
+use std::fmt;
+use std::str::FromStr;
+
+/// What goes first among chunks that no waiting request wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// What came first.
+    Fifo,
+    /// What was used longest ago.
+    Lru,
+    /// What is expected to return least for the time for which it is held: see [`crate::policy::Returns`].
+    #[default]
+    Returns,
+}
+
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Order::Fifo => "fifo",
+            Order::Lru => "lru",
+            Order::Returns => "returns",
+        })
+    }
+}
+
+impl FromStr for Order {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Order, String> {
+        let all = [Order::Fifo, Order::Lru, Order::Returns];
+        all.into_iter().find(|order| order.to_string() == text).ok_or("fifo, lru or returns".into())
+    }
+}
