@@ -226,7 +226,7 @@ impl Loop {
         // The last token drawn has no KV.
         let used = keys(&tokens[..tokens.len() - 1]);
         let fresh = usage.prompt.saturating_sub((talk.visit.known * CHUNK) as u32);
-        let open = (tokens.len() - 1) % CHUNK != 0;
+        let open = !(tokens.len() - 1).is_multiple_of(CHUNK);
         let end = End { prompt: usage.prompt, fresh, reply: usage.generated, open };
         self.shelf.end(number, &used, &talk.visit, &end);
         let counts = self.done >= self.experiment.warm_up;
