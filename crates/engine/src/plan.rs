@@ -16,6 +16,8 @@ use crate::sequence::{ClaimedRows, Sequence, StepRows};
 const UNFITTED_ROWS: usize = 64;
 /// Waiting sequences whose expected hit is looked up again per plan.
 const PROBES: usize = 8;
+/// Tokens of a reply that there is room for from the start; a longer one takes more as it grows.
+const REPLY: usize = 4096;
 /// Waiting sequences that are tried per plan when the first ones do not fit.
 const BYPASS: usize = 4;
 
@@ -182,6 +184,7 @@ impl Engine {
         }
         self.cache.unprotect(s.ticket());
         let state = self.requests.get_mut(&s.id).expect("known");
+        s.tokens.reserve((state.request.max_tokens as usize).min(REPLY));
         state.admitted.get_or_insert(now);
         let seniority = *s.seniority.get_or_insert_with(|| {
             self.next_seniority += 1;

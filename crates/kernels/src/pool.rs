@@ -187,7 +187,11 @@ impl Shared {
         let sleepers = self.sleepers.load(SeqCst);
         if sleepers > 0 {
             let _guard = lock(&self.sleep);
-            (0..n.min(sleepers)).for_each(|_| self.wake.notify_one());
+            if n < sleepers {
+                (0..n).for_each(|_| self.wake.notify_one());
+            } else {
+                self.wake.notify_all();
+            }
         }
     }
 

@@ -111,7 +111,11 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
                 unpack_heads::<S, F>(heads.add(lane), of_block, scales, lifts);
             }
             for half in 0..halves {
-                let mut dots = start::<S, WIDE, R, V>(F::KIND, x, stride, half);
+                let mut dots = if halves == 2 {
+                    start::<S, WIDE, true, R, V>(F::KIND.centre() as i16, x, stride, half)
+                } else {
+                    start::<S, WIDE, false, R, V>(F::KIND.centre() as i16, x, stride, half)
+                };
                 unroll!(s in 0 1 2 3 4 5 6 7 {
                     if s < steps {
                         add_step::<S, Packed<F>, WIDE, R, V>(&mut dots, codes, 0, half * steps + s, x, stride);

@@ -1,6 +1,6 @@
 //! Rows of activations against a piece of a panel.
 
-use super::QuantKind::{self, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
+use super::QuantKind::{Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
 use super::dots::Dots;
 use super::packed::GROUP;
 use super::rows::Group;
@@ -70,6 +70,8 @@ unsafe fn block<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool,
 ) -> usize {
     let scales_of_group = if HALVES { 2 } else { 1 };
     let steps = GROUP / 4 / scales_of_group;
+    // Here and not where it is used: formats share this code, and looking it up would take a jump for every row and group.
+    let centre = std::hint::black_box(piece.kind.centre() as i16);
     // SAFETY: the contract above.
     unsafe {
         let mut acc = [[S::splat(0.0); V]; R];
@@ -80,8 +82,12 @@ unsafe fn block<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool,
         }
         for g in 0..piece.groups {
             let x = x.add(g);
+            // The next rows: of more of them than the L1 cache holds, each takes some lines only, far from the others'.
+            for r in R..2 * R {
+                S::prefetch_near(x.wrapping_add(r * stride).cast());
+            }
             for half in 0..scales_of_group {
-                let mut dots = start::<S, WIDE, R, V>(piece.kind, x, stride, half);
+                let mut dots = start::<S, WIDE, HALVES, R, V>(centre, x, stride, half);
                 // Unrolled, the compiler would take the steps apart and run out of registers.
                 for s in half * steps..(half + 1) * steps {
                     add_step::<S, Bytes, WIDE, R, V>(&mut dots, piece.codes, g, s, x, stride);
@@ -105,8 +111,8 @@ unsafe fn block<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool,
 /// # Safety
 /// The ISA of `S` is available; x has `R` rows.
 #[inline(always)]
-pub(crate) unsafe fn start<S: Dots, const WIDE: bool, const R: usize, const V: usize>(
-    kind: QuantKind,
+pub(crate) unsafe fn start<S: Dots, const WIDE: bool, const HALVES: bool, const R: usize, const V: usize>(
+    centre: i16,
     x: *const Group,
     stride: usize,
     half: usize,
@@ -116,8 +122,8 @@ pub(crate) unsafe fn start<S: Dots, const WIDE: bool, const R: usize, const V: u
         let mut dots = [[S::four(&0); V]; R];
         for (r, dots) in dots.iter_mut().enumerate() {
             let x = x.add(r * stride);
-            let sum = if kind.scale_len() < GROUP { &raw const (*x).halves[half] } else { &raw const (*x).whole };
-            *dots = [S::start::<WIDE>(sum, kind.centre() as i16); V];
+            let sum = if HALVES { &raw const (*x).halves[half] } else { &raw const (*x).whole };
+            *dots = [S::start::<WIDE>(sum, centre); V];
         }
         dots
     }

@@ -212,14 +212,21 @@ fn put(kind: QuantKind, block: &Block, lane: usize, codes: &mut [u32], heads: &m
     }
     let groups = codes.chunks_exact_mut(kind.bits() * PANEL);
     for (codes, out) in block.codes.as_chunks::<GROUP>().0.iter().zip(groups) {
-        let step = |s: usize| u32::from_le_bytes([codes[4 * s], codes[4 * s + 1], codes[4 * s + 2], codes[4 * s + 3]]);
-        for w in 0..kind.bits() {
-            out[w * PANEL + lane] = match (kind.bits(), w) {
-                (8, _) => step(w),
-                (_, 0..4) => step(2 * w) & 0x0f0f_0f0f | (step(2 * w + 1) & 0x0f0f_0f0f) << 4,
-                (5, _) => (0..8).fold(0, |word, s| word | (step(s) >> 4 & 0x0101_0101) << s),
-                _ => (0..4).fold(0, |word, s| word | (step((w - 4) * 4 + s) >> 4 & 0x0303_0303) << (2 * s)),
-            };
+        let fours = codes.as_chunks::<4>().0;
+        let steps: [u32; GROUP / 4] = std::array::from_fn(|s| u32::from_le_bytes(fours[s]));
+        let mut words = out.iter_mut().skip(lane).step_by(PANEL);
+        let mut put = |word: u32| *words.next().expect("a word for each bit of the codes") = word;
+        if kind.bits() == 8 {
+            steps.into_iter().for_each(put);
+            continue;
+        }
+        steps.as_chunks::<2>().0.iter().for_each(|[a, b]| put(a & 0x0f0f_0f0f | (b & 0x0f0f_0f0f) << 4));
+        match kind.bits() {
+            5 => put((0..8).fold(0, |word, s| word | (steps[s] >> 4 & 0x0101_0101) << s)),
+            6 => steps.as_chunks::<4>().0.iter().for_each(|half| {
+                put((0..4).fold(0, |word, s| word | (half[s] >> 4 & 0x0303_0303) << (2 * s)));
+            }),
+            _ => {}
         }
     }
 }

@@ -134,6 +134,10 @@ impl Simd for Avx2 {
         _mm_prefetch::<_MM_HINT_T1>(p.cast())
     }
     #[inline(always)]
+    unsafe fn prefetch_near(p: *const u32) {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast())
+    }
+    #[inline(always)]
     unsafe fn step_codes<const R: usize, const V: usize>(
         acc: &mut [[__m256; V]; R],
         w: *const i8,

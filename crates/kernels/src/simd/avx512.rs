@@ -127,6 +127,10 @@ impl Simd for Avx512 {
         _mm_prefetch::<_MM_HINT_T1>(p.cast())
     }
     #[inline(always)]
+    unsafe fn prefetch_near(p: *const u32) {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast())
+    }
+    #[inline(always)]
     unsafe fn step_codes<const R: usize, const V: usize>(
         acc: &mut [[__m512; V]; R],
         w: *const i8,

@@ -88,8 +88,10 @@ pub(crate) trait Simd: Copy + 'static {
         row: usize,
     );
 
-    /// Asks for a cache line; any address is allowed.
+    /// Asks for a cache line in the L2 cache; any address is allowed.
     unsafe fn prefetch(p: *const u32);
+    /// The same in the L1 cache.
+    unsafe fn prefetch_near(p: *const u32);
 
     /// Lane by lane into an array, for reductions; unused lanes are zero.
     #[inline(always)]

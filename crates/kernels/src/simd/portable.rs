@@ -107,6 +107,8 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn prefetch(_: *const u32) {}
     #[inline(always)]
+    unsafe fn prefetch_near(_: *const u32) {}
+    #[inline(always)]
     unsafe fn step_codes<const R: usize, const V: usize>(
         acc: &mut [[F4; V]; R],
         w: *const i8,
