@@ -4,6 +4,7 @@
 
 pub mod bitwise;
 pub mod fuzz;
+pub mod kill;
 pub mod ledger;
 pub mod overflow;
 pub mod parallel;

@@ -11,8 +11,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use kvist_base::{Codec, Dtype};
 use kvist_campaign::ledger::{self, Entry};
-use kvist_campaign::{bitwise, fuzz, overflow, parallel, quality, subjects};
+use kvist_campaign::{bitwise, fuzz, kill, overflow, parallel, quality, subjects};
 use kvist_kernels::Isa;
+use kvist_store::campaign as store;
+use kvist_store::campaign::Report as StoreReport;
 use peak_alloc::PeakAlloc;
 
 /// Counts, so that `fuzz` can say what an input made a parser allocate.
@@ -89,6 +91,29 @@ enum Campaign {
     Replay(replay::Args),
     /// AttentionStore's experiment: conversations in a closed loop, policies for memory and disk, in simulation.
     AttentionStore(sessions::Args),
+    /// The store on a disk whose power fails at every moment of a workload, in every way; each seed is a workload.
+    StoreCrash {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// The store on a disk of which every operation fails once and for good, in every way; each seed is a workload.
+    StoreFaults {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// The store with every bit of its files turned around, one at a time; each seed is a KiB of them.
+    StoreFlips {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// A process that saves as fast as it can, killed; each seed is five kills on one directory.
+    StoreKill {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// The process that `store-kill` kills.
+    #[command(hide = true)]
+    StoreVictim { dir: PathBuf, round: u64 },
     /// Mutated files and requests against a parser; each seed is one execution, one at a time (memory is measured).
     Fuzz {
         /// Run this file instead of mutations.
@@ -161,6 +186,33 @@ fn main() -> ExitCode {
         }
         Campaign::Replay(args) => replay::run(args),
         Campaign::AttentionStore(args) => sessions::all(args),
+        Campaign::StoreCrash { common } => {
+            let result =
+                parallel::seeds(common.seeds.clone(), common.jobs, store::crash, |a: &mut StoreReport, b| a.add(&b));
+            report("store-crash", commit, common, "simulated".into(), result.map(|r| r.to_string()))
+        }
+        Campaign::StoreFaults { common } => {
+            let result =
+                parallel::seeds(common.seeds.clone(), common.jobs, store::faults, |a: &mut StoreReport, b| a.add(&b));
+            report("store-faults", commit, common, "simulated".into(), result.map(|r| r.to_string()))
+        }
+        Campaign::StoreFlips { common } => {
+            let result = store::Flips::new(5, kvist_store::Canary::None).and_then(|flips| {
+                parallel::seeds(
+                    common.seeds.clone(),
+                    common.jobs,
+                    |kib| flips.kib(kib),
+                    |a: &mut StoreReport, b| a.add(&b),
+                )
+            });
+            report("store-flips", commit, common, "a store of 256 KiB".into(), result.map(|r| r.to_string()))
+        }
+        Campaign::StoreKill { common } => {
+            let result =
+                parallel::seeds(common.seeds.clone(), common.jobs, kill::run, |a: &mut StoreReport, b| a.add(&b));
+            report("store-kill", commit, common, "five kills a seed".into(), result.map(|r| r.to_string()))
+        }
+        Campaign::StoreVictim { dir, round } => store::Victim::run(&dir, round, &mut std::io::stdout()),
         Campaign::Fuzz { input: Some(file), target, .. } => fuzz_file(&file, target.as_deref()),
         Campaign::Fuzz { common, target, trace, .. } => fuzz_targets(commit, common, target, trace),
     };

@@ -277,6 +277,8 @@ pub(crate) struct ExtentMeta {
     pub created: u64,
     /// Index on its path of the first chunk.
     pub first: u32,
+    /// Which of the domain's trees it is in: zeros for exact paths.
+    pub variant: Tag,
     /// `[chunk][64]`.
     pub tokens: Vec<TokenId>,
 }
@@ -284,7 +286,7 @@ pub(crate) struct ExtentMeta {
 impl ExtentMeta {
     /// Bytes of the sealed part, tag included.
     pub fn sealed(chunks: usize) -> usize {
-        48 + chunks * CHUNK * 4 + TAG
+        64 + chunks * CHUNK * 4 + TAG
     }
 
     pub fn encode(&self) -> Vec<u8> {
@@ -293,6 +295,7 @@ impl ExtentMeta {
         out.extend(self.created.to_le_bytes());
         out.extend(self.first.to_le_bytes());
         out.extend(((self.tokens.len() / CHUNK) as u32).to_le_bytes());
+        out.extend(self.variant);
         self.tokens.iter().for_each(|t| out.extend(t.to_le_bytes()));
         out
     }
@@ -300,11 +303,12 @@ impl ExtentMeta {
     pub fn decode(bytes: &[u8]) -> Result<Self, Bad> {
         let mut r = Reader(bytes);
         let (parent, created, first, chunks) = (r.array()?, r.u64()?, r.u32()?, r.u32()? as usize);
+        let variant = r.array()?;
         if !(1..=EXTENT).contains(&chunks) || r.0.len() != chunks * CHUNK * 4 {
             return Err(Bad::Damaged);
         }
         let tokens = r.0.as_chunks::<4>().0.iter().map(|b| TokenId::from_le_bytes(*b)).collect();
-        Ok(ExtentMeta { parent, created, first, tokens })
+        Ok(ExtentMeta { parent, created, first, variant, tokens })
     }
 }
 

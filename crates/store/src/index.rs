@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use kvist_base::{CHUNK, TokenId};
 
-use crate::crypto::{Key, keyed};
+use crate::crypto::{Key, Tag, keyed};
+use crate::keys::DomainKeys;
 
 pub(crate) type NodeId = u32;
 
@@ -49,10 +50,12 @@ impl Node {
     }
 }
 
-/// A domain's place in the store; its number never changes while the process lives.
+/// A domain's tree in the store, or that of a variant of it; its number never changes while the process lives.
 pub(crate) struct Domain {
-    pub keys: crate::keys::DomainKeys,
+    pub keys: DomainKeys,
     pub name: String,
+    /// Zeros for exact paths; paths whose KV follows from more than their tokens are in trees of their own.
+    pub variant: Tag,
     roots: Vec<NodeId>,
     /// Chain key of the empty path.
     chain: Key,
@@ -70,9 +73,15 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    pub fn add_domain(&mut self, name: &str, keys: crate::keys::DomainKeys, fingerprint: &Key) -> usize {
-        let chain = keyed(&keys.chain, &[b"root", fingerprint]);
-        self.domains.push(Domain { keys, name: name.into(), roots: Vec::new(), chain, gone: false });
+    /// The tree of a domain's variant; made if it is not there.
+    pub fn tree(&mut self, name: &str, keys: &DomainKeys, variant: Tag, fingerprint: &Key) -> usize {
+        let known = |d: &Domain| d.keys.uid == keys.uid && d.variant == variant && !d.gone;
+        if let Some(at) = self.domains.iter().position(known) {
+            return at;
+        }
+        let chain = keyed(&keys.chain, &[b"root", fingerprint, &variant]);
+        let keys = keys.clone();
+        self.domains.push(Domain { keys, name: name.into(), variant, roots: Vec::new(), chain, gone: false });
         self.domains.len() - 1
     }
 
@@ -237,7 +246,6 @@ pub(crate) fn chain(key: &Key, above: &Key, tokens: &[TokenId]) -> Key {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::DomainKeys;
 
     fn chunk(n: u32) -> Vec<TokenId> {
         (0..CHUNK as u32).map(|i| n * 1000 + i).collect()
@@ -247,8 +255,9 @@ mod tests {
     fn chunks_are_found_by_their_tokens_below_their_parents() {
         let mut index = Index::default();
         let keys = |n| DomainKeys { uid: [n; 16], key: [n; 32], chain: [n; 32] };
-        let domain = index.add_domain("a", keys(1), &[0; 32]);
-        let other = index.add_domain("b", keys(2), &[0; 32]);
+        let domain = index.tree("a", &keys(1), [0; 16], &[0; 32]);
+        let other = index.tree("b", &keys(2), [0; 16], &[0; 32]);
+        assert_eq!(index.tree("a", &keys(1), [0; 16], &[0; 32]), domain);
         let store = |index: &mut Index, domain, numbers: &[u32]| {
             let parent = numbers.iter().fold(None, |parent, &n| Some(index.child_or_insert(domain, parent, &chunk(n))));
             index.node_mut(parent.unwrap()).data = Data::Queued(Arc::default());

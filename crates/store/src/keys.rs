@@ -47,6 +47,11 @@ impl Master {
         Ok(Self::new(Mode::Aead, &key))
     }
 
+    /// Seals the table of keys.
+    pub fn sealer(&self, id: &RecordId) -> Sealer {
+        Sealer::new(self.mode, &self.key, id)
+    }
+
     /// The domain as it stands in the clear: different in every record.
     pub fn hide(&self, uid: &Tag, id: &RecordId) -> Tag {
         let pad = first(&keyed(&self.hide, &[id]));
@@ -97,8 +102,7 @@ impl KeyTable {
     /// Reads the table of this master key. Where there is none it is empty; where it is damaged it is empty, too, and the
     /// second result says so: what was sealed under it is lost.
     pub fn load(vfs: &dyn Vfs, dir: &Path, master: &Master) -> io::Result<Result<(Self, bool), Bad>> {
-        let name = format!("keys-{}", hex(&master.id[..8]));
-        let mut table = KeyTable { path: dir.join(name), domains: BTreeMap::new(), dirty: false };
+        let mut table = KeyTable { path: Self::path_of(dir, master), domains: BTreeMap::new(), dirty: false };
         let bytes = match vfs.open(&table.path) {
             Ok(file) => read_small(&*file, TABLE_MOST)?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Ok((table, false))),
@@ -118,6 +122,11 @@ impl KeyTable {
         })
     }
 
+    /// Each master key has a table of its own.
+    pub fn path_of(dir: &Path, master: &Master) -> PathBuf {
+        dir.join(format!("keys-{}", hex(&master.id[..8])))
+    }
+
     fn decode(&mut self, master: &Master, bytes: &[u8]) -> Result<(), Bad> {
         let header = KeysHeader::decode(bytes)?;
         let mut body = bytes[FILE_HEADER..].to_vec();
@@ -126,8 +135,7 @@ impl KeyTable {
         }
         let tag = body.split_off(body.len() - TAG);
         let tag = Reader(&tag).array()?;
-        let sealer = Sealer::new(master.mode, &master.key, &header.id);
-        if !sealer.open(Part::Meta, &bytes[..FILE_HEADER], &mut body, &tag) {
+        if !master.sealer(&header.id).open(Part::Meta, &bytes[..FILE_HEADER], &mut body, &tag) {
             return Err(Bad::Damaged);
         }
         let mut r = Reader(&body);
@@ -139,11 +147,8 @@ impl KeyTable {
         Ok(())
     }
 
-    /// The keys of a domain; made if it has none.
-    pub fn find_or_make(&mut self, vfs: &dyn Vfs, name: &str) -> io::Result<DomainKeys> {
-        if let Some(keys) = self.domains.get(name) {
-            return Ok(keys.clone());
-        }
+    /// Makes keys for a domain that has none.
+    pub fn make(&mut self, vfs: &dyn Vfs, name: &str) -> io::Result<DomainKeys> {
         let (mut uid, mut key) = ([0; TAG], [0; 32]);
         vfs.random(&mut uid)?;
         vfs.random(&mut key)?;
@@ -165,7 +170,7 @@ impl KeyTable {
         let mut id = [0; 24];
         vfs.random(&mut id)?;
         let mut out = KeysHeader { id, key: master.id, sealed: (body.len() + TAG) as u32 }.encode();
-        let tag = Sealer::new(master.mode, &master.key, &id).seal(Part::Meta, &out, &mut body);
+        let tag = master.sealer(&id).seal(Part::Meta, &out, &mut body);
         out.extend(body);
         out.extend(tag);
         Ok(out)

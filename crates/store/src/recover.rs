@@ -81,7 +81,7 @@ impl Recovery<'_> {
         restored.keys_lost = lost;
         let mut uids: HashMap<Tag, usize> = HashMap::new();
         for (name, keys) in &keys.domains {
-            uids.insert(keys.uid, state.index.add_domain(name, keys.clone(), self.identity));
+            uids.insert(keys.uid, state.index.tree(name, keys, [0; TAG], self.identity));
         }
         state.keys = Some(keys);
         let mut unplaced = Vec::new();
@@ -101,7 +101,7 @@ impl Recovery<'_> {
                 crate::store::pin(&mut state, domain, &crate::store::tokens_of(&path), true);
             }
         }
-        restored.domains = state.index.domains.len() as u64;
+        restored.domains = uids.len() as u64;
         restored.entries = state.index.ids().filter(|&id| state.index.node(id).present()).count() as u64;
         restored.segments = state.segments.len() as u64;
         restored.bytes = state.bytes();
@@ -180,6 +180,13 @@ impl Recovery<'_> {
         if !durable {
             state.unsettled.push((segment.file.sequence, segment.extents.len() as u32));
         }
+        let domain = match meta.variant == [0; TAG] {
+            true => domain,
+            false => {
+                let name = state.index.domains[domain].name.clone();
+                state.index.tree(&name, &keys, meta.variant, self.identity)
+            }
+        };
         unplaced.push(Unplaced {
             domain,
             segment: segment.file.sequence,

@@ -290,6 +290,7 @@ impl Shared {
                     parent: state.index.chain(domain, node.parent),
                     created: self.vfs.unix(),
                     first: node.depth,
+                    variant: state.index.domains[domain].variant,
                     tokens: Vec::with_capacity(count * CHUNK),
                 },
                 chunks: Vec::with_capacity(count),

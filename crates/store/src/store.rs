@@ -139,18 +139,28 @@ impl Store {
         let shared = self.shared();
         let mut state = shared.state();
         let state = &mut *state;
-        let known = state.index.domains.iter().position(|d| d.name == name && !d.gone);
-        let at = match known {
-            Some(at) => at,
+        let keys = state.keys.as_mut().expect("a store has keys");
+        let keys = match keys.domains.get(name) {
+            Some(keys) => keys.clone(),
             None if shared.read_only => return Err(std::io::ErrorKind::NotFound.into()),
             None if name.len() > 4096 => return Err(std::io::ErrorKind::InvalidInput.into()),
-            None => {
-                let keys = state.keys.as_mut().expect("a store has keys").find_or_make(&*shared.vfs, name)?;
-                state.index.add_domain(name, keys, &shared.identity)
-            }
+            None => keys.make(&*shared.vfs, name)?,
         };
+        let at = state.index.tree(name, &keys, [0; 16], &shared.identity);
         state.bound.insert(domain, at);
         Ok(())
+    }
+
+    /// Makes `domain` stand for another tree of the domain that `of` stands for: of paths whose KV follows from their tokens
+    /// and from what `variant` is a digest of, as where KV was carried over a cut. Zeros are the tree of exact paths.
+    /// `false`: `of` is not known.
+    pub fn register_variant(&self, domain: DomainId, of: DomainId, variant: [u8; 16]) -> bool {
+        let mut state = self.shared().state();
+        let Some(&of) = state.bound.get(&of) else { return false };
+        let (name, keys) = (state.index.domains[of].name.clone(), state.index.domains[of].keys.clone());
+        let at = state.index.tree(&name, &keys, variant, &self.shared().identity);
+        state.bound.insert(domain, at);
+        true
     }
 
     /// Tokens of whole chunks from chunk `from` on that could be loaded now, those that still wait to be written included.

@@ -234,3 +234,27 @@ fn what_an_operator_asks() {
     assert_eq!((store.probe(B, &two, 0), store.notes(B, 1)), (0, vec![]));
     check(&store, A, &one, 0..6);
 }
+
+#[test]
+fn variants_are_trees_of_their_own() {
+    let dir = Dir::new();
+    let store = dir.open();
+    let path = tokens(1, 6);
+    let carried = DomainId(9);
+    assert!(store.register_variant(carried, A, [5; 16]) && !store.register_variant(carried, DomainId(77), [5; 16]));
+    save(&store, A, &path[..4 * CHUNK], 0);
+    assert_eq!(store.probe(carried, &path, 0), 0);
+    save(&store, carried, &path, 0);
+    store.flush(Duration::from_secs(20));
+    check(&store, A, &path, 0..4);
+    check(&store, carried, &path, 0..6);
+    drop(store);
+    let store = dir.open();
+    assert_eq!(store.probe(A, &path, 0), 4 * CHUNK);
+    store.register_variant(carried, A, [6; 16]);
+    assert_eq!(store.probe(carried, &path, 0), 0);
+    store.register_variant(carried, A, [5; 16]);
+    check(&store, carried, &path, 0..6);
+    store.forget("a").unwrap();
+    assert_eq!((store.probe(carried, &path, 0), store.stats().entries), (0, 0));
+}

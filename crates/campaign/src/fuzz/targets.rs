@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use kvist_model::{Checkpoint, Config, LoadOptions, Model};
+use kvist_store::campaign::fuzz as store;
 use kvist_text::{
     Bounded, Budget, ChatInput, ChatTemplate, ReasoningTags, ReplyEvent, ReplyParser, Thinking, Tokenizer, ToolFormat,
     ToolSetting,
@@ -64,6 +65,8 @@ pub fn all() -> Vec<Box<dyn Target>> {
         Box::new(Requests::new()),
         Box::new(Grammars::new()),
         plain("reply", Kind::Bytes, reply_corpus(), reply),
+        plain("segment", Kind::Bytes, store::segments(), store::open_segment),
+        plain("record", Kind::Bytes, store::records(), store::decode_record),
     ]
 }
 

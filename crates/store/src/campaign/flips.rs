@@ -47,6 +47,16 @@ impl Flips {
         Ok(world)
     }
 
+    /// Checks the bits of one KiB of the files, one after the other.
+    pub fn kib(&self, kib: u64) -> Result<Report, String> {
+        let mut checker = self.checker()?;
+        let mut total = Report::default();
+        for bit in (kib * 8192..(kib + 1) * 8192).take_while(|&bit| bit < self.bits()) {
+            total.add(&checker.check(bit)?);
+        }
+        Ok(total)
+    }
+
     /// A world to check many flips in.
     pub fn checker(&self) -> Result<Checker<'_>, String> {
         Ok(Checker { flips: self, world: self.world()? })

@@ -4,6 +4,7 @@
 mod crash;
 mod faults;
 mod flips;
+pub mod fuzz;
 mod kill;
 mod world;
 

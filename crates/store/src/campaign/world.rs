@@ -112,6 +112,10 @@ impl World {
         }
     }
 
+    pub fn mode(&self) -> crate::crypto::Mode {
+        self.config.mode()
+    }
+
     pub fn open(&mut self) -> Result<(), OpenError> {
         self.store = None;
         let (store, _) = Store::open_with(Arc::new(self.vfs.clone()), self.config.clone(), self.canary)?;
