@@ -1,16 +1,22 @@
 //! `kvist bench attention`: the tree kernel beside itself with the tree off and beside the machine's floor.
 
 use std::cell::RefCell;
+use std::path::Path;
 
 use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, Dtype, LayerKind, RunList, Seal, Slot};
 use kvist_kernels::{AttnPlan, AttnShape, Isa, KvPool, Pool, Queries, attend, bf16};
 use serde_json::{Value, json};
 
-use super::figures::{Random, interleaved, median};
-use super::trees::{Case, Planned};
+use super::cases;
+use super::figures::{Random, in_turns, median};
+use super::plot::{self, Line, Panel};
+use super::torch::{Beside, Torch};
+use super::trees::{Case, Heads, Planned, Tree};
 use crate::failure::{Failure, Result};
 use crate::limits::{Limits, Probe};
+use crate::machine;
 use crate::progress::Progress;
+use crate::size::human;
 
 /// Keys and values of all layers together take this much at least, so that they come from memory and not from a
 /// cache, as in a model.
@@ -26,9 +32,12 @@ pub struct Measured {
     pub case: Case,
     pub tree: Vec<f64>,
     pub unshared: Vec<f64>,
-    /// With sealed chunks in kv8, and the tree with bf16 measured in turn with it.
+    /// With sealed chunks in kv8.
     pub kv8: Vec<f64>,
-    pub beside_kv8: Vec<f64>,
+    /// Ordering the rows, listing the runs and dividing the work among threads: once for all layers of a step.
+    pub plan: f64,
+    /// torch on the same shape, where it has a form for it.
+    pub torch: Option<Beside>,
     /// Bytes to be read and written, operations to be done, at least.
     pub bytes: f64,
     pub flops: f64,
@@ -44,46 +53,106 @@ impl Measured {
         median(&self.unshared) / self.seconds()
     }
 
-    /// How much faster kv8 is than bf16: the median over pairs of neighbouring measurements.
+    /// How much faster kv8 is than bf16.
     pub fn kv8_gain(&self) -> f64 {
-        median(&self.beside_kv8.iter().zip(&self.kv8).map(|(bf16, kv8)| bf16 / kv8).collect::<Vec<_>>())
+        of_pairs(&self.tree, &self.kv8)
     }
 
-    /// The tree's time in units of the time without: the median over pairs of neighbouring measurements, which a drift
-    /// of the machine meets alike.
+    /// How much faster the tree is than torch.
+    pub fn torch_gain(&self) -> Option<f64> {
+        self.torch.as_ref().map(|torch| of_pairs(&torch.seconds, &self.tree))
+    }
+
+    /// The tree's time in units of the time without.
     pub fn cost(&self) -> f64 {
-        median(&self.tree.iter().zip(&self.unshared).map(|(tree, unshared)| tree / unshared).collect::<Vec<_>>())
+        of_pairs(&self.tree, &self.unshared)
     }
 
     pub fn floor(&self, limits: &Limits) -> f64 {
         limits.floor(self.bytes, self.flops)
     }
+
+    fn is_bound_by_memory(&self, limits: &Limits) -> bool {
+        limits.floor(self.bytes, 0.0) > limits.floor(0.0, self.flops)
+    }
 }
 
-/// Measures all cases, `repeat` times each.
-pub fn run(cases: &[Case], repeat: usize, isa: Isa, threads: usize, probe: &mut Probe) -> Result<Vec<Measured>> {
-    let pool = Pool::new(threads);
+/// The median over pairs of neighbouring measurements, which a drift of the machine meets alike, of `a` in units of `b`.
+fn of_pairs(a: &[f64], b: &[f64]) -> f64 {
+    median(&a.iter().zip(b).map(|(a, b)| a / b).collect::<Vec<_>>())
+}
+
+/// How to measure.
+pub struct Options {
+    pub repeat: usize,
+    pub isa: Isa,
+    pub threads: usize,
+}
+
+/// Measures all cases, `repeat` times each, and names those for which there is not enough memory.
+pub fn run(
+    cases: &[Case],
+    options: &Options,
+    probe: &mut Probe,
+    mut torch: Option<&mut Torch>,
+) -> Result<(Vec<Measured>, Vec<String>)> {
+    let pool = Pool::new(options.threads);
     let progress = Progress::new("measuring:");
-    let measured = |(i, case): (usize, &Case)| {
+    let (mut measured, mut skipped) = (Vec::new(), Vec::new());
+    for (i, case) in cases.iter().enumerate() {
         progress.note(&format!("{} of {}: {}", i + 1, cases.len(), case.name()));
+        let input = Input::new(case);
+        let needed = input.bytes(torch.is_some());
+        if machine::free_memory().is_some_and(|free| needed > free.bytes) {
+            skipped.push(format!("{}: needs {}", case.name(), human(needed)));
+            continue;
+        }
         probe.look();
-        measure(case, repeat, isa, &pool)
-    };
-    cases.iter().enumerate().map(measured).collect()
+        measured.push(measure(case, &input, options, &pool, torch.as_deref_mut())?);
+    }
+    Ok((measured, skipped))
 }
 
-fn measure(case: &Case, repeat: usize, isa: Isa, pool: &Pool) -> Result<Measured> {
-    let Planned { runs, rows, chunks, tokens, row_tokens } = case.plan(None);
-    let heads = case.heads;
-    let kind = LayerKind::Gqa { heads: heads.kv, dk: heads.dim, dv: heads.dim };
-    let layer_bytes = chunks * ChunkLayout::new(Dtype::Bf16, &[kind]).bytes;
-    let flops = 4.0 * (heads.q * heads.dim) as f64 * row_tokens as f64;
-    let layers = FOOTPRINT.div_ceil(layer_bytes).min((MOST_FLOPS / flops) as usize).clamp(1, MOST_LAYERS);
-    let kinds = vec![kind; layers];
-    let open = (chunks as u32).min(OPEN);
-    let refused = |e| Failure::new(format!("{}: {e}", case.name()), "free some memory, or leave out --full");
-    let mut kv = KvPool::new(ChunkLayout::new(Dtype::Bf16, &kinds), chunks as u32).map_err(refused)?;
-    let mut kv8 = KvPool::with_codec(ChunkLayout::new(Codec::Kv8, &kinds), chunks as u32, open).map_err(refused)?;
+/// A case with as many layers as it takes.
+struct Input {
+    planned: Planned,
+    kind: LayerKind,
+    layers: usize,
+    flops: f64,
+}
+
+impl Input {
+    fn new(case: &Case) -> Input {
+        let (planned, heads) = (case.plan(None), case.heads);
+        let kind = LayerKind::Gqa { heads: heads.kv, dk: heads.dim, dv: heads.dim };
+        let layer = planned.chunks * ChunkLayout::new(Dtype::Bf16, &[kind]).bytes;
+        let flops = 4.0 * (heads.q * heads.dim) as f64 * planned.row_tokens as f64;
+        let layers = FOOTPRINT.div_ceil(layer).min((MOST_FLOPS / flops) as usize).clamp(1, MOST_LAYERS);
+        Input { planned, kind, layers, flops }
+    }
+
+    fn layout(&self, codec: Codec) -> ChunkLayout {
+        ChunkLayout::new(codec, &vec![self.kind; self.layers])
+    }
+
+    fn open(&self) -> u32 {
+        (self.planned.chunks as u32).min(OPEN)
+    }
+
+    /// Of both pools, and of what torch has, perhaps in f32.
+    fn bytes(&self, torch: bool) -> u64 {
+        let [bf16, kv8] = [Codec::Dense(Dtype::Bf16), Codec::Kv8].map(|codec| self.layout(codec).bytes as u64);
+        let chunks = self.planned.chunks as u64;
+        (chunks + u64::from(self.open())) * bf16 + chunks * (kv8 + if torch { 2 * bf16 } else { 0 })
+    }
+}
+
+fn measure(case: &Case, input: &Input, options: &Options, pool: &Pool, torch: Option<&mut Torch>) -> Result<Measured> {
+    let Input { planned: Planned { runs, rows, chunks, tokens, .. }, layers, flops, .. } = input;
+    let (rows, layers, heads) = (*rows, *layers, case.heads);
+    let refused = |e| Failure::new(format!("{}: {e}", case.name()), "free some memory, or leave it out with --only");
+    let mut kv = KvPool::new(input.layout(Codec::Dense(Dtype::Bf16)), *chunks as u32).map_err(refused)?;
+    let mut kv8 = KvPool::with_codec(input.layout(Codec::Kv8), *chunks as u32, input.open()).map_err(refused)?;
     let mut random = Random(3);
     fill(&mut kv, pool, heads.kv * heads.dim, &mut random);
     fill(&mut kv8, pool, heads.kv * heads.dim, &mut random);
@@ -97,42 +166,60 @@ fn measure(case: &Case, repeat: usize, isa: Isa, pool: &Pool) -> Result<Measured
     let shape = AttnShape { heads: heads.q, kv_heads: heads.kv, head_dim: heads.dim };
     let all_layers = |kv: &KvPool, plan: &mut AttnPlan, runs: &RunList| {
         for layer in 0..layers {
-            attend(isa, pool, plan, runs, kv, layer, &queries, &mut out.borrow_mut());
+            attend(options.isa, pool, plan, runs, kv, layer, &queries, &mut out.borrow_mut());
         }
     };
-    let unshared_runs = runs.unshared(rows as u32);
-    let (mut tree_plan, mut unshared_plan) = (AttnPlan::new(shape), AttnPlan::new(shape));
-    tree_plan.build(&runs, rows, pool.threads());
-    unshared_plan.build(&unshared_runs, rows, pool.threads());
-    let (tree, unshared) = interleaved(
-        repeat,
-        || all_layers(&kv, &mut tree_plan, &runs),
-        || {
-            all_layers(&kv, &mut unshared_plan, &unshared_runs);
-        },
-    );
-    let encoded_runs = case.plan(Some(open)).runs;
-    let mut encoded_plan = AttnPlan::new(shape);
-    encoded_plan.build(&encoded_runs, rows, pool.threads());
-    let (beside_kv8, kv8) = interleaved(
-        repeat,
-        || all_layers(&kv, &mut tree_plan, &runs),
-        || {
-            all_layers(&kv8, &mut encoded_plan, &encoded_runs);
-        },
-    );
-    let each = |times: Vec<f64>| times.into_iter().map(|t| t / layers as f64).collect();
-
+    let built = |runs: &RunList| {
+        let mut plan = AttnPlan::new(shape);
+        plan.build(runs, rows, pool.threads());
+        plan
+    };
+    let (unshared_runs, encoded_runs) = (runs.unshared(rows as u32), case.plan(Some(input.open())).runs);
+    let (mut tree_plan, mut unshared_plan, mut encoded_plan) =
+        (built(runs), built(&unshared_runs), built(&encoded_runs));
+    let mut tree = || all_layers(&kv, &mut tree_plan, runs);
+    let mut unshared = || all_layers(&kv, &mut unshared_plan, &unshared_runs);
+    let mut encoded = || all_layers(&kv8, &mut encoded_plan, &encoded_runs);
+    let mut works: Vec<&mut dyn FnMut()> = vec![&mut tree, &mut unshared, &mut encoded];
+    let mut failed = None;
+    let mut torch = match torch {
+        Some(torch) => torch.load(case, layers)?,
+        None => None,
+    };
+    let dtype = torch.as_ref().map(|loaded| loaded.dtype.clone());
+    let mut other = || {
+        if let Some(Err(e)) = torch.as_mut().map(|loaded| loaded.run()) {
+            failed = Some(e);
+        }
+    };
+    if dtype.is_some() {
+        works.push(&mut other);
+    }
+    let times = in_turns(options.repeat, &mut works);
+    if let Some(e) = failed {
+        return Err(e);
+    }
+    let plan = {
+        let (mut runs, mut plan) = (RunList::default(), AttnPlan::new(shape));
+        let mut prepare = || {
+            input.planned.assemble(&mut runs);
+            plan.build(&runs, rows, pool.threads());
+        };
+        median(&in_turns(options.repeat, &mut [&mut prepare])[0])
+    };
+    let mut each = times.into_iter().map(|times| times.into_iter().map(|t| t / layers as f64).collect());
+    let mut next = || each.next().unwrap_or_default();
+    let (tree, unshared, kv8) = (next(), next(), next());
     let token_bytes = heads.kv * 2 * heads.dim * 2;
-    let bytes = (tokens * token_bytes + rows * width * (2 + 4)) as f64;
     Ok(Measured {
         case: *case,
-        tree: each(tree),
-        unshared: each(unshared),
-        kv8: each(kv8),
-        beside_kv8: each(beside_kv8),
-        bytes,
-        flops,
+        tree,
+        unshared,
+        kv8,
+        plan,
+        torch: dtype.map(|dtype| Beside { dtype, seconds: next() }),
+        bytes: (tokens * token_bytes + rows * width * (2 + 4)) as f64,
+        flops: *flops,
     })
 }
 
@@ -156,13 +243,22 @@ fn fill(kv: &mut KvPool, pool: &Pool, width: usize, random: &mut Random) {
 /// For people.
 pub fn table(measured: &[Measured], limits: &Limits) -> String {
     let width = measured.iter().map(|m| m.case.name().len()).max().unwrap_or(0);
+    let torch = measured.iter().any(|m| m.torch.is_some());
     let mut out = format!(
-        "{:<width$}{:>11}{:>11}{:>8}{:>9}{:>10}{:>9}{:>12}\n",
-        "one layer", "tree", "tree off", "gain", "GB/s", "GFLOP/s", "of floor", "kv8 faster"
+        "{:<width$}{:>12}{:>12}{:>8}{:>8}{:>9}{:>10}{:>12}{}\n",
+        "one layer",
+        "tree",
+        "tree off",
+        "gain",
+        "GB/s",
+        "GFLOP/s",
+        "of floor",
+        "kv8 faster",
+        if torch { format!("{:>12}{:>9}{:>6}", "torch", "ratio", "") } else { String::new() },
     );
     for m in measured {
         out += &format!(
-            "{:<width$}{:>8.1} us{:>8.1} us{:>7.2}x{:>9.1}{:>10.1}{:>7.0} %{:>11.2}x\n",
+            "{:<width$}{:>9.1} us{:>9.1} us{:>7.2}x{:>8.1}{:>9.1}{:>8.0} %{:>11.2}x",
             m.case.name(),
             m.seconds() * 1e6,
             median(&m.unshared) * 1e6,
@@ -172,6 +268,10 @@ pub fn table(measured: &[Measured], limits: &Limits) -> String {
             100.0 * m.floor(limits) / m.seconds(),
             m.kv8_gain(),
         );
+        if let (Some(torch), Some(gain)) = (&m.torch, m.torch_gain()) {
+            out += &format!("{:>9.1} us{gain:>8.2}x {:<5}", median(&torch.seconds) * 1e6, torch.dtype);
+        }
+        out = out.trim_end().to_owned() + "\n";
     }
     out
 }
@@ -186,7 +286,7 @@ pub fn worst(measured: &[Measured], of: impl Fn(&Case) -> bool) -> Option<(Strin
 /// Shared is never slower than unshared, where there is nothing to gain.
 pub const TOLERANCE: f64 = 1.03;
 
-/// The two lines that matter most.
+/// The lines that matter most.
 pub fn verdict(measured: &[Measured]) -> String {
     let line = |what: &str, worst: Option<(String, f64)>| match worst {
         Some((name, cost)) => {
@@ -197,12 +297,56 @@ pub fn verdict(measured: &[Measured]) -> String {
         }
         None => format!("{what} nothing was measured\n"),
     };
+    let plan = measured.iter().map(|m| (m.plan / m.seconds(), m)).max_by(|a, b| a.0.total_cmp(&b.0));
+    let plan = plan.map_or(String::new(), |(share, m)| {
+        let (us, percent) = (1e6 * m.plan, 100.0 * share);
+        format!(
+            "a step's plan takes {percent:.1} % of one layer's attention ({us:.1} us) at most ({})\n",
+            m.case.name()
+        )
+    });
     line("at one sequence", worst(measured, Case::is_one_sequence))
         + &line("at nothing shared", worst(measured, Case::shares_nothing))
+        + &plan
 }
 
-pub fn json(measured: &[Measured], limits: &Limits) -> Value {
+/// Writes a picture of each sweep: time of a layer's attention with the tree and without, and the floor.
+pub fn plot(measured: &[Measured], limits: &Limits, folder: &Path) -> Result<()> {
+    for sweep in cases::sweeps() {
+        let panel = |&heads: &Heads| {
+            let points = |of: &dyn Fn(&Measured) -> f64| {
+                let point = |&(x, tree): &(f64, Tree)| {
+                    let found = measured.iter().find(|m| m.case == Case { tree, heads });
+                    found.map(|m| (x, 1e3 * of(m)))
+                };
+                sweep.cases.iter().filter_map(point).collect::<Vec<_>>()
+            };
+            let lines = vec![
+                Line { name: "tree", points: points(&Measured::seconds) },
+                Line { name: "tree off", points: points(&|m| median(&m.unshared)) },
+                Line { name: "floor", points: points(&|m| m.floor(limits)) },
+            ];
+            Panel { title: format!("heads {}/{}", heads.q, heads.kv), lines }
+        };
+        let mut panels: Vec<Panel> = sweep.heads.iter().map(panel).collect();
+        panels.retain(|panel| !panel.lines[0].points.is_empty());
+        if panels.is_empty() {
+            continue;
+        }
+        let path = folder.join(format!("attention-{}.svg", sweep.name));
+        let picture = plot::svg(&panels, sweep.axis, "ms, one layer");
+        std::fs::write(&path, picture)
+            .map_err(|e| Failure::new(format!("{}: {e}", path.display()), "--plots wants a folder"))?;
+    }
+    Ok(())
+}
+
+pub fn json(measured: &[Measured], skipped: &[String], limits: &Limits) -> Value {
     let entry = |m: &Measured| {
+        let torch = m
+            .torch
+            .as_ref()
+            .map(|torch| json!({"dtype": torch.dtype, "seconds": torch.seconds, "ratio": m.torch_gain()}));
         json!({
             "name": m.case.name(),
             "heads": m.case.heads.q,
@@ -212,18 +356,22 @@ pub fn json(measured: &[Measured], limits: &Limits) -> Value {
             "unshared_seconds": m.unshared,
             "kv8_seconds": m.kv8,
             "kv8_gain": m.kv8_gain(),
+            "plan_seconds": m.plan,
+            "torch": torch,
             "median_seconds": m.seconds(),
             "gain": m.gain(),
             "paired_cost": m.cost(),
             "bytes": m.bytes,
             "flops": m.flops,
             "floor_seconds": m.floor(limits),
+            "bound": if m.is_bound_by_memory(limits) { "memory" } else { "arithmetic" },
             "share_of_floor": m.floor(limits) / m.seconds(),
         })
     };
     let worst = |of: fn(&Case) -> bool| worst(measured, of).map(|(_, cost)| cost);
     json!({
         "cases": measured.iter().map(entry).collect::<Vec<_>>(),
+        "skipped": skipped,
         "worst_cost_at_one_sequence": worst(Case::is_one_sequence),
         "worst_cost_at_nothing_shared": worst(Case::shares_nothing),
     })
@@ -231,14 +379,14 @@ pub fn json(measured: &[Measured], limits: &Limits) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::super::trees::{Heads, Tree};
     use super::*;
 
     fn measured(batch: usize, shared: usize, tree: f64, unshared: f64) -> Measured {
         let case = Case { tree: Tree::Flat { batch, shared, own: 64 }, heads: Heads { q: 4, kv: 2, dim: 64 } };
         let times = |t: f64| vec![t, 1.1 * t, 0.9 * t];
-        let (kv8, beside_kv8) = (times(tree / 2.0), times(tree));
-        Measured { case, tree: times(tree), unshared: times(unshared), kv8, beside_kv8, bytes: 1e6, flops: 1e6 }
+        let torch = (batch > 1).then(|| Beside { dtype: "bf16".into(), seconds: times(5.0 * tree) });
+        let (tree, unshared, kv8) = (times(tree), times(unshared), times(tree / 2.0));
+        Measured { case, tree, unshared, kv8, plan: 1e-5, torch, bytes: 1e6, flops: 1e6 }
     }
 
     #[test]
@@ -247,23 +395,36 @@ mod tests {
         let text = verdict(&all);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("at one sequence the tree takes 1.000 of") && lines[0].contains(": within 3 %"));
-        assert!(lines[1].contains("1.100") && lines[1].contains("NOT within") && lines[1].contains("decode 4 x"));
+        assert!(lines[1].contains("1.100") && lines[1].contains("NOT within") && lines[1].contains("decode 4 on"));
         assert!((all[2].gain() - 3.0).abs() < 1e-9 && (all[2].cost() - 1.0 / 3.0).abs() < 1e-9);
+        assert!(lines[2].starts_with("a step's plan takes 1.0 % of one layer's attention (10.0 us)"), "{text}");
         assert!(verdict(&[]).contains("nothing was measured"));
         let limits = Limits { bandwidth: 2.0, ..Limits::unknown(Isa::Portable, 1) };
         assert_eq!(all[2].floor(&limits), 1e-3);
         let table = table(&all, &limits);
-        assert!(table.contains("3.00x") && table.contains("2.00x"), "{table}");
+        assert!(["3.00x", "2.00x", "5.00x bf16\n", "tree off"].iter().all(|part| table.contains(part)), "{table}");
     }
 
     #[test]
     fn a_small_case_is_measured() {
         let case = Case { tree: Tree::Flat { batch: 4, shared: 128, own: 64 }, heads: Heads { q: 2, kv: 1, dim: 32 } };
-        let m = &run(&[case], 1, Isa::Portable, 2, &mut Probe::new(Isa::Portable, 2)).unwrap()[0];
-        assert!(m.seconds() > 0.0 && m.gain() > 0.0 && m.tree.len() == 1);
+        let options = Options { repeat: 1, isa: Isa::Portable, threads: 2 };
+        let (all, skipped) = run(&[case], &options, &mut Probe::new(Isa::Portable, 2), None).unwrap();
+        let m = &all[0];
+        assert!(m.seconds() > 0.0 && m.gain() > 0.0 && m.tree.len() == 1 && skipped.is_empty());
         assert_eq!(m.bytes, (384 * 128 + 4 * 64 * 6) as f64);
         assert_eq!(m.flops, 4.0 * 64.0 * (4.0 * 192.0));
-        let json = json(std::slice::from_ref(m), &Limits::unknown(Isa::Portable, 2));
+        let json = json(&all, &skipped, &Limits::unknown(Isa::Portable, 2));
         assert_eq!(json["cases"][0]["kv_heads"], 1);
+        assert_eq!((&json["cases"][0]["torch"], &json["cases"][0]["bound"]), (&Value::Null, &"arithmetic".into()));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_skipped_by_name() {
+        let heads = Heads { q: 64, kv: 64, dim: 128 };
+        let case = Case { tree: Tree::Flat { batch: 1024, shared: 0, own: 32768 }, heads };
+        let options = Options { repeat: 1, isa: Isa::Portable, threads: 1 };
+        let (all, skipped) = run(&[case], &options, &mut Probe::new(Isa::Portable, 1), None).unwrap();
+        assert!(all.is_empty() && skipped[0].starts_with(&format!("{}: needs ", case.name())), "{skipped:?}");
     }
 }

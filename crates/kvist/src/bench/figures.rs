@@ -19,12 +19,6 @@ pub fn seconds(work: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Times two pieces of work as [`in_turns`].
-pub fn interleaved(repeat: usize, mut a: impl FnMut(), mut b: impl FnMut()) -> (Vec<f64>, Vec<f64>) {
-    let [a, b] = <[Vec<f64>; 2]>::try_from(in_turns(repeat, &mut [&mut a, &mut b])).expect("as many as were given");
-    (a, b)
-}
-
 /// Times pieces of work `repeat` times each, in turns that start with another one each time, so that a drift of the
 /// machine meets all alike. Work that is short is repeated within a measurement until the longest takes 10 ms. Seconds
 /// of each run.
@@ -76,10 +70,10 @@ mod tests {
     }
 
     #[test]
-    fn both_are_run_alike() {
+    fn all_are_run_alike() {
         let (mut a, mut b) = (0, 0);
-        let (x, y) = interleaved(5, || a += 1, || b += 1);
-        assert_eq!((x.len(), y.len(), a), (5, 5, b));
+        let times = in_turns(5, &mut [&mut || a += 1, &mut || b += 1]);
+        assert_eq!((times.len(), times[0].len(), times[1].len(), a), (2, 5, 5, b));
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! `kvist bench`: figures beside the limits of the machine, measured in the same run.
 
 mod attention;
+mod cases;
 mod dense;
 mod engine;
 mod figures;
 mod peer;
+mod plot;
 mod store;
+mod torch;
 mod trees;
 mod workload;
 
@@ -44,17 +47,37 @@ fn path(matches: &ArgMatches) -> Result<(kvist_kernels::Isa, usize)> {
 
 fn bench_attention(matches: &ArgMatches) -> Result<()> {
     let (isa, threads) = path(matches)?;
-    let repeat = matches.get_one::<u32>("repeat").map_or(9, |&n| n as usize);
-    let mut probe = Probe::new(isa, threads);
-    let cases = trees::cases(matches.get_flag("full"));
-    let measured = attention::run(&cases, repeat, isa, threads, &mut probe)?;
-    let limits = probe.finish();
-    if matches.get_flag("json") {
-        print_json("attention", &limits, attention::json(&measured, &limits))
-    } else {
-        let table = attention::table(&measured, &limits);
-        say(&format!("{}\n\n{table}\n{}", limits.line(), attention::verdict(&measured)))
+    let repeat = matches.get_one::<u32>("repeat").map_or(7, |&n| n as usize);
+    let options = attention::Options { repeat, isa, threads };
+    let plots = matches.get_one::<PathBuf>("plots");
+    let mut cases = match plots {
+        Some(_) => cases::sweeps().iter().flat_map(cases::Sweep::all).collect(),
+        None if matches.get_flag("full") => cases::all(),
+        None => cases::some(),
+    };
+    if let Some(only) = matches.get_one::<String>("only") {
+        cases.retain(|case| case.name().contains(only.as_str()));
+        if cases.is_empty() {
+            return Err(Failure::usage(format!("--only: no case has `{only}` in its name"), "--full has more"));
+        }
     }
+    let mut torch = match matches.get_one::<PathBuf>("python") {
+        Some(python) => Some(torch::Torch::start(python, threads)?),
+        None => None,
+    };
+    let mut probe = Probe::new(isa, threads);
+    let (measured, skipped) = attention::run(&cases, &options, &mut probe, torch.as_mut())?;
+    let limits = probe.finish();
+    if let Some(folder) = plots {
+        attention::plot(&measured, &limits, folder)?;
+    }
+    if matches.get_flag("json") {
+        return print_json("attention", &limits, attention::json(&measured, &skipped, &limits));
+    }
+    let table = attention::table(&measured, &limits);
+    let beside = torch.map_or(String::new(), |torch| format!("torch {}, {threads} threads\n", torch.version));
+    let skipped: String = skipped.iter().map(|case| format!("not enough memory: {case}\n")).collect();
+    say(&format!("{}\n{beside}\n{table}{skipped}\n{}", limits.line(), attention::verdict(&measured)))
 }
 
 fn bench_dense(matches: &ArgMatches) -> Result<()> {

@@ -1,5 +1,7 @@
 //! The trees that attention is measured on.
 
+use std::collections::BTreeMap;
+
 use kvist_base::{CHUNK, ChunkId, RunList};
 use kvist_engine::{Branch, Place, assemble};
 
@@ -16,12 +18,15 @@ pub struct Heads {
 pub enum Tree {
     /// `batch` sequences decode, each after `shared` common tokens and `own` tokens of its own.
     Flat { batch: usize, shared: usize, own: usize },
-    /// A root of 1,024 tokens, `groups` branches of 512, each with `each` sequences of `own` tokens.
-    TwoLevel { groups: usize, each: usize, own: usize },
-    /// A binary tree: `depth` levels (two or more) of `edge` tokens; its leaves decode.
-    Deep { depth: usize, edge: usize },
+    /// So many nodes on each level, of so many tokens each, spread evenly below those of the level above; each of the last
+    /// level decodes.
+    Levels { nodes: &'static [usize], tokens: &'static [usize] },
+    /// A chain of `depth` nodes of `edge` tokens; at the end of each a sequence of `own` more tokens decodes.
+    Comb { depth: usize, edge: usize, own: usize },
     /// `batch` prompts compute `rows` tokens each after `shared` common ones.
     Prefill { batch: usize, shared: usize, rows: usize },
+    /// `batch` sequences of `context` tokens (whole chunks) each verify a tree of drafted tokens: so many on each level.
+    Draft { batch: usize, context: usize, nodes: &'static [usize] },
 }
 
 /// One measurement's input.
@@ -34,24 +39,32 @@ pub struct Case {
 /// A tree as a step plan has it.
 pub struct Planned {
     pub runs: RunList,
+    /// The paths, and the first of the rows of each.
+    paths: Vec<(Vec<Place>, usize)>,
+    rows_each: usize,
     pub rows: usize,
     pub chunks: usize,
-    /// Tokens whose keys and values are attended to, each counted once.
+    /// Tokens of the tree, each counted once; chunks in which paths part hold some of them twice.
     pub tokens: usize,
-    /// The same summed over the rows.
+    /// Tokens that each row sees, summed over the rows.
     pub row_tokens: usize,
 }
 
 impl Case {
     pub fn name(&self) -> String {
-        let Heads { q, kv, .. } = self.heads;
+        let Heads { q, kv, dim } = self.heads;
+        let joined = |numbers: &[usize]| numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
         let tree = match self.tree {
-            Tree::Flat { batch, shared, own } => format!("decode {batch} x ({shared} shared + {own})"),
-            Tree::TwoLevel { groups, each, own } => format!("decode {groups} x {each} x ({own}) below 1024 + 512"),
-            Tree::Deep { depth, edge } => format!("decode binary tree, {depth} levels of {edge}"),
-            Tree::Prefill { batch, shared, rows } => format!("prefill {batch} x {rows} rows after {shared} shared"),
+            Tree::Flat { batch, shared, own: 0 } => format!("decode {batch} on {shared} shared"),
+            Tree::Flat { batch, shared: 0, own } => format!("decode {batch} on {own} each"),
+            Tree::Flat { batch, shared, own } => format!("decode {batch} on {shared} shared + {own}"),
+            Tree::Levels { nodes, tokens } => format!("decode nodes {} of {}", joined(nodes), joined(tokens)),
+            Tree::Comb { depth, edge, own } => format!("decode {own} off each of a chain {depth} x {edge}"),
+            Tree::Prefill { batch, shared, rows } => format!("prefill {batch} x {rows} rows on {shared} shared"),
+            Tree::Draft { batch, context, nodes } => format!("verify {batch} x tree {} on {context}", joined(nodes)),
         };
-        format!("{tree}, heads {q}/{kv}")
+        let dim = if dim == D { String::new() } else { format!(" of {dim}") };
+        format!("{tree}, heads {q}/{kv}{dim}")
     }
 
     /// No two rows of different sequences share anything.
@@ -66,138 +79,173 @@ impl Case {
     /// `encoded`: sealed chunks are, and this many open ones, with the ids after theirs, take turns as those in which rows
     /// lie.
     pub fn plan(&self, encoded: Option<u32>) -> Planned {
-        let mut paths = Paths { list: Vec::new(), next: 0 };
+        let mut paths = Paths::default();
         match self.tree {
             Tree::Flat { batch, shared, own } | Tree::Prefill { batch, shared, rows: own } => {
                 let root = paths.grow(&[], shared);
-                (0..batch).for_each(|_| paths.end(&root, own));
-            }
-            Tree::TwoLevel { groups, each, own } => {
-                let root = paths.grow(&[], 1024);
-                for _ in 0..groups {
-                    let middle = paths.grow(&root, 512);
-                    (0..each).for_each(|_| paths.end(&middle, own));
+                for _ in 0..batch {
+                    let path = if own == 0 { root.clone() } else { paths.grow(&root, own) };
+                    paths.list.push(path);
                 }
             }
-            Tree::Deep { depth, edge } => {
-                let mut level = vec![paths.grow(&[], edge)];
-                for _ in 2..depth {
-                    level = level.iter().flat_map(|p| [paths.grow(p, edge), paths.grow(p, edge)]).collect();
+            Tree::Levels { nodes, tokens } => {
+                let mut level = vec![Vec::new()];
+                for (&n, &tokens) in nodes.iter().zip(tokens) {
+                    level = (0..n).map(|i| paths.grow(&level[i * level.len() / n], tokens)).collect();
                 }
-                level.iter().for_each(|path| (0..2).for_each(|_| paths.end(path, edge)));
+                paths.list = level;
+            }
+            Tree::Comb { depth, edge, own } => {
+                let mut chain = Vec::new();
+                for _ in 0..depth {
+                    chain = paths.grow(&chain, edge);
+                    let path = paths.grow(&chain, own);
+                    paths.list.push(path);
+                }
+            }
+            Tree::Draft { batch, context, nodes } => {
+                assert!(context.is_multiple_of(CHUNK) && nodes.iter().sum::<usize>() <= CHUNK);
+                for _ in 0..batch {
+                    let own = paths.grow(&[], context);
+                    let path = paths.grow(&own, nodes.iter().sum());
+                    paths.list.push(path);
+                }
             }
         }
         let rows_each = match self.tree {
             Tree::Prefill { rows, .. } => rows,
+            Tree::Draft { nodes, .. } => nodes.iter().sum(),
             _ => 1,
         };
-        let open = |chunk: ChunkId| encoded.map_or(chunk, |open| ChunkId(paths.next + chunk.0 % open));
+        let list = std::mem::take(&mut paths.list);
+        let chunks: Vec<Vec<ChunkId>> = list.iter().map(|path| paths.chunks(path)).collect();
+        let count = paths.ids.len();
+        let open = |chunk: ChunkId| encoded.map_or(chunk, |open| ChunkId(count as u32 + chunk.0 % open));
         let place = |&chunk: &ChunkId| Place { chunk, open: open(chunk) };
-        let places: Vec<Vec<Place>> = paths.list.iter().map(|(path, _)| path.iter().map(place).collect()).collect();
-        let branches: Vec<Branch> = (paths.list.iter().zip(&places))
-            .map(|((_, length), path)| Branch { chunks: path, first: length - rows_each, rows: rows_each, carry: None })
-            .collect();
+        let first = |path: &Vec<usize>| paths.length(path) - rows_each;
+        let places = |(path, chunks): (&Vec<usize>, &Vec<ChunkId>)| (chunks.iter().map(place).collect(), first(path));
+        let mut planned = Planned {
+            runs: RunList::default(),
+            paths: list.iter().zip(&chunks).map(places).collect(),
+            rows_each,
+            rows: rows_each * list.len(),
+            chunks: count,
+            tokens: paths.tokens.iter().sum(),
+            row_tokens: list.iter().flat_map(|path| (first(path)..first(path) + rows_each).map(|p| p + 1)).sum(),
+        };
         let mut runs = RunList::default();
-        assemble(&branches, &mut runs);
-        let rows = rows_each * branches.len();
-        let row_tokens = branches.iter().flat_map(|b| (b.first..b.first + b.rows).map(|p| p + 1)).sum();
-        Planned { tokens: seen_once(&runs), runs, rows, chunks: paths.next as usize, row_tokens }
-    }
-}
-
-/// Slots that at least one row sees.
-fn seen_once(runs: &RunList) -> usize {
-    let mut tokens = 0;
-    for run in &runs.runs {
-        for c in 0..run.chunks.end - run.chunks.start {
-            let seen = run.rows.clone().fold(0, |all, row| all | runs.mask(run, c, row));
-            tokens += seen.count_ones() as usize;
+        planned.assemble(&mut runs);
+        if let Tree::Draft { batch, context, nodes } = self.tree {
+            let seen = ancestors(nodes);
+            planned.row_tokens = batch * seen.iter().map(|mask| context + mask.count_ones() as usize).sum::<usize>();
+            for run in runs.runs.iter().filter(|run| run.place as usize == context / CHUNK) {
+                let at = run.masks.expect("rows see parts of the last chunk") as usize;
+                runs.masks[at..at + rows_each].copy_from_slice(&seen);
+            }
         }
+        Planned { runs, ..planned }
     }
-    tokens
 }
 
-/// Paths with their lengths in tokens.
+impl Planned {
+    /// What the scheduler does for every step.
+    pub fn assemble(&self, runs: &mut RunList) {
+        let branches: Vec<Branch> = (self.paths.iter())
+            .map(|(chunks, first)| Branch { chunks, first: *first, rows: self.rows_each, carry: None })
+            .collect();
+        assemble(&branches, runs);
+    }
+}
+
+/// Which slots each token of a drafted tree sees, level after level: those on its way and its own.
+fn ancestors(nodes: &[usize]) -> Vec<u64> {
+    let (mut masks, mut above): (Vec<u64>, Vec<u64>) = (Vec::new(), vec![0]);
+    for &n in nodes {
+        above = (0..n).map(|i| above[i * above.len() / n] | 1 << (masks.len() + i)).collect();
+        masks.extend(&above);
+    }
+    masks
+}
+
+/// Sequences as the nodes on their way.
+#[derive(Default)]
 struct Paths {
-    list: Vec<(Vec<ChunkId>, usize)>,
-    next: u32,
+    list: Vec<Vec<usize>>,
+    /// Of each node.
+    tokens: Vec<usize>,
+    /// A chunk is shared by the paths that agree on all of it: by the node of its last token, and where it lies.
+    ids: BTreeMap<(usize, usize), ChunkId>,
 }
 
 impl Paths {
-    /// `path` with fresh chunks for `tokens` more.
-    fn grow(&mut self, path: &[ChunkId], tokens: usize) -> Vec<ChunkId> {
-        let mut path = path.to_vec();
-        for _ in 0..tokens.div_ceil(CHUNK) {
-            path.push(ChunkId(self.next));
-            self.next += 1;
-        }
-        path
+    /// `path` with a fresh node of so many tokens.
+    fn grow(&mut self, path: &[usize], tokens: usize) -> Vec<usize> {
+        self.tokens.push(tokens);
+        path.iter().copied().chain([self.tokens.len() - 1]).collect()
     }
 
-    /// Adds a sequence that ends `tokens` after `path`, whose chunks are full.
-    fn end(&mut self, path: &[ChunkId], tokens: usize) {
-        let length = path.len() * CHUNK + tokens;
-        let path = self.grow(path, tokens);
-        self.list.push((path, length));
+    fn length(&self, path: &[usize]) -> usize {
+        path.iter().map(|&node| self.tokens[node]).sum()
     }
-}
 
-const D: usize = 128;
-const MHA: Heads = Heads { q: 32, kv: 32, dim: D };
-const GQA: Heads = Heads { q: 32, kv: 8, dim: D };
-const MQA: Heads = Heads { q: 16, kv: 1, dim: D };
-
-/// What is measured: all combinations, or a few that show the same.
-pub fn cases(full: bool) -> Vec<Case> {
-    let flat = |batch, shared, own, heads| Case { tree: Tree::Flat { batch, shared, own }, heads };
-    let with = |tree, heads| Case { tree, heads };
-    let mut cases = Vec::new();
-    if full {
-        for heads in [MHA, GQA, MQA] {
-            for batch in [1, 4, 8, 16, 32, 64] {
-                for shared in [0, 1024, 2048, 4096] {
-                    cases.extend([64, 256].map(|own| flat(batch, shared, own, heads)));
-                }
+    fn chunks(&mut self, path: &[usize]) -> Vec<ChunkId> {
+        let length = self.length(path);
+        let (mut node, mut end) = (0, self.tokens[path[0]]);
+        let mut chunks = Vec::new();
+        for depth in 0..length.div_ceil(CHUNK) {
+            let last = length.min((depth + 1) * CHUNK);
+            while end < last {
+                node += 1;
+                end += self.tokens[path[node]];
             }
+            let next = ChunkId(self.ids.len() as u32);
+            chunks.push(*self.ids.entry((path[node], depth)).or_insert(next));
         }
-    } else {
-        for (batch, shared, own) in
-            [(1, 0, 256), (1, 4096, 256), (8, 0, 256), (32, 0, 64), (8, 2048, 64), (32, 2048, 64), (32, 4096, 256)]
-        {
-            cases.push(flat(batch, shared, own, GQA));
-        }
-        cases.extend([flat(32, 2048, 64, MHA), flat(32, 2048, 64, MQA)]);
+        chunks
     }
-    for heads in if full { vec![MHA, GQA, MQA] } else { vec![GQA] } {
-        cases.push(with(Tree::TwoLevel { groups: 4, each: 8, own: 64 }, heads));
-        cases.push(with(Tree::Deep { depth: 6, edge: 256 }, heads));
-        cases.push(with(Tree::Prefill { batch: 1, shared: 1024, rows: 256 }, heads));
-        cases.push(with(Tree::Prefill { batch: 4, shared: 1024, rows: 64 }, heads));
-    }
-    cases
 }
+
+/// Head size unless a name says another.
+pub const D: usize = 128;
 
 #[cfg(test)]
 mod tests {
+    use super::super::cases;
     use super::*;
+
+    const GQA: Heads = Heads { q: 32, kv: 8, dim: D };
 
     #[test]
     fn trees_have_the_tokens_that_their_names_say() {
-        let check = |tree, rows, tokens, row_tokens| {
+        let check = |tree, rows, tokens, row_tokens, chunks| {
             let p = Case { tree, heads: GQA }.plan(None);
-            assert_eq!((p.rows, p.tokens, p.row_tokens), (rows, tokens, row_tokens), "{tree:?}");
-            assert_eq!(p.chunks, p.tokens.div_ceil(CHUNK), "{tree:?}");
+            assert_eq!((p.rows, p.tokens, p.row_tokens, p.chunks), (rows, tokens, row_tokens, chunks), "{tree:?}");
         };
-        check(Tree::Flat { batch: 32, shared: 2048, own: 64 }, 32, 2048 + 32 * 64, 32 * 2112);
-        check(Tree::Flat { batch: 1, shared: 0, own: 256 }, 1, 256, 256);
-        check(Tree::TwoLevel { groups: 4, each: 8, own: 64 }, 32, 1024 + 4 * 512 + 32 * 64, 32 * 1600);
-        check(Tree::Deep { depth: 3, edge: 128 }, 4, (1 + 2 + 4) * 128, 4 * 384);
-        check(Tree::Prefill { batch: 2, shared: 64, rows: 64 }, 128, 64 + 128, 2 * (64 * 64 + 64 * 65 / 2));
+        check(Tree::Flat { batch: 32, shared: 2048, own: 64 }, 32, 2048 + 32 * 64, 32 * 2112, 64);
+        check(Tree::Flat { batch: 32, shared: 2048, own: 0 }, 32, 2048, 32 * 2048, 32);
+        check(Tree::Flat { batch: 1, shared: 0, own: 256 }, 1, 256, 256, 4);
+        let levels = Tree::Levels { nodes: &[1, 4, 32], tokens: &[1024, 512, 64] };
+        check(levels, 32, 1024 + 4 * 512 + 32 * 64, 32 * 1600, 16 + 4 * 8 + 32);
+        // The nodes of 8 tokens lie in chunks that their children have copies of.
+        let ragged = Tree::Levels { nodes: &[1, 2, 4], tokens: &[64, 8, 56] };
+        check(ragged, 4, 64 + 2 * 8 + 4 * 56, 4 * 128, 1 + 4);
+        check(Tree::Comb { depth: 3, edge: 128, own: 10 }, 3, 3 * 138, 138 + 266 + 394, 3 * 2 + 3);
+        check(Tree::Prefill { batch: 2, shared: 64, rows: 64 }, 128, 64 + 128, 2 * (64 * 64 + 64 * 65 / 2), 3);
+        let draft = Tree::Draft { batch: 2, context: 128, nodes: &[1, 2, 4] };
+        check(draft, 14, 2 * (128 + 7), 2 * (7 * 128 + 1 + 2 * 2 + 4 * 3), 2 * 3);
+    }
+
+    #[test]
+    fn a_drafted_token_sees_its_ancestors() {
+        assert_eq!(ancestors(&[1, 2, 4]), [0b1, 0b11, 0b101, 0b1011, 0b10011, 0b10_0101, 0b100_0101]);
+        let planned = Case { tree: Tree::Draft { batch: 1, context: 64, nodes: &[1, 2, 4] }, heads: GQA }.plan(None);
+        let last = &planned.runs.runs[1];
+        assert_eq!((planned.runs.mask(last, 0, 4), last.place), (0b10011, 1));
     }
 
     #[test]
     fn the_unshared_form_is_the_same_attention() {
-        for case in cases(false) {
+        for case in cases::some() {
             let planned = case.plan(None);
             let unshared = planned.runs.unshared(planned.rows as u32);
             assert!(unshared.runs.iter().all(|run| run.rows.len() == 1), "{}", case.name());
@@ -205,12 +253,5 @@ mod tests {
                 assert_eq!(unshared, planned.runs, "{}", case.name());
             }
         }
-    }
-
-    #[test]
-    fn the_full_set_is_every_combination() {
-        let all = cases(true);
-        assert_eq!(all.len(), 3 * 6 * 4 * 2 + 3 * 4);
-        assert!(all.iter().any(Case::shares_nothing) && all.iter().any(Case::is_one_sequence));
     }
 }

@@ -58,6 +58,7 @@ Both measure the machine's limits in the same run and mark the run void if the m
 Examples:
   kvist bench attention
   kvist bench attention --full --json > attention.json
+  kvist bench attention --only 'heads 32/32' --python ~/venv/bin/python --threads 1
   kvist bench dense
   kvist bench engine --shape qwen2.5-0.5b
   kvist bench store --shape qwen2.5-0.5b --history 2048,4096
@@ -228,8 +229,22 @@ fn bench() -> Command {
                     Arg::new("full")
                         .long("full")
                         .action(ArgAction::SetTrue)
-                        .help("Every combination of batch, shared and own tokens and heads; long"),
-                    number("repeat", "Timed repetitions of each case [default: 9]"),
+                        .help("The standing set of trees with the heads of MHA, GQA and MQA, and other sizes; long"),
+                    Arg::new("only").long("only").value_name("TEXT").help("Cases with this in their names"),
+                    Arg::new("python")
+                        .long("python")
+                        .value_name("PATH")
+                        .help("A python with torch, whose attention runs in turns with ours")
+                        .value_hint(ValueHint::FilePath)
+                        .value_parser(value_parser!(PathBuf)),
+                    Arg::new("plots")
+                        .long("plots")
+                        .value_name("DIR")
+                        .conflicts_with("full")
+                        .help("Measure over batch, shared length and depth instead, and write plots there (SVG)")
+                        .value_hint(ValueHint::DirPath)
+                        .value_parser(value_parser!(PathBuf)),
+                    number("repeat", "Timed repetitions of each case [default: 7]"),
                 ])
                 .args(common.clone()),
         )
