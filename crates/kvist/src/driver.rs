@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvist_base::{AllResident, Clock, Executor, Micros, Residency, StepOutput};
+use kvist_base::{AllResident, Clock, Executor, Micros, Prepare, Residency, RowOutcome, StepOutput, StepPlan};
 use kvist_engine::{Effect, Engine, EngineConfig, Refusal, Request, RequestId};
 use kvist_server::Keeper;
 use kvist_store::StoreTier;
@@ -77,6 +77,32 @@ impl Driver {
             keeper.save(&mut self.engine, &*self.executor, end);
         }
         Some(Step { rows, logits, took: end - start })
+    }
+
+    /// Runs one step, if there is one, without computing it: chunks are made zero, all rows count as done, all logits are
+    /// zero. For measurements of what comes after a long prompt, whose time does not depend on what the KV says.
+    pub fn skim(&mut self) -> bool {
+        let Some(plan) = self.engine.plan(self.clock.now()) else { return false };
+        let mut prepare = plan.prepare.clone();
+        prepare.extend(plan.seals.iter().map(|seal| Prepare::Zero(seal.to)));
+        let mut wanted = 0;
+        let outcome = |logits: bool| {
+            wanted += u32::from(logits);
+            if logits { RowOutcome::Logits(wanted - 1) } else { RowOutcome::Done }
+        };
+        let outcomes: Vec<RowOutcome> = plan.rows.iter().map(|row| row.logits).map(outcome).collect();
+        let rowless = StepPlan { prepare, ..StepPlan::default() };
+        self.executor.step(&rowless, &AllResident, &mut self.output);
+        self.output.outcomes = outcomes;
+        self.output.logits.clear();
+        self.output.logits.resize(wanted as usize * self.executor.info().vocab, 0.0);
+        self.engine.complete(self.clock.now(), &self.output);
+        true
+    }
+
+    /// Forgets everything: the same executor under a new engine.
+    pub fn restart(&mut self, config: EngineConfig) {
+        self.engine = Engine::new(config, self.executor.info().clone());
     }
 
     pub fn take_effects(&mut self) -> Vec<Effect> {

@@ -96,6 +96,15 @@ impl Limits {
         (bytes / (self.bandwidth * 1e9)).max(flops / (self.peak * 1e9))
     }
 
+    /// Operations per second (1e9) with weights of so many bytes each: below 16 bits they are multiplied as integers.
+    pub fn peak_of(&self, weight_bytes: f64) -> f64 {
+        match weight_bytes {
+            2.0.. => self.peak,
+            1.0.. => self.integer_peaks[1],
+            _ => self.integer_peaks[0],
+        }
+    }
+
     pub fn is_valid(&self) -> bool {
         self.check() >= VALID
     }
@@ -191,6 +200,12 @@ mod tests {
         let limits = Limits { bandwidth: 10.0, peak: 100.0, ..Limits::unknown(Isa::Portable, 1) };
         assert_eq!(limits.floor(1e9, 1e9), 0.1);
         assert_eq!(limits.floor(1e9, 20e9), 0.2);
+    }
+
+    #[test]
+    fn weights_are_multiplied_at_the_peak_of_their_form() {
+        let limits = Limits { peak: 5.0, integer_peaks: [20.0, 10.0], ..Limits::unknown(Isa::Portable, 2) };
+        assert_eq!([4.0, 2.0, 1.0625, 0.82, 0.5625].map(|bytes| limits.peak_of(bytes)), [5.0, 5.0, 10.0, 20.0, 20.0]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, Dtype, LayerKind, RunList, 
 use kvist_kernels::{AttnPlan, AttnShape, Isa, KvPool, Pool, Queries, attend, bf16};
 use serde_json::{Value, json};
 
-use super::cases;
+use super::tree_cases;
 use super::figures::{Random, in_turns, median};
 use super::plot::{self, Line, Panel};
 use super::torch::{Beside, Torch};
@@ -312,7 +312,7 @@ pub fn verdict(measured: &[Measured]) -> String {
 
 /// Writes a picture of each sweep: time of a layer's attention with the tree and without, and the floor.
 pub fn plot(measured: &[Measured], limits: &Limits, folder: &Path) -> Result<()> {
-    for sweep in cases::sweeps() {
+    for sweep in tree_cases::sweeps() {
         let panel = |&heads: &Heads| {
             let points = |of: &dyn Fn(&Measured) -> f64| {
                 let point = |&(x, tree): &(f64, Tree)| {

@@ -1,126 +1,115 @@
-//! Which trees are measured.
+//! What `kvist bench engine` measures, and how llama.cpp is asked for the same.
 
-use super::trees::{Case, D, Heads, Tree};
+use kvist_base::CHUNK;
 
-const MHA: Heads = Heads { q: 32, kv: 32, dim: D };
-const GQA: Heads = Heads { q: 32, kv: 8, dim: D };
-const MQA: Heads = Heads { q: 16, kv: 1, dim: D };
+/// Tokens that each sequence of a decode case generates in a turn.
+pub const STEPS: usize = 32;
+/// Tokens below a shared prompt that each sequence has of its own: one, so that they part.
+pub const OWN: usize = 1;
+/// Rows of a step that is not computed.
+pub const SKIMMED_ROWS: usize = 4096;
+/// Tokens of the prompts of those who decode while another prompt arrives.
+pub const STREAM_PROMPT: usize = 128;
 
-/// The standing set: flat, levels, chains, fans, examples before questions, drafts, prompts.
-const STANDING: [Tree; 20] = [
-    Tree::Flat { batch: 1, shared: 0, own: 4096 },
-    Tree::Flat { batch: 8, shared: 0, own: 256 },
-    Tree::Flat { batch: 8, shared: 2048, own: 64 },
-    Tree::Flat { batch: 32, shared: 4096, own: 256 },
-    Tree::Flat { batch: 64, shared: 1024, own: 64 },
-    Tree::Levels { nodes: &[1, 4, 32], tokens: &[1024, 512, 64] },
-    Tree::Levels { nodes: &[1, 16, 64], tokens: &[1024, 256, 32] },
-    Tree::Levels { nodes: &[1, 3, 9, 27], tokens: &[512, 512, 512, 128] },
-    Tree::Levels { nodes: &[1, 2, 4, 8, 16, 32], tokens: &[256; 6] },
-    Tree::Comb { depth: 16, edge: 128, own: 64 },
-    Tree::Comb { depth: 64, edge: 64, own: 32 },
-    Tree::Levels { nodes: &[1, 256], tokens: &[1024, 16] },
-    Tree::Levels { nodes: &[1, 128], tokens: &[128, 128] },
-    Tree::Levels { nodes: &[1, 4, 16, 64], tokens: &[512, 256, 128, 32] },
-    Tree::Levels { nodes: &[1, 8, 128], tokens: &[2048, 256, 16] },
-    Tree::Levels { nodes: &[1, 4, 16, 64, 256, 1024], tokens: &[256, 8, 256, 64, 32, 256] },
-    Tree::Draft { batch: 1, context: 4096, nodes: &[1, 4, 8, 16] },
-    Tree::Draft { batch: 8, context: 1024, nodes: &[1, 2, 2, 2, 1] },
-    Tree::Prefill { batch: 1, shared: 0, rows: 512 },
-    Tree::Prefill { batch: 16, shared: 2048, rows: 16 },
-];
-
-/// Those with goals.
-const GOALS: [Case; 5] = [
-    Case { tree: Tree::Flat { batch: 32, shared: 2048, own: 0 }, heads: MHA },
-    Case { tree: Tree::Flat { batch: 32, shared: 2048, own: 64 }, heads: MHA },
-    Case { tree: Tree::Flat { batch: 32, shared: 0, own: 2048 }, heads: GQA },
-    Case { tree: Tree::Prefill { batch: 1, shared: 1024, rows: 256 }, heads: GQA },
-    Case { tree: Tree::Prefill { batch: 4, shared: 1024, rows: 64 }, heads: GQA },
-];
-
-/// The goals, where the tree cannot help, and one of each kind.
-pub fn some() -> Vec<Case> {
-    let mut cases = GOALS.to_vec();
-    let with = |tree| Case { tree, heads: GQA };
-    cases.extend(
-        [
-            Tree::Flat { batch: 1, shared: 0, own: 256 },
-            Tree::Flat { batch: 1, shared: 0, own: 4096 },
-            Tree::Flat { batch: 8, shared: 0, own: 256 },
-            Tree::Flat { batch: 32, shared: 0, own: 64 },
-        ]
-        .map(with),
-    );
-    cases.extend([3, 6, 8, 9, 13, 16].map(|i| with(STANDING[i])));
-    cases.push(Case { tree: Tree::Flat { batch: 32, shared: 2048, own: 64 }, heads: MQA });
-    cases
-}
-
-/// Those, the standing set with the heads of each kind of attention, and other sizes and groups of heads.
-pub fn all() -> Vec<Case> {
-    let mut cases = some();
-    for heads in [MQA, GQA, MHA] {
-        cases.extend(STANDING.map(|tree| Case { tree, heads }));
-    }
-    for (q, kv, dim) in [(32, 8, 64), (14, 2, 64), (9, 3, 64), (20, 4, 80), (32, 32, 96), (24, 8, 128), (8, 1, 256)] {
-        for tree in [Tree::Flat { batch: 16, shared: 1024, own: 64 }, Tree::Flat { batch: 8, shared: 0, own: 1024 }] {
-            cases.push(Case { tree, heads: Heads { q, kv, dim } });
-        }
-    }
-    let mut seen = Vec::new();
-    cases.retain(|case| {
-        !seen.contains(case) && {
-            seen.push(*case);
-            true
-        }
-    });
-    cases
-}
-
-/// What varies in a plot, the kinds of heads there, and for each of them the cases by what varies.
-pub struct Sweep {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Case {
     pub name: &'static str,
-    pub axis: &'static str,
-    pub heads: Vec<Heads>,
-    pub cases: Vec<(f64, Tree)>,
+    pub kind: Kind,
+    /// Only run with `--full`, or by its name.
+    pub long: bool,
 }
 
-impl Sweep {
-    pub fn all(&self) -> impl Iterator<Item = Case> {
-        self.heads.iter().flat_map(|&heads| self.cases.iter().map(move |&(_, tree)| Case { tree, heads }))
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A prompt of so many tokens, alone.
+    Prefill(usize),
+    /// Sequences decode together after prompts of so many tokens.
+    Decode { sequences: usize, prompt: usize, shared: bool },
+    /// A conversation whose history is in memory goes on with new tokens, up to the first token of the reply.
+    Turn { history: usize, new: usize },
+    /// A prompt arrives while sequences decode: the time between two tokens of theirs.
+    Arrival { streams: usize, prompt: usize },
+}
+
+const fn case(name: &'static str, kind: Kind, long: bool) -> Case {
+    Case { name, kind, long }
+}
+
+const fn decode(sequences: usize, prompt: usize, shared: bool) -> Kind {
+    Kind::Decode { sequences, prompt, shared }
+}
+
+pub const CASES: [Case; 11] = [
+    case("prefill-512", Kind::Prefill(512), false),
+    case("prefill-4096", Kind::Prefill(4096), true),
+    case("decode-1", decode(1, 1, false), false),
+    case("decode-1-at-4096", decode(1, 4096, false), true),
+    case("decode-1-at-16384", decode(1, 16_384, false), true),
+    case("decode-32-shared-1024", decode(32, 1024, true), false),
+    case("decode-32-shared-4096", decode(32, 4096, true), true),
+    case("decode-8-private-1024", decode(8, 1024, false), false),
+    case("decode-32-private-1024", decode(32, 1024, false), false),
+    case("turn-64-on-4096", Kind::Turn { history: 4096, new: 64 }, true),
+    case("arrival-8192-beside-4", Kind::Arrival { streams: 4, prompt: 8192 }, true),
+];
+
+pub fn names() -> [&'static str; CASES.len()] {
+    CASES.map(|case| case.name)
+}
+
+/// Tokens that a sequence generates at most: the first ones go on while the last prompts are skimmed.
+pub fn most_tokens(sequences: usize, prompt: usize) -> usize {
+    // The engine takes some steps to know what rows cost.
+    STEPS + sequences * prompt / (SKIMMED_ROWS / 2) + 16
+}
+
+impl Kind {
+    /// Tokens of the longest sequence.
+    pub fn longest(self) -> usize {
+        match self {
+            Kind::Prefill(tokens) => tokens + 1,
+            Kind::Decode { sequences, prompt, .. } => prompt + most_tokens(sequences, prompt),
+            Kind::Turn { history, new } => history + new + 1,
+            Kind::Arrival { prompt, .. } => prompt + 1,
+        }
     }
-}
 
-pub fn sweeps() -> Vec<Sweep> {
-    /// Levels of 2048 tokens in all, a binary tree as far as 32 leaves allow.
-    const DEPTHS: [(&[usize], &[usize]); 5] = [
-        (&[32], &[2048]),
-        (&[1, 32], &[1024; 2]),
-        (&[1, 8, 16, 32], &[512; 4]),
-        (&[1, 2, 4, 8, 16, 16, 32, 32], &[256; 8]),
-        (&[1, 1, 2, 2, 4, 4, 8, 8, 8, 16, 16, 16, 16, 32, 32, 32], &[128; 16]),
-    ];
-    let flat = |batch, shared| Tree::Flat { batch, shared, own: 64 };
-    let batches = [1, 2, 4, 8, 16, 32, 64];
-    let lengths = [256, 512, 1024, 2048, 4096, 8192, 16384];
-    let depths = DEPTHS.into_iter().map(|(nodes, tokens)| (nodes.len() as f64, Tree::Levels { nodes, tokens }));
-    let heads = vec![GQA, MHA];
-    vec![
-        Sweep {
-            name: "batch",
-            axis: "sequences, each on 2048 shared tokens + 64",
-            heads: heads.clone(),
-            cases: batches.map(|n| (n as f64, flat(n, 2048))).to_vec(),
-        },
-        Sweep {
-            name: "shared",
-            axis: "shared tokens, 32 sequences of 64 more each",
-            heads: heads.clone(),
-            cases: lengths.map(|n| (n as f64, flat(32, n))).to_vec(),
-        },
-        Sweep { name: "depth", axis: "levels of a tree of 32 paths of 2048 tokens", heads, cases: depths.collect() },
-    ]
+    /// Chunks of the pool that it takes, and as many open ones.
+    pub fn chunks(self) -> [u32; 2] {
+        let of = |tokens: usize| tokens.div_ceil(CHUNK) + 2;
+        let (chunks, open) = match self {
+            Kind::Decode { sequences, prompt, shared: true } => {
+                (of(prompt) + sequences * of(most_tokens(sequences, prompt)), sequences)
+            }
+            Kind::Decode { sequences, .. } => (sequences * of(self.longest()), sequences),
+            Kind::Prefill(_) | Kind::Turn { .. } => (of(self.longest()), 1),
+            // Those who decode go on until the prompt is there.
+            Kind::Arrival { streams, prompt } => (of(prompt) + streams * of(STREAM_PROMPT + prompt), streams + 1),
+        };
+        [chunks as u32, open as u32]
+    }
+
+    /// Arguments of `llama-bench` for the same, besides model and threads.
+    pub fn llama_bench(self) -> Option<[usize; 3]> {
+        match self {
+            Kind::Prefill(tokens) => Some([tokens, 0, 0]),
+            Kind::Decode { sequences: 1, prompt, .. } => Some([0, STEPS, if prompt > 1 { prompt } else { 0 }]),
+            Kind::Turn { history, new } => Some([new, 0, history]),
+            _ => None,
+        }
+    }
+
+    /// The same of `llama-batched-bench`. It computes the prompt once, and where nothing is shared copies its KV.
+    pub fn llama_batched_bench(self) -> Option<Vec<String>> {
+        let Kind::Decode { sequences: sequences @ 2.., prompt, shared } = self else { return None };
+        let cells =
+            if shared { prompt + sequences * STEPS } else { sequences * (prompt + STEPS).next_multiple_of(256) };
+        let (cells, prompt) = (cells.next_multiple_of(256).to_string(), prompt.to_string());
+        let (steps, sequences) = (STEPS.to_string(), sequences.to_string());
+        let unified = if shared { "-kvu" } else { "-no-kvu" };
+        let args = ["-pps", unified, "-c", &cells, "-npp", &prompt, "-ntg", &steps, "-npl", &sequences];
+        Some(args.map(str::to_owned).into())
+    }
 }
 
 #[cfg(test)]
@@ -128,26 +117,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sets_hold_what_they_should() {
-        let (some, all) = (some(), all());
-        assert!(GOALS.iter().all(|case| some.contains(case)) && some.iter().all(|case| all.contains(case)));
-        assert!(some.iter().any(Case::shares_nothing) && some.iter().any(Case::is_one_sequence));
-        for heads in [MQA, GQA, MHA] {
-            assert!(all.iter().filter(|case| case.heads == heads).count() >= 20);
+    fn names_say_what_is_measured_and_each_once() {
+        for (i, case) in CASES.iter().enumerate() {
+            assert!(CASES[..i].iter().all(|other| other.name != case.name && other.kind != case.kind));
+            let numbers: Vec<usize> = case.name.split('-').filter_map(|part| part.parse().ok()).collect();
+            let said = match case.kind {
+                Kind::Prefill(tokens) => vec![tokens],
+                Kind::Decode { sequences, prompt: 1, .. } => vec![sequences],
+                Kind::Decode { sequences, prompt, .. } => vec![sequences, prompt],
+                Kind::Turn { history, new } => vec![new, history],
+                Kind::Arrival { streams, prompt } => vec![prompt, streams],
+            };
+            assert_eq!(numbers, said);
         }
-        let mut names: Vec<String> = all.iter().map(Case::name).collect();
-        names.sort();
-        names.dedup();
-        assert_eq!(names.len(), all.len(), "a name says which case it is");
     }
 
     #[test]
-    fn paths_of_the_depth_sweep_are_of_one_length() {
-        for sweep in sweeps().iter().filter(|sweep| sweep.name == "depth") {
-            for &(levels, tree) in &sweep.cases {
-                let planned = Case { tree, heads: GQA }.plan(None);
-                assert_eq!((planned.rows, planned.row_tokens), (32, 32 * 2048), "{levels} levels");
-            }
+    fn peers_are_asked_for_the_same() {
+        let of = |name: &str| CASES.iter().find(|case| case.name == name).unwrap().kind;
+        assert_eq!(of("prefill-512").llama_bench(), Some([512, 0, 0]));
+        assert_eq!(of("decode-1").llama_bench(), Some([0, STEPS, 0]));
+        assert_eq!(of("decode-1-at-4096").llama_bench(), Some([0, STEPS, 4096]));
+        assert_eq!(of("turn-64-on-4096").llama_bench(), Some([64, 0, 4096]));
+        let batched = |name: &str| of(name).llama_batched_bench().map(|args| args.join(" "));
+        let shared = "-pps -kvu -c 2048 -npp 1024 -ntg 32 -npl 32";
+        assert_eq!(batched("decode-32-shared-1024").as_deref(), Some(shared));
+        let private = "-pps -no-kvu -c 10240 -npp 1024 -ntg 32 -npl 8";
+        assert_eq!(batched("decode-8-private-1024").as_deref(), Some(private));
+        for case in CASES.iter().filter(|case| !matches!(case.kind, Kind::Arrival { .. })) {
+            assert!(case.kind.llama_bench().is_some() != case.kind.llama_batched_bench().is_some(), "{}", case.name);
         }
     }
 }

@@ -10,8 +10,11 @@ use super::figures::{Random, in_turns, median};
 use crate::failure::{Failure, Result};
 use crate::limits::{Limits, Probe};
 use crate::progress::Progress;
+use crate::size::count;
 
-pub const ROWS: [usize; 4] = [1, 8, 32, 512];
+pub const ROWS: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 512];
+/// Rows that are multiplied one by one for the figure beside ours, at most: each takes as long as the first.
+const ALONE: usize = 4;
 /// Copies of a matrix take this much, so that it comes from memory and not from a cache, as in a model.
 const FOOTPRINT: usize = 128 << 20;
 /// Where arithmetic takes the time, it does not matter where the bytes come from, and fewer copies do.
@@ -63,6 +66,8 @@ pub struct Measured {
     pub rows: usize,
     /// Of one product, activations quantised where the form wants it.
     pub seconds: Vec<f64>,
+    /// The same with each row by itself, so that the weights are read for every one of them.
+    pub alone: Vec<f64>,
     /// Bytes to be read and written, operations to be done, at least.
     pub bytes: f64,
     pub ops: f64,
@@ -152,47 +157,53 @@ fn measure(shape: &Shape, repeat: usize, footprint: usize, isa: Isa, pool: &Pool
     let mut all = Vec::new();
     for rows in ROWS {
         // Logits are wanted of a few rows only.
-        if shape.matrix == "logits" && rows > 32 {
+        if shape.matrix == "logits" && rows > 64 {
             continue;
         }
         let x: Vec<u16> = (0..rows * shape.k).map(|_| bf16::from_f32(random.unit())).collect();
         let flops = 2.0 * (rows * shape.n * shape.k) as f64;
         let used = |copies: &[Packed]| copies.len().min((MOST_FLOPS / flops) as usize).max(1);
-        let product = |copies: &[Packed], quant: &mut QuantRows, y: &mut [f32]| {
+        let alone = rows.min(ALONE);
+        // `calls` products of `rows` rows each.
+        let product = |copies: &[Packed], rows: usize, calls: usize, quant: &mut QuantRows, y: &mut [f32]| {
             for w in &copies[..used(copies)] {
-                match w {
-                    Packed::Bf16(w) => matmul(isa, pool, &x, rows, w, y, false),
-                    Packed::Quant(w) => {
-                        quant.set_bf16(isa, pool, &x, shape.k);
-                        matmul_quant(isa, pool, quant, w, y, shape.n, false);
+                for call in 0..calls {
+                    let x = &x[call * rows * shape.k..(call + 1) * rows * shape.k];
+                    let y = &mut y[call * rows * shape.n..(call + 1) * rows * shape.n];
+                    match w {
+                        Packed::Bf16(w) => matmul(isa, pool, x, rows, w, y, false),
+                        Packed::Quant(w) => {
+                            quant.set_bf16(isa, pool, x, shape.k);
+                            matmul_quant(isa, pool, quant, w, y, shape.n, false);
+                        }
                     }
                 }
             }
         };
         let mut works: Vec<Box<dyn FnMut()>> = Vec::new();
         for (_, copies) in &weights {
-            let (mut quant, mut y) = (QuantRows::new(), vec![0.0; rows * shape.n]);
-            let product = &product;
-            works.push(Box::new(move || product(copies, &mut quant, &mut y)));
+            for (rows, calls) in [(rows, 1), (1, alone)] {
+                let (mut quant, mut y) = (QuantRows::new(), vec![0.0; rows * calls * shape.n]);
+                let product = &product;
+                works.push(Box::new(move || product(copies, rows, calls, &mut quant, &mut y)));
+            }
         }
         let mut works: Vec<&mut dyn FnMut()> = works.iter_mut().map(|work| &mut **work as &mut dyn FnMut()).collect();
         let times = in_turns(repeat, &mut works);
-        for ((form, copies), times) in weights.iter().zip(times) {
-            let seconds = times.into_iter().map(|t| t / used(copies) as f64).collect();
+        for ((form, copies), times) in weights.iter().zip(times.as_chunks::<2>().0) {
+            let each = |times: &[f64], by: f64| times.iter().map(|t| t * by / used(copies) as f64).collect();
+            let (seconds, alone) = (each(&times[0], 1.0), each(&times[1], rows as f64 / alone as f64));
             let bytes = (copies[0].bytes() + rows * (2 * shape.k + 4 * shape.n)) as f64;
-            all.push(Measured { shape: *shape, form: *form, rows, seconds, bytes, ops: flops });
+            all.push(Measured { shape: *shape, form: *form, rows, seconds, alone, bytes, ops: flops });
         }
     }
     Ok(all)
 }
 
-/// For people: a layer's matrices together, and the logits; time and share of the floor for each number of rows.
+/// For people: a layer's matrices together, and the logits: time for each number of rows, how much longer it takes row
+/// by row, and the share of the floor.
 pub fn table(measured: &[Measured], limits: &Limits) -> String {
-    let mut out = format!("{:<30}", "");
-    for rows in ROWS {
-        let _ = write!(out, "{:>20}", if rows == 1 { "1 row".into() } else { format!("{rows} rows") });
-    }
-    out.push('\n');
+    let mut out = format!("{:<38}{:>12}{:>12}{:>8}{:>8}\n", "", "time", "row by row", "gain", "floor");
     let mut models: Vec<&str> = measured.iter().map(|m| m.shape.model).collect();
     models.dedup();
     for model in models {
@@ -202,16 +213,18 @@ pub fn table(measured: &[Measured], limits: &Limits) -> String {
             let matrices = |form: Form| here.iter().filter(|m| m.form == form && m.rows == 1).count();
             // Of a layer whose rows are not whole blocks there is no whole.
             for form in forms().filter(|&form| matrices(form) > 0 && matrices(form) == matrices(None)) {
-                let _ = write!(out, "{:<30}", format!("{model}, {part}, {}", name(form)));
                 for rows in ROWS {
-                    let of = || here.iter().filter(|m| m.form == form && m.rows == rows);
-                    let time: f64 = of().map(|m| m.median()).sum();
-                    let floor: f64 = of().map(|m| m.floor(limits)).sum();
+                    let of = |value: &dyn Fn(&Measured) -> f64| {
+                        here.iter().filter(|m| m.form == form && m.rows == rows).map(|m| value(m)).sum::<f64>()
+                    };
+                    let (time, alone) = (of(&Measured::median), of(&|m| median(&m.alone)));
                     if time > 0.0 {
-                        let _ = write!(out, "{:>12.1} us {:>3.0} %", time * 1e6, 100.0 * floor / time);
+                        let name = format!("{model}, {part}, {}, {}", name(form), count(rows, "row"));
+                        let (gain, share) = (alone / time, 100.0 * of(&|m| m.floor(limits)) / time);
+                        let (time, alone) = (time * 1e6, alone * 1e6);
+                        let _ = writeln!(out, "{name:<38}{time:>9.0} us{alone:>9.0} us{gain:>7.2}x{share:>6.0} %");
                     }
                 }
-                out.push('\n');
             }
         }
     }
@@ -234,6 +247,7 @@ pub fn json(measured: &[Measured], limits: &Limits) -> Value {
             "form": name(m.form),
             "seconds": m.seconds,
             "median_seconds": m.median(),
+            "row_by_row_seconds": m.alone,
             "bytes": m.bytes,
             "operations": m.ops,
             "floor_seconds": m.floor(limits),
@@ -262,8 +276,9 @@ mod tests {
         assert_eq!(q4.floor(&limits), q4.ops / 3e9);
         assert!(all.iter().all(|m| m.median() > 0.0 && m.seconds.len() == 1));
         let table = table(&all, &limits);
+        assert!(all.iter().all(|m| m.alone.len() == 1 && m.alone[0] > 0.0));
         assert!(
-            table.contains("small, layer, Q4_0") && !table.contains("Q4_K") && !table.contains("logits,"),
+            table.contains("small, layer, Q4_0, 64 rows") && !table.contains("Q4_K") && !table.contains("logits,"),
             "{table}"
         );
         assert_eq!(json(&all, &limits)["cases"][0]["form"], "bf16");

@@ -1,49 +1,52 @@
-//! `kvist bench engine`: what engine and executor reach, beside what the machine's bandwidth and arithmetic allow.
+//! `kvist bench engine`: what engine and executor reach, beside what the machine's bandwidth and arithmetic allow, and
+//! beside llama.cpp.
 
-use kvist_base::TokenId;
+use kvist_base::Codec;
 use kvist_model::Config;
 use serde_json::{Value, json};
 
-use super::workload::{Decoded, Single, Workload};
+use super::cases::{Case, Kind};
+use super::figures::median;
+use super::peer::Peers;
+use super::workload::{Arrival, Single, Workload};
 use crate::failure::Result;
 use crate::limits::{Limits, Probe};
 use crate::progress::Progress;
 
-pub struct Options {
-    pub seconds: f64,
-    /// Tokens of the prompt that is computed alone.
-    pub prefill: usize,
-    /// Tokens of the prompts in a batch.
-    pub batch_prompt: usize,
+/// What is measured, and beside what.
+pub struct Subject<'a> {
+    pub config: &'a Config,
+    pub codec: Codec,
+    /// Of the weights in memory.
+    pub bytes: u64,
+    pub peers: Option<Peers>,
 }
 
-pub const BATCHES: [usize; 2] = [8, 32];
-/// What every prompt of a batch has of its own below the shared one.
-const OWN: usize = 16;
-/// Tokens of the reply and of the user's next message in the second turn.
-const REPLY: usize = 32;
-const MESSAGE: usize = 32;
-const PREFILL_RUNS: usize = 3;
-
-/// A figure that is to be set beside its limit.
-pub struct Line {
-    pub name: String,
-    pub unit: &'static str,
-    /// Units that were done in `seconds`.
-    pub count: f64,
-    pub seconds: f64,
+/// One case's figures.
+pub struct Figure {
+    case: Case,
+    /// Tokens of a prompt or a step.
+    tokens: usize,
+    /// Seconds that they took in each turn; of [`Kind::Arrival`] those of the prompt.
+    ours: Vec<f64>,
+    theirs: Vec<f64>,
     work: Work,
+    arrivals: Vec<Arrival>,
     details: Value,
 }
 
-impl Line {
-    pub fn value(&self) -> f64 {
-        self.count / self.seconds
+impl Figure {
+    fn rate(&self) -> f64 {
+        self.tokens as f64 / median(&self.ours)
     }
 
-    /// The value if only bandwidth or arithmetic took time.
-    pub fn limit(&self, limits: &Limits) -> f64 {
-        self.count / self.work.floor(limits)
+    /// The rate if only bandwidth or arithmetic took time.
+    fn limit(&self, limits: &Limits) -> f64 {
+        self.tokens as f64 / self.work.floor(limits)
+    }
+
+    fn peer(&self) -> Option<f64> {
+        (!self.theirs.is_empty()).then(|| self.tokens as f64 / median(&self.theirs))
     }
 }
 
@@ -55,15 +58,14 @@ struct Work {
     dense: f64,
     /// Operations of attention.
     attention: f64,
-    /// Bytes of a weight.
+    /// Bytes of a parameter.
     weights: f64,
 }
 
 impl Work {
     /// `rows` tokens, `logits` of them with logits, attending to `attended` tokens in all and reading `kv` bytes.
-    ///
-    /// `weights`: bytes of a parameter.
-    fn new(config: &Config, weights: f64, rows: usize, logits: usize, attended: f64, kv: u64) -> Work {
+    fn new(subject: &Subject, rows: usize, logits: usize, attended: f64, kv: u64) -> Work {
+        let (config, weights) = (subject.config, subject.bytes as f64 / subject.config.parameters() as f64);
         let table = config.vocab * config.hidden;
         // The embedding table is looked up, not multiplied; where it is also the output, it is.
         let inner = config.parameters() as f64 - table as f64 * if config.tied { 1.0 } else { 2.0 };
@@ -77,181 +79,185 @@ impl Work {
         }
     }
 
+    /// Tokens `[from, to)` of one prompt, logits for the last.
+    fn of_prompt(subject: &Subject, from: usize, to: usize) -> Work {
+        let attended: usize = (from..to).map(|position| position + 1).sum();
+        let kv = from * subject.config.layout_of(subject.codec).token_bytes();
+        Work::new(subject, to - from, 1, attended as f64, kv as u64)
+    }
+
     /// Seconds if only bandwidth or arithmetic took time. Weights of less than 16 bits are multiplied as integers.
     fn floor(&self, limits: &Limits) -> f64 {
-        let peak = match self.weights {
-            2.0.. => limits.peak,
-            1.0.. => limits.integer_peaks[1],
-            _ => limits.integer_peaks[0],
-        };
-        limits.floor(self.bytes, self.dense * (limits.peak / peak) + self.attention)
+        limits.floor(self.bytes, self.dense * (limits.peak / limits.peak_of(self.weights)) + self.attention)
     }
 }
 
-/// `bytes`: of the weights in memory.
+/// Measures every case `turns` times, in turns with those beside it.
 pub fn run(
     work: &mut Workload,
-    config: &Config,
-    bytes: u64,
+    cases: &[Case],
+    turns: usize,
+    subject: &Subject,
     probe: &mut Probe,
-    options: &Options,
-) -> Result<Vec<Line>> {
-    let weights = bytes as f64 / config.parameters() as f64;
+) -> Result<Vec<Figure>> {
     let progress = Progress::new("measuring:");
-    let note = |what: &str| progress.note(what);
-    probe.look();
-    let mut lines = vec![prefill(work, config, weights, options.prefill, &note)?];
-    probe.look();
-    lines.extend(second_turn(work, config, weights, options.prefill, &note)?);
-    probe.look();
-    let alone = vec![work.tokens(options.batch_prompt)];
-    let decoded = work.decode(&alone, options.seconds, &note)?;
-    lines.push(decode_line("decode, 1 sequence", 1, decoded, config, weights));
-    for batch in BATCHES {
-        probe.look();
-        let root = work.tokens(options.batch_prompt - OWN);
-        let shared: Vec<Vec<TokenId>> = (0..batch).map(|_| [root.clone(), work.tokens(OWN)].concat()).collect();
-        let decoded = work.decode(&shared, options.seconds, &note)?;
-        lines.push(decode_line(&format!("decode, {batch} sequences, shared prompt"), batch, decoded, config, weights));
-        probe.look();
-        let private: Vec<Vec<TokenId>> = (0..batch).map(|_| work.tokens(options.batch_prompt)).collect();
-        let decoded = work.decode(&private, options.seconds, &note)?;
-        lines.push(decode_line(
-            &format!("decode, {batch} sequences, private prompts"),
-            batch,
-            decoded,
-            config,
-            weights,
-        ));
+    let mut figures: Vec<Figure> = Vec::new();
+    for case in cases {
+        let mut all: Option<Figure> = None;
+        for turn in 1..=turns {
+            probe.look();
+            progress.note(&format!("{}, {turn} of {turns}", case.name));
+            let mut now = measure(work, *case, subject)?;
+            progress.note(&format!("{}, {turn} of {turns}, llama.cpp", case.name));
+            let rate = subject.peers.as_ref().map_or(Ok(None), |peers| peers.measure(case.kind))?;
+            now.theirs.extend(rate.map(|rate| now.tokens as f64 / rate));
+            match &mut all {
+                None => all = Some(now),
+                Some(all) => {
+                    all.ours.append(&mut now.ours);
+                    all.theirs.append(&mut now.theirs);
+                    all.arrivals.append(&mut now.arrivals);
+                }
+            }
+        }
+        figures.extend(all);
     }
-    Ok(lines)
+    Ok(figures)
 }
 
-fn prefill(work: &mut Workload, config: &Config, weights: f64, tokens: usize, note: &dyn Fn(&str)) -> Result<Line> {
-    let mut times = Vec::new();
-    for _ in 0..PREFILL_RUNS {
-        note(&format!("prefill of {tokens} tokens"));
-        let mut prompt = work.tokens(tokens);
-        times.push(work.single(&mut prompt, 1)?.first as f64 / 1e6);
-    }
-    Ok(Line {
-        name: format!("prefill, {tokens} tokens"),
-        unit: "tok/s",
-        count: tokens as f64,
-        seconds: super::figures::median(&times),
-        work: prompt_work(config, weights, 0, tokens),
-        details: json!({"tokens": tokens, "runs_seconds": times}),
+fn measure(work: &mut Workload, case: Case, subject: &Subject) -> Result<Figure> {
+    let figure = |tokens: usize, seconds: f64, work: Work, details: Value| Figure {
+        case,
+        tokens,
+        ours: vec![seconds],
+        theirs: Vec::new(),
+        work,
+        arrivals: Vec::new(),
+        details,
+    };
+    let single = |one: Single| {
+        let details = json!({"prompt_tokens": one.prompt, "cached_tokens": one.cached});
+        let work = Work::of_prompt(subject, one.cached, one.prompt);
+        figure(one.prompt - one.cached, one.first as f64 / 1e6, work, details)
+    };
+    Ok(match case.kind {
+        Kind::Prefill(tokens) => single(work.prefill(tokens)?),
+        Kind::Turn { history, new } => single(work.turn(history, new)?),
+        Kind::Decode { sequences, prompt, shared } => {
+            let decoded = work.decode(sequences, prompt, shared)?;
+            let attended = decoded.depth * sequences as f64;
+            let details = json!({
+                "sequences": sequences,
+                "steps": decoded.steps,
+                "kv_bytes_per_step": decoded.kv_bytes,
+                "kv_bytes_per_step_unshared": decoded.kv_bytes_unshared,
+                "attended_tokens_per_sequence": decoded.depth,
+            });
+            let work = Work::new(subject, sequences, sequences, attended, decoded.kv_bytes);
+            figure(sequences, decoded.step / 1e6, work, details)
+        }
+        Kind::Arrival { streams, prompt } => {
+            let arrival = work.arrival(streams, prompt)?;
+            let details = json!({"streams": streams, "prompt_tokens": prompt});
+            let seconds = arrival.first as f64 / 1e6;
+            let figure = figure(prompt, seconds, Work::of_prompt(subject, 0, prompt), details);
+            Figure { arrivals: vec![arrival], ..figure }
+        }
     })
 }
 
-/// Tokens `[from, to)` of one prompt, logits for the last.
-fn prompt_work(config: &Config, weights: f64, from: usize, to: usize) -> Work {
-    let attended: usize = (from..to).map(|position| position + 1).sum();
-    Work::new(config, weights, to - from, 1, attended as f64, 0)
-}
-
-/// Time to the first token of a conversation's first turn, cold, and of its second, warm.
-fn second_turn(
-    work: &mut Workload,
-    config: &Config,
-    weights: f64,
-    tokens: usize,
-    note: &dyn Fn(&str),
-) -> Result<[Line; 2]> {
-    note("two turns of a conversation");
-    let mut conversation = work.tokens(tokens);
-    let first = work.single(&mut conversation, REPLY as u32)?;
-    conversation.extend(work.tokens(MESSAGE));
-    let second = work.single(&mut conversation, 1)?;
-    let line = |name: String, turn: Single| Line {
-        name,
-        // A rate, so that more is better in every line.
-        unit: "1/s",
-        count: 1.0,
-        seconds: turn.first as f64 / 1e6,
-        work: prompt_work(config, weights, turn.cached, turn.prompt),
-        details: json!({"prompt_tokens": turn.prompt, "cached_tokens": turn.cached}),
-    };
-    let millis = |turn: Single| format!("{:.1} ms", turn.first as f64 / 1e3);
-    let cached = format!("{} of {} cached", second.cached, second.prompt);
-    Ok([
-        line(format!("first token, cold: {}", millis(first)), first),
-        line(format!("first token of turn 2, {cached}: {}", millis(second)), second),
-    ])
-}
-
-fn decode_line(name: &str, batch: usize, decoded: Decoded, config: &Config, weights: f64) -> Line {
-    let attended = decoded.depth * batch as f64;
-    Line {
-        name: name.to_owned(),
-        unit: "tok/s",
-        count: batch as f64,
-        seconds: decoded.step / 1e6,
-        work: Work::new(config, weights, batch, batch, attended, decoded.kv_bytes),
-        details: json!({
-            "sequences": batch,
-            "steps": decoded.steps,
-            "kv_bytes_per_step": decoded.kv_bytes,
-            "kv_bytes_per_step_unshared": decoded.kv_bytes_unshared,
-            "attended_tokens_per_sequence": decoded.depth,
-        }),
+/// For people: every figure with its limit, the share of it, and llama.cpp's.
+pub fn table(figures: &[Figure], limits: &Limits) -> String {
+    let beside = figures.iter().any(|figure| figure.peer().is_some());
+    let mut out = format!("{:<24}{:>10}{:>12}{:>12}{:>8}", "", "tok/s", "ms", "limit", "share");
+    out += if beside { "   llama.cpp   ratio\n" } else { "\n" };
+    for figure in figures {
+        let (rate, limit) = (figure.rate(), figure.limit(limits));
+        let (millis, share) = (1e3 * median(&figure.ours), 100.0 * rate / limit);
+        out += &format!("{:<24}{rate:>10.1}{millis:>12.1}{limit:>12.1}{share:>6.0} %", figure.case.name);
+        if let Some(peer) = figure.peer() {
+            out += &format!("{peer:>12.1}{:>7.2}x", rate / peer);
+        }
+        out.push('\n');
     }
-}
-
-/// For people: every figure with its limit and the share of it.
-pub fn table(lines: &[Line], limits: &Limits) -> String {
-    let width = lines.iter().map(|line| line.name.len()).max().unwrap_or(0);
-    let mut out = format!("{:<width$}{:>14}{:>14}{:>9}\n", "", "reached", "limit", "share");
-    for line in lines {
-        let with_unit = |value: f64| format!("{value:.1} {}", line.unit);
-        out += &format!(
-            "{:<width$}{:>14}{:>14}{:>7.0} %\n",
-            line.name,
-            with_unit(line.value()),
-            with_unit(line.limit(limits)),
-            100.0 * line.value() / line.limit(limits)
-        );
+    for figure in figures {
+        for arrival in &figure.arrivals {
+            let millis = |micros: u64| micros as f64 / 1e3;
+            out += &format!(
+                "{}: {:.0} ms between tokens wanted; {:.0} at the median, {:.0} at p99 ({:.2} of what is wanted), {:.0} \
+                 at most, of {}\n",
+                figure.case.name,
+                millis(arrival.target),
+                millis(arrival.percentile(0.5)),
+                millis(arrival.percentile(0.99)),
+                arrival.percentile(0.99) as f64 / arrival.target as f64,
+                millis(arrival.percentile(1.0)),
+                arrival.latencies.len()
+            );
+        }
     }
-    if limits.is_valid() && lines.iter().any(|line| line.value() > line.limit(limits)) {
+    if limits.is_valid() && figures.iter().any(|figure| figure.rate() > figure.limit(limits)) {
         out += "Above 100 %: the weights fit into a cache, which is faster than memory.\n";
     }
     out
 }
 
-pub fn json(lines: &[Line], limits: &Limits) -> Value {
-    let entry = |line: &Line| {
+pub fn json(figures: &[Figure], limits: &Limits) -> Value {
+    let arrival = |arrival: &Arrival| {
         json!({
-            "name": line.name,
-            "unit": line.unit,
-            "value": line.value(),
-            "limit": line.limit(limits),
-            "share_of_limit": line.value() / line.limit(limits),
-            "count": line.count,
-            "seconds": line.seconds,
-            "bytes": line.work.bytes,
-            "flops": line.work.dense + line.work.attention,
-            "details": line.details,
+            "itl_target_us": arrival.target,
+            "itl_p50_us": arrival.percentile(0.5),
+            "itl_p99_us": arrival.percentile(0.99),
+            "itl_max_us": arrival.percentile(1.0),
+            "steps": arrival.latencies.len(),
+            "prompt_us": arrival.first,
         })
     };
-    lines.iter().map(entry).collect()
+    let entry = |figure: &Figure| {
+        let floor = figure.work.floor(limits);
+        let peer = figure
+            .peer()
+            .map(|peer| json!({"seconds": figure.theirs, "tokens_per_second": peer, "ratio": figure.rate() / peer}));
+        json!({
+            "case": figure.case.name,
+            "tokens": figure.tokens,
+            "seconds": figure.ours,
+            "median_seconds": median(&figure.ours),
+            "tokens_per_second": figure.rate(),
+            "floor_seconds": floor,
+            "share_of_floor": floor / median(&figure.ours),
+            "bytes": figure.work.bytes,
+            "dense_operations": figure.work.dense,
+            "attention_operations": figure.work.attention,
+            "llama_cpp": peer,
+            "arrivals": figure.arrivals.iter().map(arrival).collect::<Vec<_>>(),
+            "details": figure.details,
+        })
+    };
+    figures.iter().map(entry).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::cases::CASES;
     use super::*;
+    use kvist_base::Dtype;
     use kvist_kernels::Isa;
     use kvist_model::shapes;
 
+    const CODEC: Codec = Codec::Dense(Dtype::Bf16);
+
     #[test]
     fn floors_follow_from_bytes_and_arithmetic() {
-        let config = shapes::by_name("llama-3.2-1b").unwrap();
-        let decode = Work::new(&config, 2.0, 1, 1, 0.0, 0);
+        let config = &shapes::by_name("llama-3.2-1b").unwrap();
+        let subject = Subject { config, codec: CODEC, bytes: 2 * config.parameters(), peers: None };
+        let decode = Work::new(&subject, 1, 1, 0.0, 0);
         let weights = 1_235_814_400.0;
         assert_eq!((decode.bytes, decode.dense), (2.0 * weights, 2.0 * weights));
-        let kv = Work::new(&config, 2.0, 1, 1, 100.0, 100 * (32 << 10));
+        let kv = Work::new(&subject, 1, 1, 100.0, 100 * (32 << 10));
         assert_eq!(kv.bytes - decode.bytes, 100.0 * 32768.0);
         assert_eq!(kv.attention, 4.0 * 16.0 * 2048.0 * 100.0);
-        let prompt = prompt_work(&config, 2.0, 0, 1024);
+        let prompt = Work::of_prompt(&subject, 0, 1024);
         let inner = weights - 128_256.0 * 2048.0;
         let attention = 4.0 * 16.0 * 2048.0 * (1024.0 * 1025.0 / 2.0);
         assert_eq!(prompt.dense, 2.0 * (inner * 1024.0 + 128_256.0 * 2048.0));
@@ -259,5 +265,29 @@ mod tests {
         let limits = Limits { integer_peaks: [4.0, 1.0], ..Limits::unknown(Isa::Portable, 1) };
         let q4 = Work { weights: 0.6, ..prompt };
         assert_eq!(q4.floor(&limits), (prompt.dense / 4.0 + attention) / 1e9);
+        let turn = Work::of_prompt(&subject, 4096, 4160);
+        assert_eq!(turn.bytes - decode.bytes, 4096.0 * 32768.0);
+    }
+
+    #[test]
+    fn tables_have_the_medians_and_their_ratio() {
+        let config = &shapes::by_name("llama-3.2-1b").unwrap();
+        let subject = Subject { config, codec: CODEC, bytes: 2 * config.parameters(), peers: None };
+        let arrival = Arrival { target: 100_000, latencies: (1..=200).map(|i| i * 1000).collect(), first: 1 };
+        assert_eq!([0.0, 0.5, 0.99, 1.0].map(|share| arrival.percentile(share)), [1000, 101_000, 199_000, 200_000]);
+        let figure = Figure {
+            case: CASES[0],
+            tokens: 10,
+            ours: vec![9.0, 4.0, 1.0],
+            theirs: vec![8.0, 8.0, 50.0],
+            work: Work::of_prompt(&subject, 0, 10),
+            arrivals: vec![arrival],
+            details: Value::Null,
+        };
+        let limits = Limits::unknown(Isa::Portable, 1);
+        let table = table(std::slice::from_ref(&figure), &limits);
+        assert!(table.contains("2.00x") && table.contains("(1.99 of what is wanted)"), "{table}");
+        let json = json(&[figure], &limits);
+        assert_eq!((&json[0]["llama_cpp"]["ratio"], &json[0]["median_seconds"]), (&2.0.into(), &4.0.into()));
     }
 }

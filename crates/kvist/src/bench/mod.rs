@@ -9,10 +9,11 @@ mod peer;
 mod plot;
 mod store;
 mod torch;
+mod tree_cases;
 mod trees;
 mod workload;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::ArgMatches;
@@ -24,8 +25,8 @@ use serde_json::{Value, json};
 use crate::driver::Driver;
 use crate::failure::{Failure, Result};
 use crate::limits::{Limits, Probe};
-use crate::progress::Progress;
 use crate::{load, machine, model, say};
+pub use cases::names as engine_cases;
 pub use figures::median;
 
 pub fn run(matches: &ArgMatches) -> Result<()> {
@@ -51,9 +52,9 @@ fn bench_attention(matches: &ArgMatches) -> Result<()> {
     let options = attention::Options { repeat, isa, threads };
     let plots = matches.get_one::<PathBuf>("plots");
     let mut cases = match plots {
-        Some(_) => cases::sweeps().iter().flat_map(cases::Sweep::all).collect(),
-        None if matches.get_flag("full") => cases::all(),
-        None => cases::some(),
+        Some(_) => tree_cases::sweeps().iter().flat_map(tree_cases::Sweep::all).collect(),
+        None if matches.get_flag("full") => tree_cases::all(),
+        None => tree_cases::some(),
     };
     if let Some(only) = matches.get_one::<String>("only") {
         cases.retain(|case| case.name().contains(only.as_str()));
@@ -105,69 +106,74 @@ fn bench_engine(matches: &ArgMatches) -> Result<()> {
         "embedded" => model::choose(file, form)?,
         shape => model::random(shape, form)?,
     };
-    let peer = matches.get_one::<PathBuf>("llama-bench");
-    let gguf = chosen.place().filter(|place| place.ends_with(".gguf"));
-    if peer.is_some() && gguf.is_none() {
-        return Err(Failure::usage("--llama-bench: the model is no GGUF file", "--model FILE.gguf"));
-    }
-    let prompt = |default: usize| matches.get_one::<u32>("prompt-tokens").map_or(default, |&n| n as usize);
-    let options = engine::Options {
-        seconds: f64::from(*matches.get_one::<f32>("seconds").unwrap_or(&5.0)),
-        prefill: prompt(1024),
-        batch_prompt: prompt(256),
-    };
-    let longest = options.prefill.max(options.batch_prompt) + workload::MOST_TOKENS;
-    if longest > chosen.config.context {
-        let most = chosen.config.context - workload::MOST_TOKENS;
-        return Err(Failure::usage("the prompt does not fit the model's context", format!("--prompt-tokens {most}")));
-    }
-    let batch = engine::BATCHES.into_iter().max().unwrap_or(1);
-    let chunks = workload::chunks_for(batch, options.batch_prompt).max(workload::chunks_for(1, options.prefill));
+    let cases = chosen_cases(matches, chosen.config.context)?;
     let codec = load::codec(matches.get_one::<String>("kv-type").map_or("bf16", String::as_str));
+    let subject = engine::Subject {
+        config: &chosen.config,
+        codec,
+        bytes: chosen.bytes,
+        peers: peers(matches, chosen.place(), threads)?,
+    };
     let config = EngineConfig::default();
-    let open = if codec == Codec::Kv8 { batch + config.max_step_rows / CHUNK + 2 } else { 0 };
-    let pool = PoolSize { codec, chunks, open: open as u32 };
-    let kv = u64::from(chunks) * chosen.config.layout_of(codec).bytes as u64
+    let most = |of: usize| cases.iter().map(|case| case.kind.chunks()[of]).max().unwrap_or(1);
+    let open = if codec == Codec::Kv8 { most(1) + (config.max_step_rows / CHUNK + 2) as u32 } else { 0 };
+    let pool = PoolSize { codec, chunks: most(0), open };
+    let kv = u64::from(pool.chunks) * chosen.config.layout_of(codec).bytes as u64
         + u64::from(pool.open) * chosen.config.kv_layout().bytes as u64;
     room_for(chosen.bytes + kv)?;
 
     let mut probe = Probe::new(isa, threads);
     let loaded = load::weights(&chosen, threads)?;
-    let executor = loaded.with_pool(pool, Some(longest), isa, threads)?;
-    // Prompts are not slowed down for the sake of those who decode: nobody waits here.
-    let config = EngineConfig { itl_target: 60_000_000, ..config };
-    let driver = Driver::new(config, Box::new(executor), Arc::new(SystemClock::new()));
-    let mut work = workload::Workload::new(driver);
-    let lines = engine::run(&mut work, &chosen.config, chosen.bytes, &mut probe, &options)?;
-    let compared = match (peer, &gguf) {
-        (Some(peer), Some(gguf)) => {
-            probe.look();
-            let progress = Progress::new("measuring:");
-            let note = |what: &str| progress.note(what);
-            peer::compare(&mut work, peer, Path::new(gguf), threads, &note)?.into()
-        }
-        _ => Vec::new(),
-    };
+    let longest = cases.iter().map(|case| case.kind.longest()).max();
+    let executor = loaded.with_pool(pool, longest, isa, threads)?;
+    let driver = Driver::new(config.clone(), Box::new(executor), Arc::new(SystemClock::new()));
+    let mut work = workload::Workload::new(driver, config);
+    let turns = matches.get_one::<u32>("turns").map_or(3, |&n| n as usize);
+    let figures = engine::run(&mut work, &cases, turns, &subject, &mut probe)?;
     let limits = probe.finish();
     if matches.get_flag("json") {
         let figures = json!({
             "shape": chosen.name,
             "weights": chosen.kind(),
+            "weight_bytes": chosen.bytes,
             "kv_type": codec.to_string(),
             "parameters": chosen.config.parameters(),
-            "lines": engine::json(&lines, &limits),
-            "beside_llama_cpp": peer::json(&compared),
+            "cases": engine::json(&figures, &limits),
         });
         print_json("engine", &limits, figures)
     } else {
-        let compared = if compared.is_empty() { String::new() } else { format!("\n{}", peer::table(&compared)) };
-        say(&format!(
-            "{}\nmodel {} in {}, KV in {codec}\n\n{}{compared}",
-            limits.line(),
-            chosen.name,
-            chosen.kind(),
-            engine::table(&lines, &limits)
-        ))
+        let (line, table) = (limits.line(), engine::table(&figures, &limits));
+        say(&format!("{line}\nmodel {} in {}, KV in {codec}\n\n{table}", chosen.name, chosen.kind()))
+    }
+}
+
+/// The cases that were asked for, as far as the model's context holds them.
+fn chosen_cases(matches: &ArgMatches, context: usize) -> Result<Vec<cases::Case>> {
+    let named: Vec<&String> = matches.get_many("case").into_iter().flatten().collect();
+    let wanted = |case: &cases::Case| match named.as_slice() {
+        [] => !case.long || matches.get_flag("full"),
+        named => named.iter().any(|name| *name == case.name),
+    };
+    let (fitting, too_long): (Vec<_>, Vec<_>) =
+        cases::CASES.into_iter().filter(wanted).partition(|case| case.kind.longest() <= context);
+    match too_long.first() {
+        Some(case) if !named.is_empty() => {
+            let what = format!("--case {}: the model's context has {context} tokens", case.name);
+            Err(Failure::usage(what, "choose shorter cases"))
+        }
+        _ => Ok(fitting),
+    }
+}
+
+fn peers(matches: &ArgMatches, place: Option<String>, threads: usize) -> Result<Option<peer::Peers>> {
+    let [llama_bench, llama_batched_bench] =
+        ["llama-bench", "llama-batched-bench"].map(|name| matches.get_one::<PathBuf>(name).cloned());
+    if llama_bench.is_none() && llama_batched_bench.is_none() {
+        return Ok(None);
+    }
+    match place.filter(|place| place.ends_with(".gguf")) {
+        Some(place) => Ok(Some(peer::Peers { llama_bench, llama_batched_bench, model: place.into(), threads })),
+        None => Err(Failure::usage("--llama-bench: the model is no GGUF file", "--model FILE.gguf")),
     }
 }
 

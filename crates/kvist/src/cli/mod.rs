@@ -209,6 +209,10 @@ fn bench() -> Command {
     let number = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name("N").help(help).value_parser(value_parser!(u32).range(1..=1024))
     };
+    let peer = |name: &'static str, help: &'static str| {
+        let path = Arg::new(name).long(name).value_name("PATH").requires("model").help(help);
+        path.value_hint(ValueHint::FilePath).value_parser(value_parser!(PathBuf))
+    };
     let isa = Arg::new("isa")
         .long("isa")
         .value_name("PATH")
@@ -277,13 +281,8 @@ fn bench() -> Command {
                         .value_name("MODEL")
                         .conflicts_with("shape")
                         .help("A model of your own: path, or name in the local cache"),
-                    Arg::new("llama-bench")
-                        .long("llama-bench")
-                        .value_name("PATH")
-                        .requires("model")
-                        .help("llama.cpp's llama-bench, to run on the same GGUF file in turns")
-                        .value_hint(ValueHint::FilePath)
-                        .value_parser(value_parser!(PathBuf)),
+                    peer("llama-bench", "llama.cpp's llama-bench, to run on the same GGUF file in turns"),
+                    peer("llama-batched-bench", "The same for what it does not measure: many sequences"),
                     Arg::new("weights")
                         .long("weights")
                         .value_name("FORM")
@@ -295,16 +294,15 @@ fn bench() -> Command {
                         .default_value("bf16")
                         .help("How whole chunks of KV are kept")
                         .value_parser(PossibleValuesParser::new(["bf16", "kv8"])),
-                    Arg::new("seconds")
-                        .long("seconds")
-                        .value_name("S")
-                        .help("Time for each decode measurement, about [default: 5]")
-                        .value_parser(value_parser!(f32)),
-                    Arg::new("prompt-tokens")
-                        .long("prompt-tokens")
-                        .value_name("N")
-                        .help("Tokens of a prompt [default: 1024 for the prefill, 256 in a batch]")
-                        .value_parser(value_parser!(u32).range(64..=65536)),
+                    Arg::new("case")
+                        .long("case")
+                        .value_name("CASE")
+                        .action(ArgAction::Append)
+                        .conflicts_with("full")
+                        .help("Only this case; may be given several times")
+                        .value_parser(PossibleValuesParser::new(crate::bench::engine_cases())),
+                    Arg::new("full").long("full").action(ArgAction::SetTrue).help("The long cases, too"),
+                    number("turns", "Measurements of each case [default: 3]"),
                 ])
                 .args(common),
         )

@@ -208,9 +208,10 @@ fn bounds(chosen: &Chosen, limits: &Limits) -> (f64, f64) {
     let active = if c.tied { all } else { all - table };
     let bytes = chosen.bytes as f64 * active / all;
     let cached = Cores::of_machine().cache.is_some_and(|cache| bytes < cache as f64);
-    let seconds = if cached { limits.floor(0.0, 2.0 * active) } else { limits.floor(bytes, 2.0 * active) };
+    let of_peak = limits.peak / limits.peak_of(chosen.bytes as f64 / all);
+    let floor = |bytes: f64, weights: f64| limits.floor(bytes, 2.0 * weights * of_peak);
     // Only the prompt's last token needs logits.
-    (1.0 / seconds, 1.0 / limits.floor(0.0, 2.0 * (active - table)))
+    (1.0 / floor(if cached { 0.0 } else { bytes }, active), 1.0 / floor(0.0, active - table))
 }
 
 /// Two digits that mean something.

@@ -55,7 +55,8 @@ fn errors_have_a_hint_and_exit_codes() {
         (&["run", "--ctx", "100000"], 2, &["error: --ctx 100000: the model was made for 4096", "hint: choose 4096"]),
         (&["run", "--kv-ram", "10"], 2, &["error: --kv-ram 10 holds no context", "hint: --kv-ram 1MiB"]),
         (&["bench", "engine", "--shape", "huge"], 2, &["error: invalid value 'huge'", "llama-3.2-1b"]),
-        (&["bench", "engine", "--prompt-tokens", "4000"], 2, &["error: ", "hint: --prompt-tokens 3584"]),
+        (&["bench", "engine", "--case", "prefill-4096"], 2, &["error: --case prefill-4096: ", "4096 tokens", "hint: "]),
+        (&["bench", "engine", "--case", "prefill"], 2, &["error: invalid value 'prefill'", "prefill-512"]),
         (&["serve", "--max-step-tokens", "1"], 2, &["error: --max-step-tokens: ", "from 32 to 65536", "hint: "]),
         (&["serve", "--max-batch", "512"], 2, &["error: --max-batch 512 and 16 rows", "hint: --max-batch 496"]),
         (&[], 2, &["Usage: kvist <COMMAND>"]),
@@ -148,7 +149,9 @@ fn completions_know_the_flags() {
 
 #[test]
 fn bench_engine_reports_every_figure_as_json() {
-    let args = ["bench", "engine", "--json", "--threads", "2", "--prompt-tokens", "192", "--seconds", "0.01"];
+    let cases = ["prefill-512", "decode-1", "decode-32-shared-1024", "decode-8-private-1024"];
+    let mut args = vec!["bench", "engine", "--json", "--threads", "2", "--turns", "2"];
+    cases.iter().for_each(|case| args.extend(["--case", case]));
     let (out, errors, code) = output(&args);
     assert_eq!((code, errors.as_str()), (Some(0), ""));
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();
@@ -157,17 +160,16 @@ fn bench_engine_reports_every_figure_as_json() {
         (Some(env!("CARGO_PKG_VERSION")), Some(2))
     );
     assert!(report["machine"]["valid"].is_boolean() && report["machine"]["bf16_gflop_per_second"].as_f64() > Some(0.0));
-    let lines = report["figures"]["lines"].as_array().unwrap();
-    assert_eq!(lines.len(), 8, "{out}");
-    assert!(lines.iter().all(|l| l["value"].as_f64() > Some(0.0) && l["limit"].as_f64() > Some(0.0)), "{out}");
-    let find = |name: &str| lines.iter().find(|l| l["name"] == name).unwrap_or_else(|| panic!("{name}: {out}"));
-    let kv = |name: &str, key: &str| find(name)["details"][key].as_u64().unwrap();
-    for (name, shares) in [
-        ("decode, 1 sequence", false),
-        ("decode, 8 sequences, private prompts", false),
-        ("decode, 8 sequences, shared prompt", true),
-        ("decode, 32 sequences, shared prompt", true),
-    ] {
-        assert_eq!(kv(name, "kv_bytes_per_step") < kv(name, "kv_bytes_per_step_unshared"), shares, "{name}: {out}");
+    let measured = report["figures"]["cases"].as_array().unwrap();
+    assert_eq!(measured.iter().map(|c| c["case"].as_str().unwrap()).collect::<Vec<_>>(), cases);
+    for case in measured {
+        let positive = |key: &str| case[key].as_f64() > Some(0.0);
+        assert!(positive("tokens_per_second") && positive("floor_seconds") && positive("share_of_floor"), "{out}");
+        assert_eq!(case["seconds"].as_array().map(Vec::len), Some(2), "{out}");
+        let details = &case["details"];
+        if let Some(sequences) = details["sequences"].as_u64() {
+            let kv = ["kv_bytes_per_step", "kv_bytes_per_step_unshared"].map(|key| details[key].as_u64().unwrap());
+            assert_eq!((kv[0] < kv[1], details["steps"].as_u64()), (sequences == 32, Some(32)), "{out}");
+        }
     }
 }
