@@ -146,6 +146,11 @@ impl StepPlan {
 
     /// Checks what every executor relies on. Returns the first violation.
     pub fn check(&self, info: &ExecutorInfo) -> Result<(), String> {
+        self.check_with(info, &mut Vec::new())
+    }
+
+    /// The same with memory that is kept from step to step.
+    pub fn check_with(&self, info: &ExecutorInfo, seen: &mut Vec<u32>) -> Result<(), String> {
         for (i, row) in self.rows.iter().enumerate() {
             if row.token as usize >= info.vocab {
                 return Err(format!("row {i}: token {} outside the vocabulary", row.token));
@@ -170,7 +175,9 @@ impl StepPlan {
             return Err(format!("{found} classes of runs for {wanted} classes of layers"));
         }
         for list in &self.classes {
-            let mut seen = vec![0; self.rows.len()];
+            // Of each row: the place after the last chunk that it attends to so far.
+            seen.clear();
+            seen.resize(self.rows.len(), 0);
             for (i, run) in list.runs.iter().enumerate() {
                 let n = run.chunks.end.saturating_sub(run.chunks.start);
                 let first = run.place as usize * CHUNK;

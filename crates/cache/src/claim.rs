@@ -151,7 +151,8 @@ impl Cache {
     /// Ends a step: what was claimed and not invalidated is computed. Changes no path.
     pub fn commit(&mut self) {
         let encodes = self.encodes();
-        for (index, valid) in std::mem::take(&mut self.claimed) {
+        let mut claimed = std::mem::take(&mut self.claimed);
+        for (index, valid) in claimed.drain(..) {
             let node = &mut self.arena[index];
             node.claimed = false;
             node.valid = node.len;
@@ -166,6 +167,7 @@ impl Cache {
             }
             self.unpin(index);
         }
+        self.claimed = claimed;
     }
 
     /// Ends a step of which nothing was computed: the tree holds no more than before it, and nodes that it started are

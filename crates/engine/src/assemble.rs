@@ -1,20 +1,11 @@
 //! From the paths of the scheduled sequences to a step plan's rows and runs.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use kvist_base::{CHUNK, ChunkId, Run, RunList, SEGMENT, low_mask};
 
 use crate::carry::Carry;
-
-/// Rows of one sequence in a step: tokens at positions `[first, first + rows)` of a path.
-#[derive(Clone, Debug)]
-pub struct Branch<'a> {
-    /// The chunks of the path; they cover every position below `first + rows`.
-    pub chunks: &'a [Place],
-    pub first: usize,
-    pub rows: usize,
-    pub carry: Option<&'a Carry>,
-}
 
 /// A chunk of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,72 +16,117 @@ pub struct Place {
     pub open: ChunkId,
 }
 
-/// Orders `branches` depth first, so that sequences that share nodes are neighbours, and lists what their rows attend
-/// to: every chunk once, however many sequences stand on it, coalesced to maximal runs. Returns the order; rows are
-/// numbered by it.
-pub fn assemble(branches: &[Branch], out: &mut RunList) -> Vec<usize> {
-    out.clear();
-    let mut order: Vec<usize> = (0..branches.len()).collect();
-    // A slab belongs to one node, so lexicographic order of slabs groups shared prefixes at every depth.
-    order.sort_by(|&a, &b| branches[a].chunks.cmp(branches[b].chunks));
-    let mut starts = Vec::with_capacity(order.len());
-    let mut rows = 0;
-    for &b in &order {
-        starts.push(rows);
-        rows += branches[b].rows;
+/// Makes the runs of a step out of the paths of its sequences. Kept from step to step, so that a steady step allocates
+/// nothing.
+#[derive(Debug, Default)]
+pub struct Assembler {
+    /// Chunks of all paths, one path after the other.
+    places: Vec<Place>,
+    branches: Vec<Branch>,
+    /// Branches depth first.
+    order: Vec<usize>,
+    /// By place in `order`: number of the first row.
+    starts: Vec<usize>,
+    /// Groups of branches that share the chunk at a depth, leftmost on top: a single child continues its parent's run.
+    open: Vec<Group>,
+}
+
+/// Rows of one sequence in a step: tokens at positions `[first, first + rows)` of a path.
+#[derive(Clone, Debug)]
+struct Branch {
+    /// The chunks of the path.
+    places: Range<usize>,
+    first: usize,
+    rows: usize,
+    carry: Option<Arc<Carry>>,
+}
+
+/// A range of `order`, and a depth.
+type Group = (usize, usize, usize);
+
+impl Assembler {
+    /// Forgets all branches.
+    pub fn clear(&mut self) {
+        self.places.clear();
+        self.branches.clear();
     }
-    let mut walk = Walk { branches, order: &order, starts: &starts, out };
-    // Groups of branches that share the chunk at a depth, leftmost on top: a single child continues its parent's run.
-    let mut open: Vec<(usize, usize, usize)> = Vec::new();
-    let descend = |open: &mut Vec<_>, walk: &Walk, from, to, depth| {
-        open.extend(walk.groups(from, to, depth).into_iter().rev().map(|(a, b)| (a, b, depth)));
-    };
-    descend(&mut open, &walk, 0, order.len(), 0);
-    while let Some((from, to, depth)) = open.pop() {
-        if to - from == 1 {
-            (depth..walk.branch(from).chunks.len()).for_each(|d| walk.emit(from, to, d));
-            continue;
+
+    /// Adds the rows of a sequence: tokens at positions `[first, first + rows)` of a path whose chunks cover them.
+    pub fn push(&mut self, path: impl Iterator<Item = Place>, first: usize, rows: usize, carry: Option<&Arc<Carry>>) {
+        let from = self.places.len();
+        self.places.extend(path);
+        self.branches.push(Branch { places: from..self.places.len(), first, rows, carry: carry.cloned() });
+    }
+
+    /// Orders the branches depth first, so that sequences that share nodes are neighbours, and lists what their rows
+    /// attend to: every chunk once, however many sequences stand on it, coalesced to maximal runs. Returns the order, by
+    /// the numbers of the branches as they were pushed; rows are numbered by it.
+    pub fn assemble(&mut self, out: &mut RunList) -> &[usize] {
+        out.clear();
+        let Assembler { places, branches, order, starts, open } = self;
+        order.clear();
+        order.extend(0..branches.len());
+        let chunks = |b: usize| &places[branches[b].places.clone()];
+        // A slab belongs to one node, so lexicographic order of slabs groups shared prefixes at every depth.
+        order.sort_unstable_by(|&a, &b| chunks(a).cmp(chunks(b)).then(a.cmp(&b)));
+        starts.clear();
+        let mut rows = 0;
+        for &b in order.iter() {
+            starts.push(rows);
+            rows += branches[b].rows;
         }
-        walk.emit(from, to, depth);
-        descend(&mut open, &walk, from, to, depth + 1);
+        let mut walk = Walk { places, branches, order, starts, out };
+        open.clear();
+        walk.groups(0, order.len(), 0, open);
+        while let Some((from, to, depth)) = open.pop() {
+            if to - from == 1 {
+                (depth..walk.chunks(from).len()).for_each(|d| walk.emit(from, to, d));
+                continue;
+            }
+            walk.emit(from, to, depth);
+            walk.groups(from, to, depth + 1, open);
+        }
+        order
     }
-    order
 }
 
 struct Walk<'a> {
-    branches: &'a [Branch<'a>],
+    places: &'a [Place],
+    branches: &'a [Branch],
     order: &'a [usize],
     starts: &'a [usize],
     out: &'a mut RunList,
 }
 
-impl Walk<'_> {
-    fn branch(&self, i: usize) -> &Branch<'_> {
+impl<'a> Walk<'a> {
+    fn branch(&self, i: usize) -> &'a Branch {
         &self.branches[self.order[i]]
     }
 
-    /// Splits `[from, to)` into groups with the same chunk at `depth`, leaving out paths that end before.
-    fn groups(&self, from: usize, to: usize, depth: usize) -> Vec<(usize, usize)> {
-        let chunk = |i: usize| self.branch(i).chunks.get(depth).map(|place| place.chunk);
-        let mut groups = Vec::new();
-        let mut i = from;
-        while i < to {
-            let start = i;
-            i += 1;
-            if chunk(start).is_none() {
-                continue;
+    fn chunks(&self, i: usize) -> &'a [Place] {
+        &self.places[self.branch(i).places.clone()]
+    }
+
+    /// Splits `[from, to)` into groups with the same chunk at `depth`, leaving out paths that end before. The leftmost
+    /// comes last.
+    fn groups(&self, from: usize, to: usize, depth: usize, out: &mut Vec<Group>) {
+        let chunk = |i: usize| self.chunks(i).get(depth).map(|place| place.chunk);
+        let mut end = to;
+        while end > from {
+            let mut start = end - 1;
+            while start > from && chunk(start - 1) == chunk(end - 1) {
+                start -= 1;
             }
-            while i < to && chunk(i) == chunk(start) {
-                i += 1;
+            if chunk(start).is_some() {
+                out.push((start, end, depth));
             }
-            groups.push((start, i));
+            end = start;
         }
-        groups
     }
 
     /// Lets the rows of `[from, to)` that stand at or after the chunk attend to it.
     fn emit(&mut self, from: usize, to: usize, depth: usize) {
-        let Place { chunk, open } = self.branch(from).chunks[depth];
+        let Place { chunk, open } = self.chunks(from)[depth];
         let start = depth * CHUNK;
         if chunk == open {
             return self.emit_to(from, to, depth, chunk, start..usize::MAX);
@@ -120,7 +156,7 @@ impl Walk<'_> {
         let masks_from = self.out.masks.len();
         let mut partial = false;
         for i in from..to {
-            let b = &self.branches[self.order[i]];
+            let b = self.branch(i);
             let seeing = reach(b);
             for r in 0..b.rows {
                 let row = self.starts[i] + r;
@@ -128,7 +164,7 @@ impl Walk<'_> {
                     continue;
                 }
                 let visible = if seeing.contains(&r) { (b.first + r + 1 - place).min(CHUNK) } else { 0 };
-                let carried = b.carry.map_or(u64::MAX, |carry| carry.visible(depth, b.first + r));
+                let carried = b.carry.as_ref().map_or(u64::MAX, |carry| carry.visible(depth, b.first + r));
                 let mask = low_mask(visible) & carried;
                 partial |= mask != u64::MAX;
                 self.out.masks.push(mask);
@@ -138,7 +174,7 @@ impl Walk<'_> {
             self.out.masks.truncate(masks_from);
         }
         // Who shares a chunk behind a cut shares the cut.
-        let shift = self.branch(from).carry.map_or(0, |carry| carry.shift_at(depth * CHUNK)) as u32;
+        let shift = self.branch(from).carry.as_ref().map_or(0, |carry| carry.shift_at(depth * CHUNK)) as u32;
         let at = self.out.chunks.len() as u32;
         self.out.chunks.push(chunk);
         let rows = lo as u32..hi as u32;
@@ -184,15 +220,20 @@ mod tests {
         seen
     }
 
-    fn check(branches: &[Branch]) -> RunList {
-        let mut out = RunList::default();
-        let order = assemble(branches, &mut out);
+    /// (path, first, rows) of each branch.
+    fn check(branches: &[(&[Place], usize, usize)]) -> RunList {
+        let (mut out, mut assembler) = (RunList::default(), Assembler::default());
+        // What was there before leaves nothing behind.
+        assembler.push(ids(&[1, 2]).into_iter(), 70, 9, None);
+        assembler.assemble(&mut out);
+        assembler.clear();
+        branches.iter().for_each(|&(path, first, rows)| assembler.push(path.iter().copied(), first, rows, None));
         let mut row = 0;
-        for &b in &order {
-            let b = &branches[b];
-            for r in 0..b.rows {
-                let position = b.first + r;
-                let seen = |d: usize| if d == position / CHUNK { b.chunks[d].open } else { b.chunks[d].chunk };
+        for &b in assembler.assemble(&mut out) {
+            let (chunks, first, rows) = branches[b];
+            for r in 0..rows {
+                let position = first + r;
+                let seen = |d: usize| if d == position / CHUNK { chunks[d].open } else { chunks[d].chunk };
                 let expected: Vec<_> = (0..=position / CHUNK)
                     .map(|d| (d as u32, seen(d), low_mask((position + 1 - d * CHUNK).min(CHUNK))))
                     .collect();
@@ -206,8 +247,7 @@ mod tests {
     #[test]
     fn a_shared_prefix_is_one_run() {
         let paths: Vec<Vec<Place>> = (0..8).map(|i| ids(&[1, 2, 3, 10 + i])).collect();
-        let branches: Vec<Branch> =
-            paths.iter().map(|p| Branch { chunks: p, first: 200, rows: 1, carry: None }).collect();
+        let branches: Vec<_> = paths.iter().map(|p| (p.as_slice(), 200, 1)).collect();
         let out = check(&branches);
         assert_eq!(out.runs[0].rows, 0..8);
         assert_eq!(out.runs[0].chunks, 0..3);
@@ -218,7 +258,7 @@ mod tests {
     #[test]
     fn runs_stop_at_segments_and_prefill_masks_its_own_chunks() {
         let path = ids(&(0..20).collect::<Vec<_>>());
-        let out = check(&[Branch { chunks: &path, first: 900, rows: 300, carry: None }]);
+        let out = check(&[(&path, 900, 300)]);
         assert!(out.runs.iter().all(|r| r.place / 8 == (r.place + r.chunks.end - r.chunks.start - 1) / 8));
     }
 
@@ -226,10 +266,7 @@ mod tests {
     fn rows_may_attend_to_chunks_written_by_others_in_the_same_step() {
         let (long, short) = (ids(&[5, 6, 7]), ids(&[5, 6, 9]));
         // The first writes chunks 5 and 6 in this very step, the second continues after them.
-        check(&[
-            Branch { chunks: &long, first: 0, rows: 150, carry: None },
-            Branch { chunks: &short, first: 128, rows: 10, carry: None },
-        ]);
+        check(&[(&long, 0, 150), (&short, 128, 10)]);
     }
 
     #[test]
@@ -258,12 +295,12 @@ mod tests {
                 }
                 paths.push(path);
             }
-            let branches: Vec<Branch> = paths
+            let branches: Vec<_> = paths
                 .iter()
                 .map(|p| {
                     let end = (p.len() - 1) * CHUNK + 1 + random(CHUNK);
                     let rows = 1 + random(end.min(200));
-                    Branch { chunks: p, first: end - rows, rows, carry: None }
+                    (p.as_slice(), end - rows, rows)
                 })
                 .collect();
             check(&branches);

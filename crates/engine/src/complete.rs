@@ -6,7 +6,7 @@ use crate::adjust::{Seen, adjust};
 use crate::constraint::{masked, moved};
 use crate::engine::Engine;
 use crate::request::{Effect, Finish, Sampling};
-use crate::sampler::{logprobs, sample};
+use crate::sampler::logprobs;
 use crate::sequence::{Sequence, StepRows};
 
 /// A sequence that was thrown back this often without getting further ends with an error: something is broken for good.
@@ -34,15 +34,18 @@ impl Engine {
         running.retain_mut(|s| {
             let rows = std::mem::take(&mut s.step);
             self.advance(s, &rows, output);
-            s.suspect &= rows.n == 0;
+            let (first_row, n) = (rows.first_row, rows.n);
+            s.step = rows;
+            s.step.clear();
+            s.suspect &= n == 0;
             if s.setbacks > SETBACKS {
                 ended.push((take(s), Finish::Error("its KV was lost again and again".into())));
                 return false;
             }
-            if s.pos < s.tokens.len() || rows.n == 0 {
+            if s.pos < s.tokens.len() || n == 0 {
                 return true;
             }
-            match self.draw(s, &rows, output, now, &mut forks) {
+            match self.draw(s, first_row + n - 1, output, now, &mut forks) {
                 None => true,
                 Some(reason) => {
                     ended.push((take(s), reason));
@@ -60,7 +63,8 @@ impl Engine {
                 None => self.running.push(fork),
             }
         }
-        self.running.sort_by_key(|s| s.seniority);
+        // Unique, so that the order is one; a stable sort would allocate.
+        self.running.sort_unstable_by_key(|s| s.seniority);
         if lost > 0 || !output.gone.is_empty() {
             self.reseat();
         }
@@ -165,12 +169,12 @@ impl Engine {
     fn draw(
         &mut self,
         s: &mut Sequence,
-        rows: &StepRows,
+        last_row: usize,
         output: &StepOutput,
         now: Micros,
         forks: &mut Vec<(Sequence, Option<Finish>)>,
     ) -> Option<Finish> {
-        let RowOutcome::Logits(at) = output.outcomes[rows.first_row + rows.n - 1] else {
+        let RowOutcome::Logits(at) = output.outcomes[last_row] else {
             unreachable!("the row of the last token asks for logits")
         };
         let row = logits(output, at, self.info.vocab);
@@ -229,8 +233,8 @@ impl Engine {
             s.seen = Seen::new(&request.sampling, &s.tokens, state.prompt);
         }
         let adjusted = adjust(row_allowed, request, &s.tokens[state.prompt..], s.seen.as_ref(), &mut self.adjusted);
-        let Some(token) = sample(adjusted, &request.sampling, s.choice, s.tokens.len()) else {
-            if sample(row, &Sampling::GREEDY, 0, 0).is_none() {
+        let Some(token) = self.weights.draw(adjusted, &request.sampling, s.choice, s.tokens.len()) else {
+            if self.weights.draw(row, &Sampling::GREEDY, 0, 0).is_none() {
                 return Some(Finish::Error("the model's logits are not finite".into()));
             }
             // The constraint's end counts even where `min_tokens` holds off the tokens that would say so.

@@ -3,10 +3,12 @@ use std::collections::BTreeMap;
 use kvist_base::{DomainId, ExecutorInfo, Micros, Prepare, StepPlan, TokenId};
 use kvist_cache::{Cache, CacheConfig, CacheStats};
 
+use crate::assemble::Assembler;
 use crate::budget::Budget;
 use crate::config::EngineConfig;
 use crate::fairness::Fairness;
 use crate::request::{Effect, Finish, Refusal, Request, RequestId};
+use crate::sampler::Weights;
 use crate::sequence::{RequestState, Sequence, StepRows};
 use crate::tier::Tiers;
 
@@ -79,10 +81,15 @@ pub struct Engine {
     pub(crate) next_seniority: u64,
     pub(crate) probe_cursor: usize,
     pub(crate) stats: EngineStats,
+    pub(crate) assembler: Assembler,
+    /// By branch of the assembler: index in `running`.
+    pub(crate) planned: Vec<usize>,
     /// A row of logits with a request's changes.
     pub(crate) adjusted: Vec<f32>,
     /// A row of logits in which what a constraint forbids is struck out.
     pub(crate) masked: Vec<f32>,
+    /// What tokens are drawn by.
+    pub(crate) weights: Weights,
 }
 
 pub(crate) struct InStep {
@@ -131,7 +138,10 @@ impl Engine {
             next_seniority: 0,
             probe_cursor: 0,
             stats: EngineStats::default(),
+            assembler: Assembler::default(),
+            planned: Vec::new(),
             adjusted: Vec::new(),
+            weights: Weights::default(),
             masked: Vec::new(),
         }
     }
@@ -294,6 +304,12 @@ impl Engine {
     /// What happened since the last call, in order.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
+    }
+
+    /// As [`Engine::take_effects`], into a vector that is kept from step to step; what was in it is dropped.
+    pub fn drain_effects(&mut self, out: &mut Vec<Effect>) {
+        out.clear();
+        std::mem::swap(&mut self.effects, out);
     }
 
     /// Whether a call of `plan` could find work.

@@ -21,7 +21,7 @@ mod softmax;
 mod tier;
 
 pub use adjust::{Edits, Seen, adjust};
-pub use assemble::{Branch, Place, assemble};
+pub use assemble::{Assembler, Place};
 pub use carry::{Carry, CarrySource};
 pub use config::EngineConfig;
 pub use engine::{Engine, EngineStats, TierStats};

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use kvist_base::{CHUNK, Micros, Prepare, Row, Seal, Slot, StepPlan};
 use kvist_cache::Claim;
 
-use crate::assemble::{Branch, Place, assemble};
+use crate::assemble::Place;
 use crate::engine::{Engine, InStep};
 use crate::queue::{Candidate, Moment, compare};
 use crate::request::{Finish, RequestId};
@@ -203,7 +203,7 @@ impl Engine {
         let mut rows = 0;
         let mut scored = 0;
         let mut prompts = Vec::new();
-        self.running.iter_mut().for_each(|s| s.step = StepRows::default());
+        self.running.iter_mut().for_each(|s| s.step.clear());
         let suspect = self.running.iter().position(|s| s.suspect);
         self.held_up = false;
         for i in suspect.map_or(0..self.running.len(), |i| i..i + 1) {
@@ -330,24 +330,18 @@ impl Engine {
     }
 
     fn assemble(&mut self) {
-        let planned: Vec<usize> = (0..self.running.len()).filter(|&i| self.running[i].step.n > 0).collect();
         let place = |&node| {
             let chunk = self.cache.slab(node);
             Place { chunk, open: self.cache.open_slab(node).unwrap_or(chunk) }
         };
-        let paths: Vec<Vec<Place>> =
-            planned.iter().map(|&i| self.running[i].path.nodes.iter().map(place).collect()).collect();
-        let branches: Vec<Branch> = planned
-            .iter()
-            .zip(&paths)
-            .map(|(&i, chunks)| {
-                let s = &self.running[i];
-                Branch { chunks, first: s.pos, rows: s.step.n, carry: s.carry.as_deref() }
-            })
-            .collect();
-        let order = assemble(&branches, &mut self.plan.classes[0]);
-        for b in order {
-            let s = &mut self.running[planned[b]];
+        self.assembler.clear();
+        self.planned.clear();
+        for (i, s) in self.running.iter().enumerate().filter(|(_, s)| s.step.n > 0) {
+            self.planned.push(i);
+            self.assembler.push(s.path.nodes.iter().map(place), s.pos, s.step.n, s.carry.as_ref());
+        }
+        for &b in self.assembler.assemble(&mut self.plan.classes[0]) {
+            let s = &mut self.running[self.planned[b]];
             s.step.first_row = self.plan.rows.len();
             let scoring = self.requests[&s.id].scoring();
             for position in s.pos..s.pos + s.step.n {

@@ -11,48 +11,64 @@ use crate::softmax;
 /// Ties are broken by token id, and the random number is a hash of (seed, choice, position): the draw is a pure function
 /// of its arguments.
 pub fn sample(logits: &[f32], sampling: &Sampling, choice: u32, position: usize) -> Option<TokenId> {
-    let max = softmax::max(logits);
-    if !max.is_finite() {
-        return None;
-    }
-    if sampling.temperature <= 1e-5 || sampling.top_k == 1 {
-        return logits.iter().position(|&x| x == max).map(|i| i as TokenId);
-    }
-    let scale = 1.0 / sampling.temperature;
-    let u = uniform(sampling.seed, choice, position);
-    let top_p = f64::from(sampling.top_p);
-    if sampling.top_k > 0 && (sampling.top_k as usize) < logits.len() {
-        let mut kept = softmax::likeliest(logits, sampling.top_k as usize);
-        kept.iter_mut().for_each(|k| k.1 = ((k.1 - max) * scale).exp());
-        kept.retain(|k| k.1 > 0.0 && k.1 >= sampling.min_p);
-        let total = kept.iter().map(|k| f64::from(k.1)).sum();
-        return draw_nucleus(&kept, total, top_p, u);
-    }
-    let mut weights = softmax::weights(logits, max, scale);
-    if sampling.min_p > 0.0 {
-        weights.iter_mut().for_each(|w| *w = if *w >= sampling.min_p { *w } else { 0.0 });
-    }
-    let sums = softmax::block_sums(&weights);
-    let total: f64 = sums.iter().sum();
-    if top_p >= 1.0 {
-        return draw(&weights, &sums, u * total);
-    }
-    // Together, what is below the floor has less than what top_p leaves out: the kept tokens are above it.
-    let floor = ((1.0 - top_p) * total / weights.len() as f64) as f32;
-    let mut likely: Vec<(TokenId, f32)> = Vec::new();
-    likely.extend(weights.iter().enumerate().filter(|w| *w.1 >= floor && *w.1 > 0.0).map(|(i, &w)| (i as TokenId, w)));
-    let better = |a: &(TokenId, f32), b: &(TokenId, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    let mut n = NUCLEUS;
-    // Most often a few tokens are enough: not all are sorted for them.
-    while n < likely.len() {
-        likely.select_nth_unstable_by(n - 1, better);
-        if likely[..n].iter().map(|k| f64::from(k.1)).sum::<f64>() >= top_p * total {
-            likely.truncate(n);
+    Weights::default().draw(logits, sampling, choice, position)
+}
+
+/// What a draw weighs tokens in. Kept from draw to draw: a vocabulary's worth of it is not to be had for nothing.
+#[derive(Debug, Default)]
+pub struct Weights {
+    all: Vec<f32>,
+    sums: Vec<f64>,
+    likely: Vec<(TokenId, f32)>,
+}
+
+impl Weights {
+    /// As [`sample`].
+    pub fn draw(&mut self, logits: &[f32], sampling: &Sampling, choice: u32, position: usize) -> Option<TokenId> {
+        let max = softmax::max(logits);
+        if !max.is_finite() {
+            return None;
         }
-        n *= 8;
+        if sampling.temperature <= 1e-5 || sampling.top_k == 1 {
+            return logits.iter().position(|&x| x == max).map(|i| i as TokenId);
+        }
+        let scale = 1.0 / sampling.temperature;
+        let u = uniform(sampling.seed, choice, position);
+        let top_p = f64::from(sampling.top_p);
+        let Weights { all, sums, likely } = self;
+        if sampling.top_k > 0 && (sampling.top_k as usize) < logits.len() {
+            softmax::likeliest(logits, sampling.top_k as usize, likely);
+            likely.iter_mut().for_each(|k| k.1 = ((k.1 - max) * scale).exp());
+            likely.retain(|k| k.1 > 0.0 && k.1 >= sampling.min_p);
+            let total = likely.iter().map(|k| f64::from(k.1)).sum();
+            return draw_nucleus(likely, total, top_p, u);
+        }
+        softmax::weights(logits, max, scale, all);
+        if sampling.min_p > 0.0 {
+            all.iter_mut().for_each(|w| *w = if *w >= sampling.min_p { *w } else { 0.0 });
+        }
+        softmax::block_sums(all, sums);
+        let total: f64 = sums.iter().sum();
+        if top_p >= 1.0 {
+            return draw(all, sums, u * total);
+        }
+        // Together, what is below the floor has less than what top_p leaves out: the kept tokens are above it.
+        let floor = ((1.0 - top_p) * total / all.len() as f64) as f32;
+        likely.clear();
+        likely.extend(all.iter().enumerate().filter(|w| *w.1 >= floor && *w.1 > 0.0).map(|(i, &w)| (i as TokenId, w)));
+        let better = |a: &(TokenId, f32), b: &(TokenId, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        let mut n = NUCLEUS;
+        // Most often a few tokens are enough: not all are sorted for them.
+        while n < likely.len() {
+            likely.select_nth_unstable_by(n - 1, better);
+            if likely[..n].iter().map(|k| f64::from(k.1)).sum::<f64>() >= top_p * total {
+                likely.truncate(n);
+            }
+            n *= 8;
+        }
+        likely.sort_unstable_by(better);
+        draw_nucleus(likely, total, top_p, u)
     }
-    likely.sort_unstable_by(better);
-    draw_nucleus(&likely, total, top_p, u)
 }
 
 /// Tokens that are tried first as those that `top_p` keeps.
@@ -101,12 +117,14 @@ pub fn logprobs(logits: &[f32], token: TokenId, top: usize) -> TokenLogprobs {
     let own = logits[token as usize];
     let above = logits.iter().map(|&x| u32::from(x > own)).sum::<u32>();
     let equal = logits[..token as usize].iter().map(|&x| u32::from(x == own)).sum::<u32>();
+    let mut likely = Vec::new();
+    softmax::likeliest(logits, top, &mut likely);
     TokenLogprobs {
         token,
         logprob: logprob(own),
         rank: above + equal + 1,
         // By reference: collected from the vector itself, these few would keep the room of all that were looked at.
-        top: softmax::likeliest(logits, top).iter().map(|&(t, x)| (t, logprob(x))).collect(),
+        top: likely.iter().map(|&(t, x)| (t, logprob(x))).collect(),
     }
 }
 

@@ -54,6 +54,14 @@ pub struct StepRows {
     pub first_row: usize,
 }
 
+impl StepRows {
+    /// No rows; what lists them is kept.
+    pub fn clear(&mut self) {
+        self.n = 0;
+        self.claims.clear();
+    }
+}
+
 /// Rows whose KV is written, to consecutive slots of one chunk.
 pub struct ClaimedRows {
     /// Position of the first.

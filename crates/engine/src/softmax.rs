@@ -45,13 +45,15 @@ fn exp(y: f32) -> f32 {
 }
 
 /// `e^((x - max) * scale)` of each value: 1 for the most likely token.
-pub fn weights(row: &[f32], max: f32, scale: f32) -> Vec<f32> {
-    row.iter().map(|&x| exp((x - max) * scale)).collect()
+pub fn weights(row: &[f32], max: f32, scale: f32, out: &mut Vec<f32>) {
+    out.clear();
+    out.extend(row.iter().map(|&x| exp((x - max) * scale)));
 }
 
 /// Sums of each [`BLOCK`] values.
-pub fn block_sums(values: &[f32]) -> Vec<f64> {
-    values.chunks(BLOCK).map(sum).collect()
+pub fn block_sums(values: &[f32], out: &mut Vec<f64>) {
+    out.clear();
+    out.extend(values.chunks(BLOCK).map(sum));
 }
 
 pub fn sum(values: &[f32]) -> f64 {
@@ -78,13 +80,14 @@ pub fn log_sum_exp(row: &[f32], max: f32) -> f64 {
 }
 
 /// The `k` largest values with their places, best first; of equal ones the first.
-pub fn likeliest(values: &[f32], k: usize) -> Vec<(TokenId, f32)> {
+pub fn likeliest(values: &[f32], k: usize, kept: &mut Vec<(TokenId, f32)>) {
     let k = k.min(values.len());
+    kept.clear();
     if k == 0 {
-        return Vec::new();
+        return;
     }
+    kept.reserve(2 * k);
     let better = |a: &(TokenId, f32), b: &(TokenId, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    let mut kept: Vec<(TokenId, f32)> = Vec::with_capacity(2 * k);
     // What is not above it is behind `k` others.
     let mut floor = f32::NEG_INFINITY;
     for (i, &x) in values.iter().enumerate() {
@@ -99,7 +102,6 @@ pub fn likeliest(values: &[f32], k: usize) -> Vec<(TokenId, f32)> {
     }
     kept.sort_unstable_by(better);
     kept.truncate(k);
-    kept
 }
 
 #[cfg(test)]
@@ -136,11 +138,19 @@ mod tests {
             assert_eq!(max(&row), most);
             let plain: f64 = row.iter().map(|&x| f64::from(x - most).exp()).sum();
             assert!((log_sum_exp(&row, most) - (f64::from(most) + plain.ln())).abs() < 3e-7);
-            let w = weights(&row, most, 0.5);
-            assert!((block_sums(&w).iter().sum::<f64>() - w.iter().map(|&x| f64::from(x)).sum::<f64>()).abs() < 1e-9);
+            let (mut w, mut sums) = (Vec::new(), Vec::new());
+            weights(&row, most, 0.5, &mut w);
+            block_sums(&w, &mut sums);
+            assert!((sums.iter().sum::<f64>() - w.iter().map(|&x| f64::from(x)).sum::<f64>()).abs() < 1e-9);
         }
         assert_eq!(max(&[f32::NAN, -3.0, f32::NEG_INFINITY]), -3.0);
         assert_eq!(max(&[f32::NAN; 40]), f32::NEG_INFINITY);
+    }
+
+    fn likeliest(values: &[f32], k: usize) -> Vec<(TokenId, f32)> {
+        let mut kept = vec![(7, 7.0)];
+        super::likeliest(values, k, &mut kept);
+        kept
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub struct CpuExecutor {
     ops: Cpu,
     scratch: Scratch<Vec<u16>>,
     info: ExecutorInfo,
+    /// For [`StepPlan::check_with`].
+    seen: Vec<u32>,
 }
 
 /// A deliberate breach of the numerics contract. Only tests use it: a harness that cannot tell a canary from the real
@@ -87,7 +89,7 @@ impl CpuExecutor {
             canary: None,
             config: config.clone(),
         };
-        Ok(CpuExecutor { weights, config, ops, scratch: Scratch::default(), info })
+        Ok(CpuExecutor { weights, config, ops, scratch: Scratch::default(), info, seen: Vec::new() })
     }
 
     /// The same executor with a fault.
@@ -113,7 +115,7 @@ impl Executor for CpuExecutor {
     }
 
     fn step(&mut self, plan: &StepPlan, residency: &dyn Residency, out: &mut StepOutput) {
-        plan.check(&self.info).expect("a valid plan");
+        plan.check_with(&self.info, &mut self.seen).expect("a valid plan");
         out.counters = counters(&self.info, plan);
         forward(&self.config, &self.weights, &mut self.ops, &mut self.scratch, plan, residency, out);
     }

@@ -7,10 +7,10 @@ use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, Dtype, LayerKind, RunList, 
 use kvist_kernels::{AttnPlan, AttnShape, Isa, KvPool, Pool, Queries, attend, bf16};
 use serde_json::{Value, json};
 
-use super::tree_cases;
 use super::figures::{Random, in_turns, median};
 use super::plot::{self, Line, Panel};
 use super::torch::{Beside, Torch};
+use super::tree_cases;
 use super::trees::{Case, Heads, Planned, Tree};
 use crate::failure::{Failure, Result};
 use crate::limits::{Limits, Probe};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kvist_base::{CHUNK, ChunkId, RunList};
-use kvist_engine::{Branch, Place, assemble};
+use kvist_engine::{Assembler, Place};
 
 /// Heads of queries and of keys and values, and elements of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,10 +150,11 @@ impl Case {
 impl Planned {
     /// What the scheduler does for every step.
     pub fn assemble(&self, runs: &mut RunList) {
-        let branches: Vec<Branch> = (self.paths.iter())
-            .map(|(chunks, first)| Branch { chunks, first: *first, rows: self.rows_each, carry: None })
-            .collect();
-        assemble(&branches, runs);
+        let mut assembler = Assembler::default();
+        for (chunks, first) in &self.paths {
+            assembler.push(chunks.iter().copied(), *first, self.rows_each, None);
+        }
+        assembler.assemble(runs);
     }
 }
 
