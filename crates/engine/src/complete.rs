@@ -20,7 +20,8 @@ impl Engine {
     pub fn complete(&mut self, now: Micros, output: &StepOutput) {
         let step = self.in_step.take().expect("a step is in flight");
         if !self.plan.rows.is_empty() {
-            self.budget.observe(self.plan.rows.len(), step.attended, now.saturating_sub(step.planned_at).max(1));
+            let took = now.saturating_sub(step.planned_at).max(1);
+            self.budget.observe(step.load, took, self.config.itl_target);
         }
         self.stats.steps += 1;
         self.stats.kv_bytes_read += output.counters.kv_bytes_read;

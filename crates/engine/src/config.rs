@@ -17,8 +17,8 @@ pub struct EngineConfig {
     pub max_logit_rows: usize,
     /// Inter-token latency that mixed steps aim at: prefill shrinks to meet it while anyone decodes.
     pub itl_target: Micros,
-    /// Prefill rows of a mixed step at least, so that prompts always advance; at most half of `max_step_rows`.
-    /// `max_batch` is cut to what these leave of a step.
+    /// Prefill rows of a mixed step at least, so that prompts always advance, or fewer where these would take more than
+    /// a quarter of `itl_target`; at most half of `max_step_rows`. `max_batch` is cut to what these leave of a step.
     pub min_prefill_rows: usize,
     /// Who waited this long goes first, in order of arrival, whatever its priority.
     pub overdue: Micros,

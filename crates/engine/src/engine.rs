@@ -4,7 +4,7 @@ use kvist_base::{DomainId, ExecutorInfo, Micros, Prepare, StepPlan, TokenId};
 use kvist_cache::{Cache, CacheConfig, CacheStats};
 
 use crate::assemble::Assembler;
-use crate::budget::Budget;
+use crate::budget::{Budget, Load};
 use crate::config::EngineConfig;
 use crate::fairness::Fairness;
 use crate::request::{Effect, Finish, Refusal, Request, RequestId};
@@ -94,8 +94,7 @@ pub struct Engine {
 
 pub(crate) struct InStep {
     pub planned_at: Micros,
-    /// Chunks attended to, summed over rows.
-    pub attended: usize,
+    pub load: Load,
 }
 
 impl Engine {

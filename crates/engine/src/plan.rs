@@ -7,13 +7,12 @@ use kvist_base::{CHUNK, Micros, Prepare, Row, Seal, Slot, StepPlan};
 use kvist_cache::Claim;
 
 use crate::assemble::Place;
+use crate::budget::Load;
 use crate::engine::{Engine, InStep};
 use crate::queue::{Candidate, Moment, compare};
 use crate::request::{Finish, RequestId};
 use crate::sequence::{ClaimedRows, Sequence, StepRows};
 
-/// Prefill rows of a mixed step until the budget is fitted.
-const UNFITTED_ROWS: usize = 64;
 /// Waiting sequences whose expected hit is looked up again per plan.
 const PROBES: usize = 8;
 /// Tokens of a reply that there is room for from the start; a longer one takes more as it grows.
@@ -36,10 +35,10 @@ impl Engine {
             self.read_ahead(now);
         }
         loop {
-            let attended = self.choose_rows(now);
+            let load = self.choose_rows(now);
             if self.running.iter().any(|s| s.step.n > 0) || self.has_arrivals() {
                 self.assemble();
-                self.in_step = Some(InStep { planned_at: now, attended });
+                self.in_step = Some(InStep { planned_at: now, load });
                 return Some(&self.plan);
             }
             if self.running.is_empty() || self.held_up {
@@ -195,8 +194,8 @@ impl Engine {
         true
     }
 
-    /// Decode rows first, then prompts within the budget. Returns the chunks attended to, summed over rows.
-    fn choose_rows(&mut self, now: Micros) -> usize {
+    /// Decode rows first, then prompts within the budget. Returns what the step has to do.
+    fn choose_rows(&mut self, now: Micros) -> Load {
         self.plan.clear();
         self.cache.begin();
         let mut attended = 0;
@@ -222,7 +221,8 @@ impl Engine {
             }
         }
         self.order_prompts(&mut prompts, now);
-        let mut budget = self.prefill_budget(rows, attended, &prompts);
+        let decoding = rows;
+        let mut budget = self.prefill_budget(decoding, attended, &prompts);
         for (k, &i) in prompts.iter().enumerate() {
             // Others may have computed, in this very step, what this one was about to.
             self.catch_up(i, now);
@@ -239,10 +239,11 @@ impl Engine {
             self.take_rows(i, most);
             let n = self.running[i].step.n;
             budget -= n;
+            rows += n;
             scored += if scoring { n } else { 0 };
             attended += self.chunks_attended(i);
         }
-        attended
+        Load { rows, decoding, attended }
     }
 
     /// The oldest prompt first, so that there is progress; the others as the queue would order them.
@@ -322,11 +323,8 @@ impl Engine {
             return most;
         }
         let depth = prompts.iter().map(|&i| self.running[i].pos / CHUNK + 1).max().unwrap_or(1);
-        self.budget
-            .rows_within(self.config.itl_target, decoding, attended, depth)
-            .unwrap_or(UNFITTED_ROWS)
-            .max(self.config.min_prefill_rows)
-            .min(most)
+        let least = self.config.min_prefill_rows;
+        self.budget.rows_within(self.config.itl_target, decoding, attended, depth, least).min(most)
     }
 
     fn assemble(&mut self) {
