@@ -100,9 +100,10 @@ impl Driver {
         true
     }
 
-    /// Forgets everything: the same executor under a new engine.
-    pub fn restart(&mut self, config: EngineConfig) {
-        self.engine = Engine::new(config, self.executor.info().clone());
+    /// The same with other bounds.
+    pub fn restart_with(&mut self, config: EngineConfig) {
+        self.config = config;
+        self.restart(None);
     }
 
     pub fn take_effects(&mut self) -> Vec<Effect> {

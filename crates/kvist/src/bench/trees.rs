@@ -211,7 +211,7 @@ pub const D: usize = 128;
 
 #[cfg(test)]
 mod tests {
-    use super::super::cases;
+    use super::super::tree_cases;
     use super::*;
 
     const GQA: Heads = Heads { q: 32, kv: 8, dim: D };
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn the_unshared_form_is_the_same_attention() {
-        for case in cases::some() {
+        for case in tree_cases::some() {
             let planned = case.plan(None);
             let unshared = planned.runs.unshared(planned.rows as u32);
             assert!(unshared.runs.iter().all(|run| run.rows.len() == 1), "{}", case.name());

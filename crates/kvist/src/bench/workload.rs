@@ -76,7 +76,7 @@ impl Workload {
 
     /// Nobody waits for prompts, unless they shall.
     fn restart(&mut self, itl_target: Micros) {
-        self.driver.restart(EngineConfig { itl_target, ..self.config.clone() });
+        self.driver.restart_with(EngineConfig { itl_target, ..self.config.clone() });
     }
 
     /// Computes a prompt.
@@ -113,7 +113,7 @@ impl Workload {
     /// Lets sequences decode together for [`STEPS`] steps. Their prompts are in memory, but are not computed.
     pub fn decode(&mut self, sequences: usize, prompt: usize, shared: bool) -> Result<Decoded> {
         let itl_target = Micros::MAX;
-        self.driver.restart(EngineConfig { itl_target, max_step_rows: SKIMMED_ROWS, ..self.config.clone() });
+        self.driver.restart_with(EngineConfig { itl_target, max_step_rows: SKIMMED_ROWS, ..self.config.clone() });
         let root = self.tokens(if shared { prompt - OWN } else { 0 });
         let most = most_tokens(sequences, prompt) as u32;
         for _ in 0..sequences {

@@ -32,7 +32,7 @@ impl Case {
         self.median(|t| t.held + t.waited)
     }
 
-    fn from_disk(&self) -> bool {
+    fn is_from_disk(&self) -> bool {
         !matches!(self.how, Return::Recompute | Return::Ram)
     }
 }
@@ -45,7 +45,7 @@ impl Measured {
     /// max(bytes over the best bandwidth, the same turn on a RAM hit), where a case loads.
     fn floor(&self, case: &Case) -> Option<f64> {
         let ram = self.find(Return::Ram, case.history, case.new)?.first();
-        case.from_disk().then(|| ram.max(case.median(|t| t.read as f64) / self.best))
+        case.is_from_disk().then(|| ram.max(case.median(|t| t.read as f64) / self.best))
     }
 
     /// Seconds that the history takes to load when nothing else runs.
@@ -58,7 +58,7 @@ impl Measured {
     /// Blocked share of the unoverlapped time.
     fn share(&self, case: &Case) -> Option<f64> {
         let load = self.unoverlapped(case.history)?;
-        case.from_disk().then(|| case.blocked() / load)
+        case.is_from_disk().then(|| case.blocked() / load)
     }
 
     /// Whether the new tokens take as long to compute as the history to load.
@@ -108,7 +108,7 @@ fn returns(m: &Measured, history: usize) -> String {
     out += "\n";
     let order = [Return::Recompute, Return::Ram, Return::Disk, Return::DiskAtOnce, Return::Reopened, Return::Killed];
     for case in order.iter().filter_map(|&how| m.find(how, history, NEW)) {
-        let disk = |text: String| if case.from_disk() { text } else { String::new() };
+        let disk = |text: String| if case.is_from_disk() { text } else { String::new() };
         let device: Option<Vec<f64>> = case.turns.iter().map(|t| t.device.map(|n| n as f64)).collect();
         let columns = [
             millis(case.first()),
