@@ -59,9 +59,8 @@ struct Copied {
 impl Shared {
     /// Bytes that files may take, but for the segment into which others are copied: by the budget, and by what the disk
     /// leaves.
-    fn allowed(&self, state: &State) -> u64 {
+    fn allowed(&self, state: &State, free: u64) -> u64 {
         let segment = self.config.segment_bytes();
-        let free = self.vfs.free(&self.config.dir).unwrap_or(u64::MAX);
         let disk = state.bytes().saturating_add(free).saturating_sub(segment / 4);
         self.config.budget.min(disk).saturating_sub(segment)
     }
@@ -82,9 +81,11 @@ impl Shared {
         let mut least = u64::MAX;
         loop {
             self.remove_doomed();
+            // A disk that is slow to answer is not waited for with the lock held that the engine needs.
+            let free = self.vfs.free(&self.config.dir).unwrap_or(u64::MAX);
             let victim = {
                 let mut state = self.state();
-                let allowed = self.allowed(&state);
+                let allowed = self.allowed(&state, free);
                 let bytes = state.bytes();
                 if bytes + need <= allowed {
                     return Ok(Room::There);
@@ -140,6 +141,8 @@ impl Shared {
             && let Some(Leaf(_, id)) = leaves.pop()
         {
             let parent = state.index.node(id).parent;
+            let chain = state.index.node(id).chain;
+            state.ghosts.add(&chain);
             state.drop_chunk(id, stored);
             state.counters.evicted.budget += 1;
             gone += 1;

@@ -173,6 +173,7 @@ impl Shared {
             }
             let bytes = Arc::new(bytes);
             node.data = Data::Queued(Arc::clone(&bytes));
+            state.counters.returned += u64::from(state.ghosts.take(&node.chain));
             state.queued += bytes.len() as u64;
             run.push((id, bytes));
             if run.len() == most {
@@ -592,10 +593,11 @@ impl Shared {
         let end = trailer.encode(&bytes);
         bytes.extend(end);
         let written = write_all(&*open.file.file, &bytes, open.end).and_then(|()| open.file.file.sync_data());
+        let allocated = open.file.file.allocated().unwrap_or(0);
         let mut state = self.state();
         if let Some(segment) = state.segments.get_mut(&open.file.sequence) {
             segment.phase = Phase::Closed;
-            segment.bytes = (open.end + bytes.len() as u64).max(open.file.file.allocated().unwrap_or(0));
+            segment.bytes = (open.end + bytes.len() as u64).max(allocated);
         }
         written
     }
@@ -605,11 +607,12 @@ impl Shared {
     pub(crate) fn failed(&self, w: &mut Writer, error: &io::Error) {
         if let Some(open) = w.open.take() {
             // A sync that failed is not tried again: nobody knows what it left out.
+            let allocated = open.file.file.allocated().unwrap_or(0);
             let mut state = self.state();
             let mut lost = Vec::new();
             if let Some(segment) = state.segments.get_mut(&open.file.sequence) {
                 segment.phase = Phase::Closed;
-                segment.bytes = segment.bytes.max(open.file.file.allocated().unwrap_or(0));
+                segment.bytes = segment.bytes.max(allocated);
                 for extent in segment.extents.iter().filter(|e| e.offset + e.total > open.synced) {
                     lost.extend(extent.nodes.iter().flatten());
                 }

@@ -1,6 +1,6 @@
 //! What the threads of a store share.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -53,13 +53,45 @@ pub(crate) struct Health {
     pub failures: u32,
 }
 
+/// Chunks that were evicted lately, by the beginnings of their names: a statistic, nothing is found by it.
+#[derive(Default)]
+pub(crate) struct Ghosts {
+    names: HashSet<u64>,
+    order: VecDeque<u64>,
+}
+
+impl Ghosts {
+    const MOST: usize = 1 << 16;
+
+    fn name(chain: &Key) -> u64 {
+        u64::from_le_bytes(std::array::from_fn(|i| chain[i]))
+    }
+
+    pub fn add(&mut self, chain: &Key) {
+        let name = Self::name(chain);
+        if self.names.insert(name) {
+            self.order.push_back(name);
+        }
+        if self.order.len() > Self::MOST
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.names.remove(&oldest);
+        }
+    }
+
+    /// Whether the chunk was evicted; it counts once.
+    pub fn take(&mut self, chain: &Key) -> bool {
+        self.names.remove(&Self::name(chain))
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct State {
     pub index: Index,
     pub segments: BTreeMap<u64, Segment>,
     /// Files that are to be removed as soon as nobody reads them.
     pub doomed: Vec<(Arc<SegmentFile>, u64)>,
-    /// Bytes of files that look like segments and are none of ours to read.
+    /// The tree that each number stands for.
     pub bound: HashMap<DomainId, usize>,
     pub keys: Option<KeyTable>,
     /// Extents that an earlier process may not have made durable: (segment, index). They are written again.
@@ -77,6 +109,7 @@ pub(crate) struct State {
     pub writing: Vec<u64>,
     pub health: Health,
     pub counters: Counters,
+    pub ghosts: Ghosts,
     /// Somebody waits for everything to be durable.
     pub flush: u32,
     pub stop: bool,

@@ -20,6 +20,7 @@ pub(crate) struct Counters {
     pub write_errors: u64,
     pub sync_errors: u64,
     pub evicted: Evictions,
+    pub returned: u64,
     pub read_time: Micros,
     pub open_time: Micros,
     pub write_time: Micros,
@@ -75,6 +76,8 @@ pub struct StoreStats {
     pub write_errors: u64,
     pub sync_errors: u64,
     pub evicted: Evictions,
+    /// Chunks that were evicted for room and saved again later: computed for a second time.
+    pub returned: u64,
     pub read_seconds: f64,
     /// Verifying and decrypting.
     pub open_seconds: f64,

@@ -287,6 +287,7 @@ impl Store {
             write_errors: c.write_errors,
             sync_errors: c.sync_errors,
             evicted: c.evicted,
+            returned: c.returned,
             read_seconds: seconds(c.read_time),
             open_seconds: seconds(c.open_time),
             write_seconds: seconds(c.write_time),

@@ -196,7 +196,11 @@ fn saves_are_bounded_and_the_budget_holds() {
         check(&store, A, &last, 0..last.len() / CHUNK);
     }
     let stats = store.stats();
-    assert!(stats.evicted.budget > 0 && stats.entries > 150, "{stats:?}");
+    assert!(stats.evicted.budget > 0 && stats.entries > 150 && stats.returned == 0, "{stats:?}");
+    // The first to come was the first to go.
+    assert_eq!(store.probe(A, &tokens(1, 2), 0), 0);
+    save(&store, A, &tokens(1, 2), 0);
+    assert_eq!(store.stats().returned, 2);
     drop(store);
     let store = dir.open();
     check(&store, A, &last, 0..last.len() / CHUNK);
