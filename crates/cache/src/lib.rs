@@ -14,6 +14,7 @@ mod evict;
 mod guard;
 mod integrity;
 mod model;
+mod nearest;
 mod node;
 mod open;
 mod path;

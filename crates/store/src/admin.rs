@@ -2,7 +2,7 @@
 
 use std::io;
 
-use kvist_base::TokenId;
+use kvist_base::{CHUNK, TokenId};
 
 use crate::index::{Data, NodeId};
 use crate::load::Priority;
@@ -23,6 +23,19 @@ pub struct Entry {
     /// Microseconds since the last use of the last chunk.
     pub idle: u64,
     pub pinned: bool,
+}
+
+/// A chunk that was read and verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Name of its domain.
+    pub domain: String,
+    /// Place of its first token on its path.
+    pub token: usize,
+    pub good: bool,
+    /// How many chunks are done, of how many.
+    pub done: u64,
+    pub total: u64,
 }
 
 /// What a check of everything found.
@@ -57,8 +70,8 @@ impl Store {
         entries
     }
 
-    /// Reads and verifies every chunk on disk; `progress` is told how many of how many are done.
-    pub fn verify(&self, mut progress: impl FnMut(u64, u64)) -> Verified {
+    /// Reads and verifies every chunk on disk and tells of each.
+    pub fn verify(&self, mut tell: impl FnMut(Checked)) -> Verified {
         let shared = self.shared();
         let ids: Vec<NodeId> = {
             let state = shared.state();
@@ -70,9 +83,12 @@ impl Store {
             let path = {
                 let state = shared.state();
                 let node = state.index.get(id).filter(|n| n.present());
-                node.map(|node| (node.domain, node.depth as usize, state.index.path(id)))
+                node.map(|node| {
+                    let name = state.index.domains[node.domain].name.clone();
+                    (node.domain, name, node.depth as usize, state.index.path(id))
+                })
             };
-            let Some((domain, depth, tokens)) = path else { continue };
+            let Some((domain, name, depth, tokens)) = path else { continue };
             let load = shared.load(Some(domain), &tokens, depth..depth + 1, Priority::Prefetch);
             let good = (0..shared.geometry.layers()).all(|layer| {
                 buffer.resize(shared.geometry.slices[layer], 0);
@@ -82,7 +98,8 @@ impl Store {
                 true => found.good += 1,
                 false => found.bad += 1,
             }
-            progress(i as u64 + 1, ids.len() as u64);
+            let (done, total) = (i as u64 + 1, ids.len() as u64);
+            tell(Checked { domain: name, token: depth * CHUNK, good, done, total });
         }
         found
     }
@@ -90,6 +107,15 @@ impl Store {
     /// Removes what is not wanted: files of other fingerprints and keys, and dead bytes by copying the rest. The bytes that
     /// the store takes less.
     pub fn gc(&self) -> io::Result<u64> {
+        self.clean(true)
+    }
+
+    /// As [`Store::gc`], but leaves the files of other fingerprints and keys.
+    pub fn compact(&self) -> io::Result<u64> {
+        self.clean(false)
+    }
+
+    fn clean(&self, foreign: bool) -> io::Result<u64> {
         let shared = self.shared();
         if shared.read_only {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
@@ -101,9 +127,9 @@ impl Store {
             shared.close(&mut w)?;
             let wasteful: Vec<u64> = {
                 let mut state = shared.state();
-                let foreign: Vec<u64> =
-                    state.segments.iter().filter(|(_, s)| s.phase == Phase::Foreign).map(|(&n, _)| n).collect();
-                foreign.into_iter().for_each(|n| doom(&mut state, n));
+                let unwanted = |s: &crate::segment::Segment| foreign && s.phase == Phase::Foreign;
+                let unwanted: Vec<u64> = state.segments.iter().filter(|(_, s)| unwanted(s)).map(|(&n, _)| n).collect();
+                unwanted.into_iter().for_each(|n| doom(&mut state, n));
                 let waste = |s: &&crate::segment::Segment| s.phase == Phase::Closed && s.dead() > s.bytes / 16;
                 state.segments.iter().filter(|(_, s)| waste(s)).map(|(&n, _)| n).collect()
             };

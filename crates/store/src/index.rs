@@ -108,7 +108,7 @@ impl Index {
         (0..).zip(&self.nodes).filter(|(_, node)| node.is_some()).map(|(id, _)| id)
     }
 
-    fn children(&self, domain: usize, parent: Option<NodeId>) -> &[NodeId] {
+    pub fn children(&self, domain: usize, parent: Option<NodeId>) -> &[NodeId] {
         match parent {
             Some(id) => &self.node(id).children,
             None => &self.domains[domain].roots,

@@ -223,7 +223,7 @@ fn what_an_operator_asks() {
     );
     assert_eq!(entries[1].tokens, two);
     let mut told = 0;
-    assert_eq!(store.verify(|done, _| told = done), kvist_store::Verified { good: 15, bad: 0 });
+    assert_eq!(store.verify(|checked| told = checked.done), kvist_store::Verified { good: 15, bad: 0 });
     assert_eq!(told, 15);
     assert!(store.forget("b").unwrap() && !store.forget("b").unwrap());
     store.check().unwrap();
@@ -261,4 +261,39 @@ fn variants_are_trees_of_their_own() {
     check(&store, carried, &path, 0..6);
     store.forget("a").unwrap();
     assert_eq!((store.probe(carried, &path, 0), store.stats().entries), (0, 0));
+}
+
+#[test]
+fn paths_are_looked_up_and_what_is_not_ours_is_told() {
+    let dir = Dir::new();
+    let path = tokens(1, 4);
+    {
+        let store = dir.open();
+        save(&store, A, &path, 0);
+        assert!(store.flush(Duration::from_secs(20)));
+        assert_eq!((store.nearest(B, &path), store.domains()), (None, vec!["a".into(), "b".into()]));
+        let near = |tokens: &[TokenId]| {
+            let found = store.nearest(A, tokens).unwrap();
+            assert_eq!(found.tokens, path[..found.tokens.len()]);
+            (found.common, found.tokens.len() / CHUNK, found.gone)
+        };
+        assert_eq!(near(&path), (4 * CHUNK, 4, None));
+        assert_eq!(near(&[&path[..], &[1]].concat()), (4 * CHUNK, 4, None));
+        assert_eq!(near(&path[..70]), (70, 2, None));
+        let mut other = path.clone();
+        other[100] += 1;
+        assert_eq!(near(&other), (100, 2, None));
+        assert_eq!(near(&[5]), (0, 1, None));
+        assert_eq!(store.foreign(), []);
+    }
+    let mut config = dir.config();
+    config.fingerprint = Fingerprint { digest: [8; 32], text: "another".into() };
+    let (store, _) = Store::open(Arc::new(RealVfs::new()), config).unwrap();
+    let foreign = store.foreign();
+    assert_eq!(foreign.iter().map(|f| (&f.text[..], f.other_key)).collect::<Vec<_>>(), [("a test", false)]);
+    assert_eq!(foreign[0].bytes, store.stats().foreign);
+    store.compact().unwrap();
+    assert_eq!(store.foreign(), foreign);
+    assert!(store.gc().unwrap() >= foreign[0].bytes);
+    assert_eq!(store.foreign(), []);
 }
