@@ -1,9 +1,13 @@
 //! Between engine, executor and store: whole chunks are handed over after each step, while their slabs still hold them.
 
-use kvist_base::{CHUNK, ChunkId, Executor, Micros};
+use kvist_base::{CHUNK, ChunkId, DomainId, Executor, Micros};
 use kvist_cache::Unsaved;
 use kvist_engine::{EXTENT, Engine};
-use kvist_store::{Saved, StoreTier};
+use kvist_store::{Saved, Store, StoreTier};
+use kvist_text::ReplyTable;
+
+/// Kind of the store's notes that hold replies.
+pub(crate) const REPLY: u8 = 1;
 
 /// Until chunks that could not be taken are offered again.
 const LATER: Micros = 50_000;
@@ -76,5 +80,12 @@ impl Keeper {
             }
         }
         store.save(*domain, tokens, first, read(chunks))
+    }
+}
+
+/// Fills a table with the replies of a domain that a store remembers.
+pub fn recall(replies: &ReplyTable, store: &Store, domain: DomainId) {
+    for (key, ids) in store.notes(domain, REPLY) {
+        replies.restore(domain, &key, &ids);
     }
 }

@@ -11,6 +11,7 @@ mod auth;
 mod config;
 mod connection;
 mod cors;
+pub mod explain;
 mod fuzzing;
 mod keep;
 mod limits;
@@ -28,7 +29,7 @@ pub use auth::{KeyFileError, Keys, OPERATOR, Tenant};
 pub use kvist_text::ToolSetting;
 
 pub use config::{ModelInfo, SamplingDefaults, ServerConfig, TextParts};
-pub use keep::Keeper;
+pub use keep::{Keeper, recall};
 pub use log::{Log, stderr_log};
 pub use routes::{Access, paths};
 pub use server::{BindError, Server, bind};

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::api::error::ErrorCode;
 use crate::api::generate::{Job, answer};
 use crate::api::params::Bounds;
-use crate::api::{ApiError, about, chat, completions, tokens};
+use crate::api::{ApiError, about, chat, completions, explain, tokens};
 use crate::app::{App, Caller, Serving};
 use crate::auth::{Tenant, presented};
 use crate::cors;
@@ -56,6 +56,7 @@ pub const ROUTES: &[Route] = &[
     route(POST, "/v1/completions", |app, request| Box::pin(generate(app, request, completions::job))),
     route(POST, "/tokenize", |app, request| Box::pin(convert(app, request, tokens::tokenize))),
     route(POST, "/detokenize", |app, request| Box::pin(convert(app, request, tokens::detokenize))),
+    route(POST, "/v1/kvist/explain", |app, request| Box::pin(explained(app, request))),
     route(POST, "/apply-template", |app, request| Box::pin(convert(app, request, tokens::apply_template))),
     route(GET, "/tokenizer_info", |app, _| Box::pin(async move { told(about::tokenizer_info(&*app.serving()?)) })),
     route(GET, "/props", |app, _| Box::pin(async move { told(about::props(&*app.serving()?)) })),
@@ -206,6 +207,11 @@ async fn generate(app: Arc<App>, request: Request, parse: Work<Job>) -> Result<R
 
 async fn convert(app: Arc<App>, request: Request, convert: Work<Value>) -> Result<Response, ApiError> {
     told(work(&app, request, convert).await?.2)
+}
+
+async fn explained(app: Arc<App>, request: Request) -> Result<Response, ApiError> {
+    let (serving, caller, asked) = work(&app, request, explain::asked).await?;
+    told(explain::answer(&serving, &caller, asked).await?)
 }
 
 fn told(value: Value) -> Result<Response, ApiError> {

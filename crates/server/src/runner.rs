@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use kvist_base::{AllResident, Clock, Executor, Micros, Residency, StepOutput};
-use kvist_engine::{Effect, Engine, EngineStats, Finish, Refusal, Request, RequestId};
-use tokio::sync::mpsc;
+use kvist_base::{AllResident, Clock, DomainId, Executor, Micros, Residency, StepOutput, TokenId};
+use kvist_engine::{Effect, Engine, EngineStats, Finish, Prospect, Refusal, Request, RequestId};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::keep::Keeper;
 use crate::log::Log;
@@ -50,6 +50,8 @@ struct Submission {
 
 enum Command {
     Submit(Submission),
+    /// What these tokens would find in the domain.
+    Prospect(DomainId, Vec<TokenId>, oneshot::Sender<Prospect>),
     /// Ends every request with `Finish::Cancelled`.
     CancelAll,
     Stop,
@@ -164,11 +166,22 @@ impl Runner {
         let (sender, events) = mpsc::channel(room + 1);
         let control = Arc::new(Control::default());
         let submission = Submission { requests, arrival, events: sender, control: control.clone() };
-        match self.commands.try_send(Command::Submit(submission)) {
-            Ok(()) => Ok(Ticket { events, control }),
-            Err(TrySendError::Full(_)) => Err(Unavailable::Busy),
-            Err(TrySendError::Disconnected(_)) => Err(Unavailable::Gone),
-        }
+        self.command(Command::Submit(submission))?;
+        Ok(Ticket { events, control })
+    }
+
+    /// What these tokens would find in the domain after the step in flight.
+    pub fn prospect(&self, domain: DomainId, tokens: Vec<TokenId>) -> Result<oneshot::Receiver<Prospect>, Unavailable> {
+        let (sender, answer) = oneshot::channel();
+        self.command(Command::Prospect(domain, tokens, sender))?;
+        Ok(answer)
+    }
+
+    fn command(&self, command: Command) -> Result<(), Unavailable> {
+        self.commands.try_send(command).map_err(|e| match e {
+            TrySendError::Full(_) => Unavailable::Busy,
+            TrySendError::Disconnected(_) => Unavailable::Gone,
+        })
     }
 
     /// Ends every request; their readers are told.
@@ -273,6 +286,10 @@ impl Loop {
     fn take(&mut self, command: Command) -> bool {
         match command {
             Command::Submit(submission) => self.submit(submission),
+            Command::Prospect(domain, tokens, answer) => {
+                // Who asked may have left.
+                let _ = answer.send(self.engine.prospect(domain, &tokens));
+            }
             Command::CancelAll => {
                 let now = self.clock.now();
                 let ids: Vec<RequestId> = self.owners.keys().copied().collect();

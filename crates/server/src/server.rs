@@ -21,7 +21,7 @@ use crate::app::{App, Serving};
 use crate::auth::{Keys, OPERATOR};
 use crate::config::{ModelInfo, ServerConfig, TextParts};
 use crate::connection::{serve, turn_away};
-use crate::keep::Keeper;
+use crate::keep::{Keeper, REPLY, recall};
 use crate::log::Log;
 use crate::routes::router;
 use crate::runner::Runner;
@@ -232,16 +232,11 @@ pub async fn bind(host: &str, port: u16) -> Result<TcpListener, BindError> {
     TcpListener::bind((host, port)).await.map_err(|source| BindError { address: format!("{host}:{port}"), source })
 }
 
-/// Kind of the store's notes that hold replies.
-const REPLY: u8 = 1;
-
 /// Fills the table with what the store remembers, and has it remember what comes.
 fn keep_replies(replies: &mut ReplyTable, store: &Store, keys: Option<&Keys>) {
     let tenants = keys.map(Keys::tenants).into_iter().flatten().map(|tenant| tenant.domain);
     for domain in tenants.chain([OPERATOR]) {
-        for (key, ids) in store.notes(domain, REPLY) {
-            replies.restore(domain, &key, &ids);
-        }
+        recall(replies, store, domain);
     }
     let store = store.clone();
     replies.tell(Box::new(move |domain, key, ids| {

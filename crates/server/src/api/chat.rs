@@ -15,6 +15,7 @@ use crate::api::params::{Bounds, MAX_TOP, Params};
 use crate::api::tools::{ToolRequest, check_calls, shown};
 use crate::app::{Caller, Serving};
 use crate::auth::Tenant;
+use crate::config::TextParts;
 
 /// Parses a body and tokenises its conversation. Takes time with the length of the conversation.
 pub fn job(serving: &Serving, caller: &Caller, bounds: &Bounds, body: &[u8]) -> Result<Job, ApiError> {
@@ -25,9 +26,9 @@ pub fn job(serving: &Serving, caller: &Caller, bounds: &Bounds, body: &[u8]) -> 
     if fields.boolean("echo")? == Some(true) {
         return Err(ApiError::unsupported("echo", "the chat endpoint does not repeat the prompt"));
     }
-    let input = input(fields, bounds)?;
+    let input = input(fields, bounds.now)?;
     let tools = ToolRequest::parse(fields, serving, params.structured.as_ref())?;
-    let template = template(serving)?;
+    let template = template(&serving.text)?;
     // Rendered twice only where the body leaves a doubt.
     if body.len() > serving.most_bytes() && params.keep_last.is_none() && params.on_overflow == OnOverflow::Error {
         serving.check_length(template.render(&input)?.len())?;
@@ -74,8 +75,8 @@ fn drop_turns(
     Some((cut, None, [&prompt.ids[..cut.start], &prompt.ids[cut.end..]].concat()))
 }
 
-/// The conversation of a body, with all that its template is told.
-pub fn input<'a>(fields: Fields<'a>, bounds: &Bounds) -> Result<ChatInput<'a>, ApiError> {
+/// The conversation of a body, with all that its template is told. `now`: seconds since 1970.
+pub fn input<'a>(fields: Fields<'a>, now: u64) -> Result<ChatInput<'a>, ApiError> {
     let Some(messages) = fields.array("messages")? else {
         return Err(ApiError::field("messages", "the field is missing"));
     };
@@ -87,13 +88,13 @@ pub fn input<'a>(fields: Fields<'a>, bounds: &Bounds) -> Result<ChatInput<'a>, A
         add_generation_prompt: fields.boolean("add_generation_prompt")?.unwrap_or(!continue_final_message),
         continue_final_message,
         kwargs: fields.object("chat_template_kwargs")?,
-        now: bounds.now,
+        now,
     })
 }
 
-pub fn template(serving: &Serving) -> Result<&ChatTemplate, ApiError> {
+pub fn template(text: &TextParts) -> Result<&ChatTemplate, ApiError> {
     let missing = || ApiError::invalid("the model has no chat template; use /v1/completions");
-    serving.text.template.as_ref().ok_or_else(missing)
+    text.template.as_ref().ok_or_else(missing)
 }
 
 fn logprobs(fields: Fields) -> Result<Option<u32>, ApiError> {

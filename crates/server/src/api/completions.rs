@@ -43,13 +43,13 @@ pub fn job(serving: &Serving, _: &Caller, bounds: &Bounds, body: &[u8]) -> Resul
 }
 
 #[derive(Debug, PartialEq)]
-enum Prompt<'a> {
+pub enum Prompt<'a> {
     Text(&'a str),
     Ids(&'a [TokenId]),
 }
 
 /// `prompt` is a string, a list of strings, a list of token ids, or a list of such lists.
-fn parse_prompts(fields: Fields<'_>, most: usize) -> Result<Vec<Prompt<'_>>, ApiError> {
+pub fn parse_prompts(fields: Fields<'_>, most: usize) -> Result<Vec<Prompt<'_>>, ApiError> {
     let prompts = match fields.tokens("prompt") {
         Some(TokenLists::One(ids)) if !ids.is_empty() => vec![Prompt::Ids(ids)],
         Some(TokenLists::Many(lists)) => lists.iter().map(|ids| Prompt::Ids(ids)).collect(),

@@ -5,6 +5,7 @@ pub mod assembly;
 pub mod chat;
 pub mod completions;
 pub mod error;
+pub mod explain;
 pub mod generate;
 pub mod json;
 pub mod overflow;

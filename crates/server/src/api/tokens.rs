@@ -32,7 +32,7 @@ pub fn tokenize(serving: &Serving, caller: &Caller, bounds: &Bounds, body: &[u8]
     let ids = match fields.string("prompt")? {
         Some(text) => tokenizer.encode(text, fields.boolean("add_special_tokens")?.unwrap_or(true))?,
         None => {
-            let (input, template) = (input(fields, bounds)?, template(serving)?);
+            let (input, template) = (input(fields, bounds.now)?, template(&serving.text)?);
             let text = template.render(&input)?;
             serving.check_length(text.len())?;
             match fields.boolean("add_special_tokens")? {
@@ -83,5 +83,5 @@ pub fn apply_template(serving: &Serving, _: &Caller, bounds: &Bounds, body: &[u8
     let map = parse_object(body)?;
     let fields = Fields(&map);
     serving.check_model(fields.string("model")?, bounds)?;
-    Ok(json!({"prompt": template(serving)?.render(&input(fields, bounds)?)?}))
+    Ok(json!({"prompt": template(&serving.text)?.render(&input(fields, bounds.now)?)?}))
 }

@@ -2,6 +2,7 @@
 
 mod answers;
 mod client;
+mod explain;
 mod extras;
 mod fake;
 mod harness;
