@@ -1,7 +1,8 @@
-//! The command line: settings, `serve`, `run`, `doctor`, `bench`, `completions`.
+//! The command line: settings, `serve`, `run`, `doctor`, `cache`, `bench`, `completions`.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod cache;
 mod chat;
 mod cli;
 mod doctor;
@@ -62,6 +63,7 @@ fn dispatch(matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
         Some(("serve", matches)) => serve::run(matches, cli::settings(matches, false)?),
         Some(("run", matches)) => run::run(matches, cli::settings(matches, true)?),
+        Some(("cache", matches)) => cache::run(matches),
         Some(("bench", matches)) => bench::run(matches),
         Some(("doctor", matches)) => doctor::run(matches, cli::settings(matches, false)?),
         Some(("completions", matches)) => completions(matches.get_one::<String>("shell").map_or("", String::as_str)),

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kvist_base::DomainId;
+use kvist_kernels::Isa;
 use kvist_model::NUMERICS_VERSION;
 use kvist_server::{Keys, OPERATOR, Tenant};
 use kvist_store::vfs::{RealVfs, Vfs};
 use kvist_store::{Encryption, Fingerprint, OpenError, Restored, Store, StoreConfig, StoreTier};
 
 use crate::failure::{Failure, Result};
-use crate::load::Plan;
+use crate::load::{self, Plan};
+use crate::model::Chosen;
 use crate::settings::keys::{KV_DIR, KV_DISK, KV_KEY_FILE, KV_TYPE};
 use crate::settings::{Origin, Settings, Value};
 use crate::size::human;
@@ -101,8 +103,10 @@ impl Digest {
         }))
     }
 
-    fn take(self) -> std::io::Result<[u8; 32]> {
-        self.0.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread that reads them panicked")))
+    /// Waits for its end.
+    pub fn take(self) -> Result<[u8; 32]> {
+        let read = self.0.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread that reads them panicked")));
+        read.map_err(|e| Failure::new(format!("the model's files: {e}"), "check the disk"))
     }
 }
 
@@ -127,17 +131,10 @@ pub fn open(
 }
 
 fn try_open(wish: Wish, plan: &Plan, settings: &Settings, digest: Digest, keys: Option<&Keys>) -> Result<Opened> {
-    let weights = digest.take().map_err(|e| Failure::new(format!("the model's files: {e}"), "check the disk"))?;
-    let fingerprint = fingerprint(plan, settings, &weights);
-    let layout = plan.chosen.config.layout_of(plan.budget.pool.codec);
-    let slices = layout.layers.iter().map(|layer| layer.bytes).collect();
+    let config = config(&wish, &plan.chosen, settings, plan.budget.context, plan.isa, &digest.take()?);
     let memory = plan.budget.store / 2;
-    let config = StoreConfig {
-        saves: memory,
-        staging: memory.max(layout.bytes as u64),
-        io_threads: plan.threads.clamp(2, 4),
-        ..StoreConfig::new(wish.dir.clone(), wish.budget, fingerprint, slices, wish.encryption.clone())
-    };
+    let staging = memory.max(config.chunk_bytes() as u64);
+    let config = StoreConfig { saves: memory, staging, io_threads: plan.threads.clamp(2, 4), ..config };
     let (store, restored) = Store::open(Arc::new(RealVfs::new()), config).map_err(|e| failure(&wish, e))?;
     let register = |domain, name: &str| {
         store.register(domain, name).map_err(|e| {
@@ -145,7 +142,7 @@ fn try_open(wish: Wish, plan: &Plan, settings: &Settings, digest: Digest, keys: 
             Failure::new(what, "make room on the disk, or set --kv-disk off")
         })
     };
-    register(DomainId::PUBLIC, "public")?;
+    register(DomainId::PUBLIC, PUBLIC_NAME)?;
     register(OPERATOR, &Tenant::operator().store_name())?;
     for tenant in keys.map(Keys::tenants).into_iter().flatten() {
         register(tenant.domain, &tenant.store_name())?;
@@ -153,20 +150,34 @@ fn try_open(wish: Wish, plan: &Plan, settings: &Settings, digest: Digest, keys: 
     Ok(Opened { tier: StoreTier::new(store), restored, wish })
 }
 
-/// Of all that the bytes of a chunk depend on.
-fn fingerprint(plan: &Plan, settings: &Settings, weights: &[u8; 32]) -> Fingerprint {
-    let (chosen, codec) = (&plan.chosen, settings.text(&KV_TYPE).unwrap_or_default());
+/// What the public domain is called in a store.
+pub const PUBLIC_NAME: &str = "public";
+
+/// The store of a model: where it is, and what the bytes of its chunks depend on. `weights`: the digest of its files.
+pub fn config(
+    wish: &Wish,
+    chosen: &Chosen,
+    settings: &Settings,
+    context: usize,
+    isa: Isa,
+    weights: &[u8; 32],
+) -> StoreConfig {
+    let codec = settings.text(&KV_TYPE).unwrap_or_default();
     let mut hasher = blake3::Hasher::new();
     hasher.update(weights);
     // One set of frequencies or another, by the context.
-    let rotations = chosen.config.ropes.iter().map(|rope| rope.rotation(plan.budget.context));
-    let rest = (rotations.collect::<Vec<_>>(), chosen.form, codec, plan.isa, NUMERICS_VERSION);
+    let rotations = chosen.config.ropes.iter().map(|rope| rope.rotation(context));
+    let rest = (rotations.collect::<Vec<_>>(), chosen.form, codec, isa, NUMERICS_VERSION);
     hasher.update(format!("{rest:?}").as_bytes());
-    let text = format!("{} {} {codec} {} numerics {NUMERICS_VERSION}", chosen.name, chosen.kind(), plan.isa);
-    Fingerprint { digest: *hasher.finalize().as_bytes(), text }
+    let text = format!("{} {} {codec} {isa} numerics {NUMERICS_VERSION}", chosen.name, chosen.kind());
+    let fingerprint = Fingerprint { digest: *hasher.finalize().as_bytes(), text };
+    let layout = chosen.config.layout_of(load::codec(codec));
+    let slices = layout.layers.iter().map(|layer| layer.bytes).collect();
+    StoreConfig::new(wish.dir.clone(), wish.budget, fingerprint, slices, wish.encryption.clone())
 }
 
-fn failure(wish: &Wish, error: OpenError) -> Failure {
+/// What is told of a store that cannot be opened.
+pub fn failure(wish: &Wish, error: OpenError) -> Failure {
     let dir = wish.dir.display();
     let hint = match &error {
         OpenError::Locked(_) => "stop that process, or set another --kv-dir, or --kv-disk off".into(),

@@ -1,5 +1,6 @@
 //! The command line: what clap is told, and what it gives back.
 
+mod cache;
 mod hints;
 
 use std::ffi::OsString;
@@ -98,6 +99,7 @@ pub fn command() -> Command {
                 .args(doctor_args())
                 .after_help(DOCTOR_EXAMPLES),
         )
+        .subcommand(cache::command())
         .subcommand(bench())
         .subcommand(
             Command::new("completions")
@@ -424,6 +426,8 @@ mod tests {
             (&["serve", "--api-key", "x"], "hint: keys come from a file"),
             (&["serve", "a", "b"], "hint: `kvist serve --help` lists what there is"),
             (&["bench", "engine", "--seconds"], "hint: `kvist bench engine --help` lists"),
+            (&["cache", "list"], "hint: `kvist cache --help` lists"),
+            (&["cache", "explain"], "--prompt <TEXT>"),
             (&["doktor"], "hint: a similar subcommand exists: 'doctor'"),
             (&["version"], "hint: `kvist --help` lists"),
         ] {

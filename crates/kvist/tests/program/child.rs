@@ -36,6 +36,11 @@ pub fn texts(output: Output) -> (String, String, Option<i32>) {
     (text(output.stdout), text(output.stderr), output.status.code())
 }
 
+/// A server on a free port.
+pub fn serve(args: &[&str]) -> Command {
+    kvist(&[&["serve", "--port", "0", "--kv-ram", "64MiB", "--threads", "2"], args].concat())
+}
+
 /// A running `kvist serve`; killed when dropped.
 pub struct Served {
     pub child: Child,
@@ -48,7 +53,11 @@ pub struct Served {
 impl Served {
     /// Starts on a free port and waits until it is ready.
     pub fn start(args: &[&str]) -> Served {
-        let mut command = kvist(&[&["serve", "--port", "0", "--kv-ram", "64MiB", "--threads", "2"], args].concat());
+        Served::of(serve(args))
+    }
+
+    /// Runs a command of [`serve`] and waits until it is ready.
+    pub fn of(mut command: Command) -> Served {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut page = String::new();

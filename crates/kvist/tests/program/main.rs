@@ -1,6 +1,7 @@
 //! Tests of the whole program, run as a child process.
 #![cfg(unix)]
 
+mod cache;
 mod child;
 mod cli;
 mod doctor;
