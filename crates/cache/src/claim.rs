@@ -108,6 +108,10 @@ impl Cache {
         if let Some(from) = from {
             prepare.push(Prepare::Copy { from: open(from), to: open(index), n: copied.len() as u8 });
             self.forks += 1;
+            if self.arena[from].arriving {
+                // What is on its way must have come before it is copied: nobody may take its slab in this step.
+                self.mark(from, self.arena[from].valid);
+            }
         }
         let depth = if parent == ROOT { 0 } else { self.arena[parent].depth + 1 };
         let node = &mut self.arena[index];

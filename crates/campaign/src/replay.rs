@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use kvist_base::Micros;
+use kvist_cache::policy::Facts;
 use kvist_sim::replay::{Policy, SIZES, Table, Trace};
 
 #[derive(clap::Args)]
@@ -19,13 +20,20 @@ pub struct Args {
     /// Only these requests of the trace, as A..B.
     #[arg(long, value_parser = crate::range)]
     rows: Option<std::ops::Range<u64>>,
+    /// What each fact that is learnt from is worth: the policy without it.
+    #[arg(long)]
+    ablation: bool,
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: Args) -> Result<(), String> {
     let wait = Micros::from(args.wait) * 1_000_000;
-    let policies = [Policy::Fifo, Policy::Lru, Policy::QueueAware { wait }, Policy::Returns, Policy::Optimum];
+    let mut policies = vec![Policy::Fifo, Policy::Lru, Policy::QueueAware { wait }, Policy::Returns, Policy::Optimum];
+    if args.ablation {
+        policies = vec![Policy::Lru, Policy::Returns];
+        policies.extend((0..Facts::NAMES.len()).map(|fact| Policy::Without { fact }));
+    }
     for file in &args.traces {
         let mut trace = read(file)?;
         if let Some(rows) = &args.rows {

@@ -28,6 +28,19 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// Names of the facts that odds are learnt from, in the order of their bins.
+    pub const NAMES: [&str; FACTS] = [
+        "uses",
+        "turn",
+        "uses and turn together",
+        "length of the prompt",
+        "length of the reply",
+        "what is new, and turn",
+        "pause before the request",
+        "not full",
+        "gap before this use",
+    ];
+
     pub(crate) fn bins(&self) -> Bins {
         let uses = match self.uses {
             0..=4 => self.uses as u8,

@@ -88,6 +88,8 @@ pub struct Returns {
     reached: [u64; AGES],
     tables: Vec<LifeTable>,
     odds: Odds,
+    /// A fact that is not looked at, to see what it is worth.
+    ignored: Option<usize>,
     /// How much each octave's end says of returns: the returns of the octave, next to the octave that has most.
     shares: [f64; AGES],
     worths: Vec<[u64; AGES]>,
@@ -107,6 +109,7 @@ impl Returns {
             reached: [0; AGES],
             tables: vec![LifeTable::EMPTY; CLASSES],
             odds: Odds::NEW,
+            ignored: None,
             shares: [0.0; AGES],
             worths: Vec::new(),
             faded: 0,
@@ -114,6 +117,12 @@ impl Returns {
         };
         returns.renew();
         returns
+    }
+
+    /// The same without one of the facts ([`Facts::NAMES`]).
+    pub fn without(mut self, fact: usize) -> Returns {
+        self.ignored = Some(fact);
+        self
     }
 
     /// Uses that are worth remembering for a store of so many chunks: a little longer than they would be held at best.
@@ -178,7 +187,10 @@ impl Returns {
             };
             // Chunks of one request share their fate, so that many of them say less than as many requests.
             let alike = if i < known { known } else { keys.len() - known };
-            let bins = facts.bins();
+            let mut bins = facts.bins();
+            if let Some(ignored) = self.ignored {
+                bins[ignored] = 0;
+            }
             let of = Class::of(self.odds.of(&bins));
             let weight = 1.0 / (alike as f64).sqrt();
             self.tables[of.index()].waited[0] += weight;

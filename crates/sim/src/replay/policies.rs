@@ -1,7 +1,7 @@
 //! The policies on the blocks of a trace. They share the queue and the learner with the server's tree.
 
 use kvist_base::Micros;
-use kvist_cache::policy::{Class, End, Place, Queue, Returns};
+use kvist_cache::policy::{Class, End, Facts, Place, Queue, Returns};
 
 use crate::random::mix;
 use crate::replay::trace::{BLOCK, Trace};
@@ -16,6 +16,8 @@ pub enum Policy {
     QueueAware { wait: Micros },
     /// What is expected to return least for the time for which it is held goes first; leaves only.
     Returns,
+    /// The same without one of the facts that it learns from.
+    Without { fact: usize },
     /// What is needed last, or never, goes first, be it new: no policy has more hits.
     Optimum,
 }
@@ -27,6 +29,7 @@ impl std::fmt::Display for Policy {
             Policy::Lru => f.pad("lru"),
             Policy::QueueAware { wait } => f.pad(&format!("queue-aware ({} s)", wait / 1_000_000)),
             Policy::Returns => f.pad("returns"),
+            Policy::Without { fact } => f.pad(&format!("- {}", Facts::NAMES[*fact])),
             Policy::Optimum => f.pad("optimum"),
         }
     }
@@ -55,7 +58,8 @@ pub fn replay(trace: &Trace, capacity: usize, policy: Policy) -> Hits {
 /// The hits of each request.
 pub fn hits(trace: &Trace, capacity: usize, policy: Policy) -> Vec<u32> {
     match policy {
-        Policy::Returns => returns(trace, capacity),
+        Policy::Returns => returns(trace, capacity, Returns::new(Returns::memory(capacity))),
+        Policy::Without { fact } => returns(trace, capacity, Returns::new(Returns::memory(capacity)).without(fact)),
         _ => ordered(trace, capacity, policy),
     }
 }
@@ -200,9 +204,8 @@ impl Tree {
     }
 }
 
-fn returns(trace: &Trace, capacity: usize) -> Vec<u32> {
+fn returns(trace: &Trace, capacity: usize, mut returns: Returns) -> Vec<u32> {
     let mut tree = Tree { blocks: vec![Block::default(); trace.different], queue: Queue::default(), held: 0 };
-    let mut returns = Returns::new(Returns::memory(capacity));
     let mut hits = Vec::with_capacity(trace.rows.len());
     let mut keys = Vec::new();
     for row in &trace.rows {

@@ -73,14 +73,14 @@ impl Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {} requests, {} blocks, {} different", self.name, self.requests, self.blocks, self.different)?;
-        write!(f, "{:<20}", "hits, %")?;
+        write!(f, "{:<26}", "hits, %")?;
         self.sizes.iter().try_for_each(|size| write!(f, "{size:>9}"))?;
         for line in &self.lines {
-            write!(f, "\n{:<20}", line.policy)?;
+            write!(f, "\n{:<26}", line.policy)?;
             line.rates.iter().try_for_each(|rate| write!(f, "{rate:>9.2}"))?;
         }
         if let Some(closed) = self.gap_closed() {
-            write!(f, "\n{:<20}", "gap closed, %")?;
+            write!(f, "\n{:<26}", "gap closed, %")?;
             closed.iter().try_for_each(|closed| match closed {
                 Some(closed) => write!(f, "{closed:>9.1}"),
                 None => write!(f, "{:>9}", "-"),
