@@ -10,8 +10,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use kvist_base::{Codec, Dtype};
+use kvist_campaign::kill::{self, End};
 use kvist_campaign::ledger::{self, Entry};
-use kvist_campaign::{bitwise, fuzz, kill, overflow, parallel, quality, subjects};
+use kvist_campaign::{bitwise, fuzz, overflow, parallel, quality, subjects};
 use kvist_kernels::Isa;
 use kvist_store::campaign as store;
 use kvist_store::campaign::Report as StoreReport;
@@ -108,6 +109,11 @@ enum Campaign {
     },
     /// A process that saves as fast as it can, killed; each seed is five kills on one directory.
     StoreKill {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// The same, and what is killed is the file system under it: ext4 on a loop device (needs root, mkfs.ext4, python3).
+    StorePower {
         #[command(flatten)]
         common: Common,
     },
@@ -208,9 +214,18 @@ fn main() -> ExitCode {
             report("store-flips", commit, common, "a store of 256 KiB".into(), result.map(|r| r.to_string()))
         }
         Campaign::StoreKill { common } => {
-            let result =
-                parallel::seeds(common.seeds.clone(), common.jobs, kill::run, |a: &mut StoreReport, b| a.add(&b));
+            let result = parallel::seeds(
+                common.seeds.clone(),
+                common.jobs,
+                |seed| kill::run(seed, End::Kill),
+                |a: &mut StoreReport, b| a.add(&b),
+            );
             report("store-kill", commit, common, "five kills a seed".into(), result.map(|r| r.to_string()))
+        }
+        Campaign::StorePower { common } => {
+            let case = |seed| kill::run(seed, End::Power);
+            let result = parallel::seeds(common.seeds.clone(), common.jobs, case, |a: &mut StoreReport, b| a.add(&b));
+            report("store-power", commit, common, "ext4, five cuts a seed".into(), result.map(|r| r.to_string()))
         }
         Campaign::StoreVictim { dir, round } => store::Victim::run(&dir, round, &mut std::io::stdout()),
         Campaign::Fuzz { input: Some(file), target, .. } => fuzz_file(&file, target.as_deref()),
