@@ -326,6 +326,11 @@ pub trait Executor: Send {
     /// On a plan that [`StepPlan::check`] refuses.
     fn step(&mut self, plan: &StepPlan, residency: &dyn Residency, out: &mut StepOutput);
 
+    /// Runs pieces of other work between steps, several at a time where the executor has threads.
+    fn run(&self, pieces: usize, piece: &(dyn Fn(usize) + Sync)) {
+        (0..pieces).for_each(piece);
+    }
+
     /// Appends the bytes of a chunk, all layers, as every tier holds them.
     fn read_chunk(&self, chunk: ChunkId, out: &mut Vec<u8>);
 }

@@ -78,7 +78,7 @@ fn a_steady_step_allocates_nothing() {
         let plan = engine.plan(now).expect("all decode");
         let (rows, no_new_chunk) = rows(plan);
         executor.step(plan, &AllResident, &mut output);
-        engine.complete(now + 1, &output);
+        engine.complete_with(now + 1, &output, &|n, piece| executor.run(n, piece));
         engine.drain_effects(&mut effects);
         COUNTS.store(false, SeqCst);
         let taken = COUNT.load(SeqCst) - before;

@@ -53,7 +53,7 @@ impl Edits {
     }
 
     /// Whether the next token after `drawn` tokens of output is drawn from other logits than the model's.
-    fn apply_after(&self, drawn: usize) -> bool {
+    pub(crate) fn apply_after(&self, drawn: usize) -> bool {
         let listed = !self.bias.is_empty() || self.allowed.is_some() || !self.bad_words.is_empty();
         listed || drawn < self.min_tokens as usize
     }
@@ -68,10 +68,10 @@ impl Seen {
     /// What the penalties of `sampling` need to know of `tokens`, the first `prompt` of which are the prompt's; `None`
     /// if it has no penalties.
     pub fn new(sampling: &Sampling, tokens: &[TokenId], prompt: usize) -> Option<Seen> {
-        let repetition = sampling.repetition_penalty != 1.0;
-        if !repetition && sampling.presence_penalty == 0.0 && sampling.frequency_penalty == 0.0 {
+        if !sampling.penalises() {
             return None;
         }
+        let repetition = sampling.repetition_penalty != 1.0;
         let (prompt, output) = tokens.split_at(prompt);
         let prompt = if repetition { prompt } else { &[] };
         let mut seen = Seen(prompt.iter().map(|&t| (t, 0)).collect());

@@ -4,10 +4,11 @@ use kvist_base::{CHUNK, ChunkId, Micros, Prepare, RowOutcome, StepOutput};
 
 use crate::adjust::{Seen, adjust};
 use crate::constraint::{masked, moved};
+use crate::draws::{Draw, Drawn};
 use crate::engine::Engine;
 use crate::request::{Effect, Finish, Sampling};
 use crate::sampler::logprobs;
-use crate::sequence::{Sequence, StepRows};
+use crate::sequence::{RequestState, Sequence, StepRows};
 
 /// A sequence that was thrown back this often without getting further ends with an error: something is broken for good.
 const SETBACKS: u32 = 100;
@@ -18,6 +19,14 @@ impl Engine {
     /// # Panics
     /// If no step is in flight.
     pub fn complete(&mut self, now: Micros, output: &StepOutput) {
+        self.complete_with(now, output, &|pieces, piece| (0..pieces).for_each(piece));
+    }
+
+    /// The same; `run(n, piece)` calls `piece(0)` to `piece(n - 1)`, on several threads perhaps: tokens are drawn on them.
+    ///
+    /// # Panics
+    /// As [`Engine::complete`].
+    pub fn complete_with(&mut self, now: Micros, output: &StepOutput, run: &dyn Fn(usize, &(dyn Fn(usize) + Sync))) {
         let step = self.in_step.take().expect("a step is in flight");
         if !self.plan.rows.is_empty() {
             let took = now.saturating_sub(step.planned_at).max(1);
@@ -29,10 +38,14 @@ impl Engine {
         let lost = self.drop_lost(output);
         self.note_arrivals(output, lost > 0 && lost == self.plan.rows.len());
         self.cache.commit();
+        self.draw_ahead(output, run);
         let mut running = std::mem::take(&mut self.running);
         let mut forks = Vec::new();
         let mut ended = Vec::new();
+        let mut place = 0;
         running.retain_mut(|s| {
+            let drawn = self.draws.at(place);
+            place += 1;
             let rows = std::mem::take(&mut s.step);
             self.advance(s, &rows, output);
             let (first_row, n) = (rows.first_row, rows.n);
@@ -46,7 +59,7 @@ impl Engine {
             if s.pos < s.tokens.len() || n == 0 {
                 return true;
             }
-            match self.draw(s, first_row + n - 1, output, now, &mut forks) {
+            match self.draw(s, first_row + n - 1, drawn, output, now, &mut forks) {
                 None => true,
                 Some(reason) => {
                     ended.push((take(s), reason));
@@ -171,6 +184,7 @@ impl Engine {
         &mut self,
         s: &mut Sequence,
         last_row: usize,
+        drawn: Drawn,
         output: &StepOutput,
         now: Micros,
         forks: &mut Vec<(Sequence, Option<Finish>)>,
@@ -213,14 +227,30 @@ impl Engine {
                     constraint: s.constraint.clone(),
                     step: StepRows::default(),
                 };
-                let end = self.push_token(&mut fork, row);
+                let end = self.push_token(&mut fork, row, None);
                 forks.push((fork, end));
             }
         }
-        self.push_token(s, row)
+        self.push_token(s, row, drawn)
     }
 
-    fn push_token(&mut self, s: &mut Sequence, row: &[f32]) -> Option<Finish> {
+    /// Draws, without an effect yet, what no constraint, penalty or edit changes: a pure function of logits, request and
+    /// position, so that it does not matter where and in which order it is done.
+    fn draw_ahead(&mut self, output: &StepOutput, run: &dyn Fn(usize, &(dyn Fn(usize) + Sync))) {
+        let requests = &self.requests;
+        let wanted = self.running.iter().map(|s| {
+            let last = (s.step.n > 0 && s.pos + s.step.n == s.tokens.len())
+                .then(|| output.outcomes[s.step.first_row + s.step.n - 1]);
+            let Some(RowOutcome::Logits(row)) = last else { return None };
+            let RequestState { request, prompt, .. } = &requests[&s.id];
+            let changed = request.sampling.penalises() || request.edits.apply_after(s.tokens.len() - prompt);
+            let draw = || Draw { row, sampling: request.sampling, choice: s.choice, position: s.tokens.len() };
+            (s.constraint.is_none() && !changed).then(draw)
+        });
+        self.draws.fill(wanted, &output.logits, self.info.vocab, run);
+    }
+
+    fn push_token(&mut self, s: &mut Sequence, row: &[f32], drawn: Drawn) -> Option<Finish> {
         let state = self.requests.get_mut(&s.id).expect("known");
         let request = &state.request;
         let row_allowed = match &mut s.constraint {
@@ -234,8 +264,9 @@ impl Engine {
             s.seen = Seen::new(&request.sampling, &s.tokens, state.prompt);
         }
         let adjusted = adjust(row_allowed, request, &s.tokens[state.prompt..], s.seen.as_ref(), &mut self.adjusted);
-        let Some(token) = self.weights.draw(adjusted, &request.sampling, s.choice, s.tokens.len()) else {
-            if self.weights.draw(row, &Sampling::GREEDY, 0, 0).is_none() {
+        let draw = || self.draws.draw(adjusted, &request.sampling, s.choice, s.tokens.len());
+        let Some(token) = drawn.unwrap_or_else(draw) else {
+            if self.draws.draw(row, &Sampling::GREEDY, 0, 0).is_none() {
                 return Some(Finish::Error("the model's logits are not finite".into()));
             }
             // The constraint's end counts even where `min_tokens` holds off the tokens that would say so.

@@ -6,9 +6,9 @@ use kvist_cache::{Cache, CacheConfig, CacheStats};
 use crate::assemble::Assembler;
 use crate::budget::{Budget, Load};
 use crate::config::EngineConfig;
+use crate::draws::Draws;
 use crate::fairness::Fairness;
 use crate::request::{Effect, Finish, Refusal, Request, RequestId};
-use crate::sampler::Weights;
 use crate::sequence::{RequestState, Sequence, StepRows};
 use crate::tier::Tiers;
 
@@ -88,8 +88,7 @@ pub struct Engine {
     pub(crate) adjusted: Vec<f32>,
     /// A row of logits in which what a constraint forbids is struck out.
     pub(crate) masked: Vec<f32>,
-    /// What tokens are drawn by.
-    pub(crate) weights: Weights,
+    pub(crate) draws: Draws,
 }
 
 pub(crate) struct InStep {
@@ -140,7 +139,7 @@ impl Engine {
             assembler: Assembler::default(),
             planned: Vec::new(),
             adjusted: Vec::new(),
-            weights: Weights::default(),
+            draws: Draws::default(),
             masked: Vec::new(),
         }
     }

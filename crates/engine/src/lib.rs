@@ -10,6 +10,7 @@ mod carry;
 mod complete;
 mod config;
 mod constraint;
+mod draws;
 mod engine;
 mod fairness;
 mod plan;

@@ -32,6 +32,11 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// Whether what was drawn changes what is drawn.
+    pub(crate) fn penalises(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+
     /// The most likely token of the model's own logits.
     pub const GREEDY: Sampling = Sampling {
         temperature: 0.0,

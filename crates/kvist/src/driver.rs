@@ -72,7 +72,8 @@ impl Driver {
         let residency: &dyn Residency = self.keeper.as_ref().map_or(&AllResident, |keeper| keeper.tier());
         self.executor.step(plan, residency, &mut self.output);
         let end = self.clock.now();
-        self.engine.complete(end, &self.output);
+        let executor = &self.executor;
+        self.engine.complete_with(end, &self.output, &|n, piece| executor.run(n, piece));
         if let Some(keeper) = &mut self.keeper {
             keeper.save(&mut self.engine, &*self.executor, end);
         }

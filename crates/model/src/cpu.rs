@@ -120,6 +120,10 @@ impl Executor for CpuExecutor {
         forward(&self.config, &self.weights, &mut self.ops, &mut self.scratch, plan, residency, out);
     }
 
+    fn run(&self, pieces: usize, piece: &(dyn Fn(usize) + Sync)) {
+        self.ops.pool.run(pieces, piece);
+    }
+
     fn read_chunk(&self, chunk: ChunkId, out: &mut Vec<u8>) {
         out.extend_from_slice(self.ops.kv.chunk(chunk).bytes());
     }

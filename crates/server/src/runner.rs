@@ -359,7 +359,10 @@ impl Loop {
         let residency: &dyn Residency = self.keeper.as_ref().map_or(&AllResident, |keeper| keeper.tier());
         let run = || beside(constraints, || self.executor.step(plan, residency, &mut self.output));
         match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(()) => self.engine.complete(self.clock.now(), &self.output),
+            Ok(()) => {
+                let executor = &self.executor;
+                self.engine.complete_with(self.clock.now(), &self.output, &|n, piece| executor.run(n, piece));
+            }
             Err(_) => {
                 (self.log)("error: a step panicked; its requests are run again one by one");
                 lock(&self.shared.book).step_panics += 1;
