@@ -16,6 +16,8 @@ use crate::store::Store;
 pub struct Entry {
     /// Name of its domain.
     pub domain: String,
+    /// Zeros: the tree of exact paths. See [`Store::register_variant`].
+    pub variant: [u8; 16],
     /// The whole path.
     pub tokens: Vec<TokenId>,
     /// Chunks of the path that are here.
@@ -48,7 +50,7 @@ pub struct Verified {
 }
 
 impl Store {
-    /// Every path that ends in the store, in order of domain and tokens.
+    /// Every path that ends in the store, in order of domain, variant and tokens.
     pub fn entries(&self) -> Vec<Entry> {
         let shared = self.shared();
         let now = shared.vfs.now() as i64;
@@ -61,12 +63,13 @@ impl Store {
                 let chunks =
                     state.index.walk(node.domain, &tokens).filter(|&id| state.index.node(id).present()).count();
                 let idle = now.saturating_sub(node.used).max(0) as u64;
-                let domain = state.index.domains[node.domain].name.clone();
-                Entry { domain, chunks, idle, pinned: node.pinned, tokens }
+                let domain = &state.index.domains[node.domain];
+                let (domain, variant) = (domain.name.clone(), domain.variant);
+                Entry { domain, variant, chunks, idle, pinned: node.pinned, tokens }
             })
             .collect();
         drop(state);
-        entries.sort_by(|a, b| (&a.domain, &a.tokens).cmp(&(&b.domain, &b.tokens)));
+        entries.sort_by(|a, b| (&a.domain, &a.variant, &a.tokens).cmp(&(&b.domain, &b.variant, &b.tokens)));
         entries
     }
 

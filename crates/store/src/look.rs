@@ -38,6 +38,7 @@ impl Store {
         let mut names: Vec<String> =
             state.index.domains.iter().filter(|domain| !domain.gone).map(|domain| domain.name.clone()).collect();
         names.sort();
+        names.dedup();
         names
     }
 

@@ -6,7 +6,7 @@ use clap::ArgMatches;
 use kvist_store::{Encryption, Entry, Foreign, Store};
 use serde_json::{Value, json};
 
-use super::place::Place;
+use super::place::{CARRIED, Place};
 use crate::failure::Result;
 use crate::say;
 use crate::settings::Settings;
@@ -59,7 +59,8 @@ fn domains(store: &Store) -> Vec<Domain> {
     for entry in store.entries() {
         let Some(domain) = domains.iter_mut().find(|domain| domain.name == entry.domain) else { continue };
         // They come in order of their tokens, so what one shares with any before it, it shares with the last.
-        let shared = domain.conversations.last().map_or(0, |last| {
+        let same_tree = |last: &&Entry| last.variant == entry.variant;
+        let shared = domain.conversations.last().filter(same_tree).map_or(0, |last| {
             let same = last.tokens.iter().zip(&entry.tokens).take_while(|(a, b)| a == b).count();
             same / kvist_base::CHUNK
         });
@@ -132,7 +133,7 @@ impl Listing<'_> {
             let tokens = (domain.chunks * kvist_base::CHUNK) as u64;
             let conversations = count(domain.conversations.len(), "conversation");
             let (tokens, bytes) = (thousands(tokens), human(self.bytes(domain.chunks)));
-            let _ = writeln!(out, "  {}: {conversations}, {tokens} tokens, {bytes}", domain.name);
+            let _ = writeln!(out, "  {}: {conversations}, {tokens} tokens, {bytes}", label(&domain.name));
             for entry in domain.conversations.iter().take(most) {
                 out.push_str(&self.line(entry));
             }
@@ -169,10 +170,21 @@ impl Listing<'_> {
         if tokens < entry.tokens.len() {
             let _ = write!(line, ", {} evicted or unreadable", thousands((entry.tokens.len() - tokens) as u64));
         }
+        if entry.variant != [0; 16] {
+            line.push_str(", carried over a cut");
+        }
         if entry.pinned {
             line.push_str(", pinned");
         }
         line + "\n"
+    }
+}
+
+/// A domain's name, short where it is what a conversation kept over a cut.
+fn label(name: &str) -> String {
+    match name.split_once(CARRIED) {
+        Some((owner, digest)) => format!("{owner}, carried over a cut ({:.8})", digest),
+        None => name.to_owned(),
     }
 }
 

@@ -14,6 +14,8 @@ use crate::settings::keys::{CTX, ISA, KV_DISK};
 use crate::settings::{Origin, Settings};
 use crate::store::{self, Digest, PUBLIC_NAME, Wish};
 
+/// Stands between a domain's name and the digest of a cut, in the name of what is carried over it.
+pub const CARRIED: &str = " / carried ";
 /// A context that takes the short set of frequencies where a model has two.
 const SHORT: usize = 64;
 /// Beyond what is there, where nobody says how large the store may be: looking after it is no reason to evict.
@@ -122,7 +124,8 @@ pub fn bind(store: &Store, tenant: Option<&str>) -> Result<DomainId> {
 
 /// What is told of a domain that a store does not know.
 pub fn unknown(name: &str, known: &[String]) -> Failure {
-    let hint = match known {
+    let known: Vec<&str> = known.iter().map(String::as_str).filter(|name| !name.contains(CARRIED)).collect();
+    let hint = match &known[..] {
         [] => "it knows nobody: was it written with another --kv-key-file?".into(),
         known => format!("it knows {}", known.join(", ")),
     };

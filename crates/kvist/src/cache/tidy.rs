@@ -6,7 +6,7 @@ use clap::ArgMatches;
 use kvist_base::CHUNK;
 
 use super::ask;
-use super::place::{Place, bind, domain_name, unknown};
+use super::place::{CARRIED, Place, bind, domain_name, unknown};
 use crate::failure::{Failure, Result};
 use crate::progress::Progress;
 use crate::settings::Settings;
@@ -145,8 +145,13 @@ pub fn forget(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
     let name = if special && !known.contains(&of_tenant) { tenant.to_owned() } else { of_tenant };
     let fails =
         |e: std::io::Error| Failure::new(format!("the key of {name} could not be destroyed: {e}"), "check the disk");
-    if !store.forget(&name).map_err(fails)? {
+    if !known.contains(&name) {
         return Err(unknown(&name, &known));
+    }
+    // What was carried over a cut has a key of its own.
+    let carried = format!("{name}{CARRIED}");
+    for name in known.iter().filter(|known| known.starts_with(&carried)).chain([&name]) {
+        store.forget(name).map_err(fails)?;
     }
     say(&format!(
         "the key of {name} is destroyed: what it sealed, of any model, can never be read again\n\

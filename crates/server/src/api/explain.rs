@@ -26,7 +26,7 @@ pub fn asked(serving: &Serving, caller: &Caller, bounds: &Bounds, body: &[u8]) -
     if asked.ids.len() > serving.room {
         let (room, tokens) = (serving.room, asked.ids.len());
         return Err(ApiError::context_length(format!(
-            "the context is {room} tokens, but the prompt alone has {tokens}"
+            "the context is {room} tokens, but the prompt alone has {tokens}; what a cut would leave of it is not explained"
         )));
     }
     Ok(asked)
