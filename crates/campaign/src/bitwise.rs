@@ -305,6 +305,7 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
             room: random.pick(&[2, 1000]),
             pace: random.pick(&[30, 70, 100]),
             layer: random.pick(&[0, 0, 1]),
+            slower: 1,
             lost: per_myriad,
             missed: random.pick(&[0, 0, 200]),
         }),

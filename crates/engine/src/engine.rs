@@ -48,6 +48,8 @@ pub struct TierStats {
     pub tokens: u64,
     /// Loads that nobody wanted any more.
     pub dropped: u64,
+    /// Loads that were given up because computing had become faster.
+    pub too_slow: u64,
     /// Chunks that did not come.
     pub lost: u64,
 }
@@ -171,6 +173,7 @@ impl Engine {
             furthest: 0,
             suspect: false,
             read_ahead: false,
+            computes: false,
             step: StepRows::default(),
             constraint,
             tokens,

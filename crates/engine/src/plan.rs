@@ -27,7 +27,7 @@ impl Engine {
     /// If a step is in flight.
     pub fn plan(&mut self, now: Micros) -> Option<&StepPlan> {
         assert!(self.in_step.is_none(), "one step at a time");
-        self.poll_tier();
+        self.poll_tier(now);
         let gave_way = self.starved && self.cache.available() == 0 && self.preempt_youngest();
         self.starved = false;
         if !gave_way {
@@ -177,7 +177,7 @@ impl Engine {
         let mut s = self.waiting.swap_remove(i);
         self.load_for(&mut s);
         self.carry_on(&mut s);
-        s.read_ahead = false;
+        (s.read_ahead, s.computes) = (false, false);
         if s.seniority.is_none() {
             self.fairness.charge(s.owner, s.tokens.len() - s.path.used, 0);
         }

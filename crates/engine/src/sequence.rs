@@ -39,6 +39,8 @@ pub struct Sequence {
     pub suspect: bool,
     /// While it waits: what the tier has for it is on its way.
     pub read_ahead: bool,
+    /// What it loaded came too slowly: it computes the rest itself.
+    pub computes: bool,
     /// Stands after the last token drawn, whatever rows are still to run: setbacks and preemption do not move it.
     pub constraint: Option<Box<dyn Constraint>>,
     pub step: StepRows,
@@ -57,7 +59,7 @@ pub struct StepRows {
 impl StepRows {
     /// No rows; what lists them is kept.
     pub fn clear(&mut self) {
-        self.n = 0;
+        (self.first_row, self.n) = (0, 0);
         self.claims.clear();
     }
 }
@@ -92,6 +94,7 @@ impl Sequence {
             furthest: 0,
             suspect: false,
             read_ahead: false,
+            computes: false,
             constraint: None,
             step: StepRows::default(),
         }

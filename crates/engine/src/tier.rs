@@ -16,6 +16,12 @@ use crate::sequence::Sequence;
 /// Chunks that are told of at once to be saved: one extent.
 pub const EXTENT: usize = 16;
 
+/// A load that takes no longer than this is not waited for by who runs alone, while no step's time is known.
+const UNKNOWN: Micros = 200_000;
+/// How long a load is waited for at least, and at most while no step's time is known.
+const SHORTEST: Micros = 20_000;
+const LONGEST: Micros = 10_000_000;
+
 /// The tier and what is on its way from it.
 pub(crate) struct Tiers {
     pub tier: Box<dyn Tier>,
@@ -31,6 +37,10 @@ struct Active {
     nodes: Vec<(usize, NodeId)>,
     /// What the tier said when the step was planned.
     state: LoadState,
+    /// Since when somebody who runs has waited for it.
+    since: Option<Micros>,
+    /// Tokens before it on its path.
+    behind: usize,
 }
 
 impl Active {
@@ -125,12 +135,15 @@ impl Engine {
         found
     }
 
-    /// Before a plan: drops what was lost or is wanted no more.
-    pub(crate) fn poll_tier(&mut self) {
+    /// Before a plan: drops what was lost, is wanted no more, or takes longer than computing it.
+    pub(crate) fn poll_tier(&mut self, now: Micros) {
+        if !self.is_loading() {
+            return;
+        }
         let Some(mut tiers) = self.tiers.take() else { return };
-        let mut lost = false;
+        tiers.active.iter_mut().for_each(|load| load.state = tiers.tier.state(load.id));
+        let mut lost = self.give_up(&mut tiers, now);
         tiers.active.retain_mut(|load| {
-            load.state = tiers.tier.state(load.id);
             if let Some(place) = load.state.lost
                 && let Some(&(_, node)) = load.nodes.iter().find(|n| n.0 == place)
             {
@@ -154,11 +167,36 @@ impl Engine {
         }
     }
 
+    /// Takes loads out of the tree that take longer than computing what they bring; whoever waited for one computes, whatever
+    /// the tier says of the next try. Whether there was one.
+    fn give_up(&mut self, tiers: &mut Tiers, now: Micros) -> bool {
+        let layers = self.info.layout.layers.len();
+        let mut some = false;
+        for load in tiers.active.iter_mut().filter(|load| load.state.layers < layers) {
+            let Active { nodes, state, since, behind, .. } = load;
+            let cache = &self.cache;
+            let waits = |s: &Sequence| cache.arriving(&s.path).any(|node| nodes.iter().any(|n| n.1 == node));
+            let waiting: Vec<usize> = (0..self.running.len()).filter(|&i| waits(&self.running[i])).collect();
+            if waiting.is_empty() {
+                continue;
+            }
+            let waited = now.saturating_sub(*since.get_or_insert(now));
+            let computed = self.budget.time_of(nodes.len() * CHUNK, *behind / CHUNK);
+            if too_slow(*state, waited, computed) {
+                some = true;
+                self.stats.tier.too_slow += 1;
+                waiting.into_iter().for_each(|i| self.running[i].computes = true);
+                nodes.iter().rev().for_each(|n| self.cache.missed(n.1));
+            }
+        }
+        some
+    }
+
     /// Begins to load what the tier has of a running sequence's tokens behind its path. False: there is more than there is
     /// room for now, but something on its way will make room.
     pub(crate) fn load_for(&mut self, s: &mut Sequence) -> bool {
         let whole = s.path.used / CHUNK * CHUNK;
-        if self.tiers.is_none() || s.tokens.len() - whole <= CHUNK || self.requests[&s.id].scoring() {
+        if self.tiers.is_none() || s.computes || s.tokens.len() - whole <= CHUNK || self.requests[&s.id].scoring() {
             return true;
         }
         let Sequence { path, domain, tokens, .. } = s;
@@ -228,7 +266,9 @@ impl Engine {
             self.stats.tier.loads += 1;
             self.stats.tier.read_ahead += u64::from(who == For::Waiting);
             self.stats.tier.tokens += (nodes.len() * CHUNK) as u64;
-            tiers.active.push(Active { id, nodes: nodes.into_iter().enumerate().collect(), state });
+            let (nodes, behind) = (nodes.into_iter().enumerate().collect::<Vec<_>>(), path.used);
+            let behind = behind - nodes.len() * CHUNK;
+            tiers.active.push(Active { id, nodes, state, since: None, behind });
             if !enough {
                 break;
             }
@@ -251,11 +291,16 @@ impl Engine {
         let layers = self.info.layout.layers.len();
         let rows = s.pending().min(self.config.max_step_rows);
         let step = self.budget.time_of(rows, s.path.used / CHUNK);
+        // Nobody else is held up by a step that waits: it may wait as long again as it computes.
+        let alone = self.running.len() == 1;
         let Some(tiers) = &mut self.tiers else { return true };
         tiers.active.iter().filter(|load| load.nodes.iter().any(|n| waits.binary_search(&n.1).is_ok())).all(|load| {
             tiers.tier.hurry(load.id);
-            let early = || tiers.layer_wise && step.is_some_and(|step| in_time(load.state, layers, step));
-            load.state.layers == layers || early()
+            let early = || match step {
+                Some(step) => in_time(load.state, layers, step, if alone { step } else { step / 20 }),
+                None => alone && load.state.layers > 0 && load.state.left <= UNKNOWN,
+            };
+            load.state.layers == layers || tiers.layer_wise && early()
         })
     }
 
@@ -327,15 +372,23 @@ impl Engine {
     }
 }
 
-/// Whether layers that take `step` microseconds together meet each slice when it has arrived, but for a wait of a
-/// twentieth of the step.
-fn in_time(state: LoadState, layers: usize, step: u64) -> bool {
+/// Whether layers that take `step` microseconds together meet each slice when it has arrived, but for a wait of `slack`.
+fn in_time(state: LoadState, layers: usize, step: Micros, slack: Micros) -> bool {
     let missing = layers - state.layers;
     let (load, compute) = (state.left as f64 / missing as f64, step as f64 / layers as f64);
     // Slices arrive at an even pace: if the first and the last one that are missing are in time, all are.
     let first = load - compute * state.layers as f64;
     let last = state.left as f64 - compute * (layers - 1) as f64;
-    first.max(last) <= step as f64 / 20.0
+    first.max(last) <= slack as f64
+}
+
+/// Whether somebody who has waited so long for a load had better compute what it brings, which takes `computed`. Whatever
+/// a tier says, the wait ends, after a time in proportion to what is lost by it.
+fn too_slow(state: LoadState, waited: Micros, computed: Option<Micros>) -> bool {
+    match computed {
+        Some(computed) => state.left > computed || waited > 2 * computed.max(SHORTEST),
+        None => waited > LONGEST,
+    }
 }
 
 #[cfg(test)]
@@ -346,11 +399,23 @@ mod tests {
     fn a_step_starts_when_the_rest_arrives_behind_it() {
         let state = |layers, left| LoadState { layers, left, lost: None };
         // 10 layers of 100 us each. A load as fast as the layers may start with one layer there, a faster one at once.
-        assert!(in_time(state(1, 900), 10, 1000));
-        assert!(in_time(state(0, 500), 10, 1000));
-        assert!(!in_time(state(0, 2000), 10, 1000));
+        assert!(in_time(state(1, 900), 10, 1000, 50));
+        assert!(in_time(state(0, 500), 10, 1000, 50));
+        assert!(!in_time(state(0, 2000), 10, 1000, 50));
         // Half as fast as the layers: it takes about half of them.
-        assert!(!in_time(state(4, 1200), 10, 1000));
-        assert!(in_time(state(6, 800), 10, 1000));
+        assert!(!in_time(state(4, 1200), 10, 1000, 50));
+        assert!(in_time(state(6, 800), 10, 1000, 50));
+        // Who is alone starts sooner.
+        assert!(in_time(state(1, 1800), 10, 1000, 1000));
+    }
+
+    #[test]
+    fn who_waits_for_a_slow_load_computes() {
+        let left = |left| LoadState { layers: 0, left, lost: None };
+        assert!(!too_slow(left(90_000), 100_000, Some(100_000)));
+        assert!(too_slow(left(110_000), 0, Some(100_000)));
+        assert!(too_slow(left(10), 200_001, Some(100_000)));
+        assert!(!too_slow(left(u64::MAX), LONGEST, None));
+        assert!(too_slow(left(0), LONGEST + 1, None));
     }
 }

@@ -202,23 +202,33 @@ impl KvPool {
         self.data[base..base + slab].fill(0);
     }
 
-    /// A layer's slice of a chunk, as every tier holds it. Whoever writes it keeps the promise of the pool: what is decoded
-    /// from it is finite.
-    pub fn slice_mut(&mut self, layer: usize, chunk: ChunkId) -> &mut [u8] {
+    /// A layer's slices of `chunks`, which ascend, as every tier holds them. Whoever writes them keeps the promise of the
+    /// pool: what is decoded from them is finite.
+    ///
+    /// # Panics
+    /// When the chunks do not ascend, or lie outside the pool.
+    pub fn slices_mut(&mut self, layer: usize, chunks: &[ChunkId]) -> Vec<&mut [u8]> {
         const { assert!(cfg!(target_endian = "little"), "chunks are little-endian, in every tier") };
-        let (at, bytes, data) = match &mut self.sealed {
-            Some(sealed) if chunk.0 < sealed.chunks => {
-                let layer = sealed.layout.layers[layer];
-                (chunk.0 as usize * sealed.layout.bytes + layer.offset, layer.bytes, &mut sealed.data)
+        let sealed = self.sealed.as_mut().map_or(0, |sealed| sealed.chunks);
+        let (encoded, dense) = chunks.split_at(chunks.partition_point(|chunk| chunk.0 < sealed));
+        let mut slices = Vec::with_capacity(chunks.len());
+        let pools = [
+            self.sealed.as_mut().map(|sealed| (&sealed.layout, &mut sealed.data[..], encoded, 0)),
+            Some((&self.layout, &mut self.data[..], dense, sealed)),
+        ];
+        for (layout, mut rest, chunks, first) in pools.into_iter().flatten() {
+            let (slab, layer) = (layout.bytes / 2, layout.layers[layer]);
+            let mut passed = 0;
+            for chunk in chunks {
+                let at = (chunk.0 - first) as usize * slab + layer.offset / 2;
+                let (_, from) = rest.split_at_mut(at.checked_sub(passed).expect("chunks that ascend"));
+                let (words, behind) = from.split_at_mut(layer.bytes / 2);
+                (rest, passed) = (behind, at + words.len());
+                // SAFETY: the same memory as bytes, which have no alignment and no invalid values.
+                slices.push(unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), size_of_val(words)) });
             }
-            _ => {
-                let layer = self.layout.layers[layer];
-                (self.base(chunk) * 2 + layer.offset, layer.bytes, &mut self.data)
-            }
-        };
-        let words = &mut data[at / 2..][..bytes / 2];
-        // SAFETY: the same memory as bytes, which have no alignment and no invalid values.
-        unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), bytes) }
+        }
+        slices
     }
 
     /// Copies the first `n` slots of `from`, all layers, to the same slots of `to`.

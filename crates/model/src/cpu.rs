@@ -1,6 +1,6 @@
 //! The executor in earnest: weights, KV, queries and matrix inputs in bf16, everything else in f32, on the kernels.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use kvist_base::{
     ChunkId, Codec, Executor, ExecutorInfo, Gone, OpenPool, Prepare, Residency, Row, RunList, Slot, StepOutput,
@@ -180,8 +180,17 @@ impl Ops for Cpu {
         }
     }
 
-    fn fill(&mut self, layer: usize, chunk: ChunkId, residency: &dyn Residency) -> std::result::Result<(), Gone> {
-        residency.fill(layer, chunk, self.kv.slice_mut(layer, chunk)).map(|_| ())
+    fn fill(&mut self, layer: usize, chunks: &[ChunkId], residency: &dyn Residency, gone: &mut Vec<ChunkId>) {
+        let slices = self.kv.slices_mut(layer, chunks).into_iter().map(Mutex::new).collect::<Vec<_>>();
+        let lost = Mutex::new(gone);
+        self.pool.run(slices.len(), &|i| {
+            let filled = slices[i].lock().map(|mut slice| residency.fill(layer, chunks[i], &mut slice));
+            if let Ok(Err(Gone(chunk))) = filled
+                && let Ok(mut lost) = lost.lock()
+            {
+                lost.push(chunk);
+            }
+        });
     }
 
     fn begin(&mut self, plan: &StepPlan) {

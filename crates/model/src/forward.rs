@@ -1,7 +1,7 @@
 //! The decoder block, once, for every family and every executor.
 
 use kvist_base::{
-    ChunkId, ExecutorInfo, Gone, Prepare, Residency, Row, RowOutcome, Slot, StepCounters, StepOutput, StepPlan,
+    ChunkId, ExecutorInfo, Prepare, Residency, Row, RowOutcome, Slot, StepCounters, StepOutput, StepPlan,
 };
 
 use crate::config::Config;
@@ -16,8 +16,8 @@ pub(crate) trait Ops {
 
     /// Zeroes or copies.
     fn prepare(&mut self, prepare: Prepare);
-    /// Has a chunk's slice of a layer filled.
-    fn fill(&mut self, layer: usize, chunk: ChunkId, residency: &dyn Residency) -> Result<(), Gone>;
+    /// Has a layer's slices of chunks, which ascend, filled, and adds those that will not come to `gone`.
+    fn fill(&mut self, layer: usize, chunks: &[ChunkId], residency: &dyn Residency, gone: &mut Vec<ChunkId>);
     /// Called once per step, before the first layer: rotation angles, tasks of the attention.
     fn begin(&mut self, plan: &StepPlan);
 
@@ -74,6 +74,8 @@ pub(crate) struct Scratch<I> {
     /// The rows of `x` whose logits are wanted.
     last: Vec<f32>,
     lost: Lost,
+    /// Chunks that are still arriving.
+    arriving: Vec<ChunkId>,
 }
 
 /// Runs one step.
@@ -86,7 +88,7 @@ pub(crate) fn forward<O: Ops>(
     residency: &dyn Residency,
     out: &mut StepOutput,
 ) {
-    let Scratch { x, qkv, q, k, v, gate_up, branch, input, last, lost } = scratch;
+    let Scratch { x, qkv, q, k, v, gate_up, branch, input, last, lost, arriving } = scratch;
     let rows = plan.rows.len();
     x.resize(rows * config.hidden, 0.0);
     qkv.resize(rows * config.qkv_width(), 0.0);
@@ -97,6 +99,8 @@ pub(crate) fn forward<O: Ops>(
     lost.reset(rows);
 
     prepare(config.layers, ops, plan, residency, lost);
+    arriving.clear();
+    arriving.extend(plan.arriving.iter().filter(|&&chunk| !lost.is_lost(chunk)));
     ops.begin(plan);
     ops.embed(&weights.embedding, &plan.rows, x);
     let scales = &config.block.scales;
@@ -115,11 +119,7 @@ pub(crate) fn forward<O: Ops>(
         }
         ops.rotate_and_write(l, plan, k, v);
         ops.seal(l, plan);
-        for &chunk in &plan.arriving {
-            if !lost.is_lost(chunk) && ops.fill(l, chunk, residency).is_err() {
-                lost.chunk(plan, chunk);
-            }
-        }
+        fill(l, ops, plan, residency, arriving, lost);
         ops.attend(l, plan, q, input);
         ops.after_attention(l, plan, k, v);
         leave(ops, &layer.attention, rows, input, scales.residual, branch, x);
@@ -214,27 +214,52 @@ fn leave<O: Ops>(
     }
 }
 
+/// Has slices filled; what does not come is lost, and leaves `chunks`.
+fn fill<O: Ops>(
+    layer: usize,
+    ops: &mut O,
+    plan: &StepPlan,
+    residency: &dyn Residency,
+    chunks: &mut Vec<ChunkId>,
+    lost: &mut Lost,
+) {
+    if chunks.is_empty() {
+        return;
+    }
+    let mut gone = Vec::new();
+    ops.fill(layer, chunks, residency, &mut gone);
+    if !gone.is_empty() {
+        gone.sort_unstable();
+        chunks.retain(|chunk| !gone.contains(chunk));
+        gone.into_iter().for_each(|chunk| lost.chunk(plan, chunk));
+    }
+}
+
 /// Zeroes, copies and installs chunks. A copy needs its source whole, so one that is still arriving is waited for in all
 /// layers; if it is lost, the copy is lost with it and stays zero.
 fn prepare<O: Ops>(layers: usize, ops: &mut O, plan: &StepPlan, residency: &dyn Residency, lost: &mut Lost) {
+    let arrives = |ops: &mut O, mut chunks: Vec<ChunkId>, lost: &mut Lost| {
+        chunks.sort_unstable();
+        (0..layers).for_each(|layer| fill(layer, ops, plan, residency, &mut chunks, lost));
+    };
+    let installed = plan.prepare.iter().filter_map(|prepare| match prepare {
+        Prepare::Install(chunk) => Some(*chunk),
+        Prepare::Zero(_) | Prepare::Copy { .. } => None,
+    });
+    arrives(ops, installed.collect(), lost);
     for &prepare in &plan.prepare {
-        let mut arrives = |chunk| (0..layers).all(|layer| ops.fill(layer, chunk, residency).is_ok());
-        if let Prepare::Install(chunk) = prepare {
-            if !arrives(chunk) {
-                lost.chunk(plan, chunk);
-            }
-            continue;
-        }
         if let Prepare::Copy { from, to, n } = prepare {
-            if !lost.is_lost(from) && plan.arriving.contains(&from) && !arrives(from) {
-                lost.chunk(plan, from);
+            if !lost.is_lost(from) && plan.arriving.contains(&from) {
+                arrives(ops, vec![from], lost);
             }
             if lost.is_lost(from) {
                 lost.copy(plan, from, to, n as usize);
                 continue;
             }
         }
-        ops.prepare(prepare);
+        if !matches!(prepare, Prepare::Install(_)) {
+            ops.prepare(prepare);
+        }
     }
 }
 

@@ -214,14 +214,19 @@ impl Ops for Scalar {
         }
     }
 
-    fn fill(&mut self, layer: usize, chunk: ChunkId, residency: &dyn Residency) -> std::result::Result<(), Gone> {
+    fn fill(&mut self, layer: usize, chunks: &[ChunkId], residency: &dyn Residency, gone: &mut Vec<ChunkId>) {
         let part = self.at(layer, 0)..self.at(layer + 1, 0);
         let mut bytes = vec![0; part.len() * 4];
-        if residency.fill(layer, chunk, &mut bytes)? {
-            let (words, _) = bytes.as_chunks();
-            self.chunk(chunk)[part].iter_mut().zip(words).for_each(|(x, word)| *x = f32::from_le_bytes(*word));
+        for &chunk in chunks {
+            match residency.fill(layer, chunk, &mut bytes) {
+                Ok(true) => {
+                    let words = bytes.as_chunks().0.iter().map(|word| f32::from_le_bytes(*word));
+                    self.chunk(chunk)[part.clone()].iter_mut().zip(words).for_each(|(x, word)| *x = word);
+                }
+                Ok(false) => {}
+                Err(Gone(chunk)) => gone.push(chunk),
+            }
         }
-        Ok(())
     }
 
     fn begin(&mut self, plan: &StepPlan) {

@@ -244,6 +244,7 @@ impl Scrape<'_> {
         out.counters("kvist_disk_loads", "Loads begun, by who wanted them.", &loads);
         out.counter("kvist_disk_loads_dropped", "Loads that nobody wanted any more.", t.dropped);
         out.counter("kvist_disk_loads_stalled", "Loads given up because nothing came.", sums.stalls);
+        out.counter("kvist_disk_loads_too_slow", "Loads given up because computing was faster.", t.too_slow);
         out.counter("kvist_disk_loading_tokens", "Tokens that loads were begun for.", t.tokens);
         out.counter("kvist_disk_lost_chunks", "Chunks that did not come.", t.lost);
         out.counter("kvist_disk_corrupt_chunks", "Chunks that did not verify.", s.corrupt);
@@ -258,6 +259,7 @@ impl Scrape<'_> {
         out.gauge("kvist_disk_read_rate", "Bytes per second that loads are believed to take.", sums.rate);
         out.gauge("kvist_disk_load_seconds", "Seconds from the beginning of loads to their end.", sums.seconds);
         out.gauge("kvist_disk_waited_seconds", "Seconds of these that steps waited for slices.", sums.waited);
+        out.gauge("kvist_disk_copied_seconds", "Seconds that threads copied slices into the pool.", sums.copied);
         out.gauge("kvist_disk_read_seconds", "Seconds that threads read.", s.read_seconds);
         out.gauge("kvist_disk_open_seconds", "Seconds that threads verified and decrypted.", s.open_seconds);
         out.gauge("kvist_disk_write_seconds", "Seconds that writing took.", s.write_seconds);

@@ -150,6 +150,7 @@ pub fn run(seed: u64, canary: Canary) -> Result<Report, String> {
         room: random.pick(&[1, 3, 40]),
         pace: random.pick(&[3, 50, 100]),
         layer: random.pick(&[1, 100, 10_000]),
+        slower: random.pick(&[1, 1, 100]),
         lost: random.pick(&[0, 0, 30]),
         missed: random.pick(&[0, 300, 2000]),
     };

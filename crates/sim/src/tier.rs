@@ -21,6 +21,8 @@ pub struct Manners {
     pub pace: usize,
     /// How long a load says that it takes, per layer that is missing.
     pub layer: Micros,
+    /// How many times as long it says when it is on its way.
+    pub slower: u64,
     /// Slices of ten thousand that are lost: of those that are asked for, on their way or not.
     pub lost: u64,
     /// Chunks of ten thousand of which the tier finds out by itself, between two plans.
@@ -149,7 +151,7 @@ impl Tier for SimTier {
         for (place, &chunk) in load.chunks.iter().enumerate() {
             inner.places.insert(chunk, (load.id, place));
         }
-        let left = inner.manners.layer * (inner.layers.len() as u64 - 1);
+        let left = inner.manners.slower * inner.manners.layer * (inner.layers.len() as u64 - 1);
         let state = LoadState { layers: 0, left, lost: None };
         let way = Way { domain: load.domain, tokens: load.tokens.to_vec(), chunks: load.chunks.to_vec(), state };
         inner.loads.insert(load.id, way);
@@ -169,7 +171,7 @@ impl Tier for SimTier {
         } else if way.state.layers < all && inner.random.chance(inner.manners.pace) {
             way.state.layers += 1;
         }
-        way.state.left = inner.manners.layer * (all - way.state.layers) as u64;
+        way.state.left = inner.manners.slower * inner.manners.layer * (all - way.state.layers) as u64;
         if way.state.lost.is_none() && way.state.layers < all && inner.random.word() % 10_000 < inner.manners.missed {
             let place = inner.random.below(way.chunks.len());
             let key = (way.domain, way.path(place).to_vec());

@@ -17,7 +17,9 @@ use crate::segment::SegmentFile;
 use crate::state::{Canary, Shared, State, lock};
 use crate::vfs::read_exact;
 
-/// Bytes of a piece at least, where an extent has so many.
+/// Bytes of a piece at least, where an extent has so many: the first one, so that the first layers come soon, and, twice as
+/// many from one to the next, the others.
+const FIRST: usize = 128 << 10;
 const PIECE: usize = 1 << 20;
 /// Buffers that are kept for the next pieces.
 const SPARE: usize = 32;
@@ -266,17 +268,17 @@ impl Shared {
             let n = stretch.chunks.len();
             let end =
                 |layer: usize| g.slice(stretch.count, layer, stretch.rank + n - 1) + (g.slices[layer] + TAG) as u64;
-            let mut from = 0;
+            let (mut from, mut least) = (0, FIRST);
             while from < g.layers() {
                 let start = g.slice(stretch.count, from, stretch.rank);
                 let mut to = from + 1;
                 // What lies between the layers' stretches is read for nothing: at most as much as is wanted.
-                while to < g.layers() && ((end(to - 1) - start) as usize) < PIECE && 2 * n >= stretch.count {
+                while to < g.layers() && ((end(to - 1) - start) as usize) < least && 2 * n >= stretch.count {
                     to += 1;
                 }
                 let length = (end(to - 1) - start) as usize;
                 pieces.push(Piece { source, layers: from..to, offset: stretch.data + start, length });
-                from = to;
+                (from, least) = (to, (2 * least).min(PIECE));
             }
         }
         pieces.sort_by_key(|p| (p.layers.start, p.source));

@@ -11,6 +11,10 @@ use crate::store::Store;
 
 /// What is believed of a disk before anything was read: a slow SSD. Bytes per second.
 const PRIOR: f64 = 500e6;
+/// So many bytes of a load count as if they had come at the rate that was believed before it.
+const GRAIN: f64 = 1e6;
+/// What was given up sooner says nothing of the rate.
+const TELLING: Duration = Duration::from_millis(50);
 /// What a load takes besides its bytes.
 const LATENCY: Duration = Duration::from_micros(500);
 /// A measured rate counts for less as it ages: belief goes back to the prior by a factor of two in so long, so that a
@@ -38,6 +42,8 @@ struct Loads {
     /// Bytes per second, and when it was measured.
     rate: Option<(f64, Instant)>,
     stalled: Option<(Instant, Duration)>,
+    /// Threads that wait for slices, and since when one does.
+    waiting: (usize, Instant),
     sums: TierSums,
 }
 
@@ -50,6 +56,13 @@ struct Active {
     late: bool,
 }
 
+impl Active {
+    /// Bytes per second, where `before` was believed before it began.
+    fn pace(&self, before: f64) -> f64 {
+        (self.load.bytes() as f64 + GRAIN) / (self.begun.elapsed().as_secs_f64() + GRAIN / before)
+    }
+}
+
 /// Sums since the tier was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TierSums {
@@ -57,8 +70,9 @@ pub struct TierSums {
     pub loads: u64,
     pub bytes: u64,
     pub seconds: f64,
-    /// Seconds that steps waited for slices, and that they took to copy them.
+    /// Seconds in which steps waited for slices.
     pub waited: f64,
+    /// Seconds that threads of steps copied slices; a sum over threads.
     pub copied: f64,
     /// Loads that were given up because nothing came.
     pub stalls: u64,
@@ -74,6 +88,7 @@ impl StoreTier {
             places: BTreeMap::new(),
             rate: None,
             stalled: None,
+            waiting: (0, Instant::now()),
             sums: TierSums::default(),
         };
         StoreTier {
@@ -118,7 +133,33 @@ impl Loads {
         }
     }
 
+    /// Takes in how far a load came that was given up: a rate no better than this.
+    fn measure_part(&mut self, active: &Active) {
+        let took = active.begun.elapsed();
+        let pace = active.pace(self.rate());
+        if took > TELLING && pace < self.rate() {
+            self.rate = Some((pace, Instant::now()));
+        }
+    }
+
+    fn begin_wait(&mut self) {
+        if self.waiting.0 == 0 {
+            self.waiting.1 = Instant::now();
+        }
+        self.waiting.0 += 1;
+    }
+
+    fn end_wait(&mut self) {
+        self.waiting.0 -= 1;
+        if self.waiting.0 == 0 {
+            self.sums.waited += self.waiting.1.elapsed().as_secs_f64();
+        }
+    }
+
     fn stall(&mut self) {
+        if self.paused() {
+            return;
+        }
         let pause = self.stalled.map_or(STALL, |(_, pause)| (pause * 2).min(LONGEST_PAUSE));
         self.stalled = Some((Instant::now(), pause));
         self.sums.stalls += 1;
@@ -194,10 +235,11 @@ impl Tier for StoreTier {
             active.late = true;
             inner.stall();
         }
-        if inner.active[&load].late {
+        let active = &inner.active[&load];
+        if active.late {
             lost = lost.or(Some(0));
         }
-        LoadState { layers, left: (left as f64 / rate * 1e6) as Micros, lost }
+        LoadState { layers, left: (left as f64 / active.pace(rate) * 1e6) as Micros, lost }
     }
 
     fn forget(&mut self, load: LoadId, place: usize) {
@@ -210,9 +252,12 @@ impl Tier for StoreTier {
         let ended = inner.active.remove(&load);
         if let Some(active) = &ended
             && !active.measured
-            && active.load.layers() == self.layers
         {
-            inner.measure(active.load.bytes(), active.begun.elapsed());
+            if active.load.layers() == self.layers {
+                inner.measure(active.load.bytes(), active.begun.elapsed());
+            } else {
+                inner.measure_part(active);
+            }
         }
         drop(inner);
         drop(ended);
@@ -226,24 +271,34 @@ impl Residency for StoreTier {
             let Some(&(id, place)) = inner.places.get(&chunk) else { return Ok(false) };
             (inner.active[&id].load.clone(), place)
         };
-        let begun = Instant::now();
-        let mut progress = (load.bytes(), begun);
-        while load.layers() <= layer {
-            std::thread::sleep(LOOK);
-            let bytes = load.bytes();
-            if bytes > progress.0 {
-                progress = (bytes, Instant::now());
-            } else if progress.1.elapsed() > STALL {
-                self.lock().stall();
+        if load.layers() <= layer {
+            self.lock().begin_wait();
+            let came = wait(&load, layer);
+            let mut inner = self.lock();
+            inner.end_wait();
+            if !came {
+                inner.stall();
                 return Err(Gone(chunk));
             }
         }
-        let waited = begun.elapsed();
+        let begun = Instant::now();
         let filled = load.wait(layer, place, to);
-        let mut inner = self.lock();
-        inner.sums.waited += waited.as_secs_f64();
-        inner.sums.copied += (begun.elapsed() - waited).as_secs_f64();
-        drop(inner);
+        self.lock().sums.copied += begun.elapsed().as_secs_f64();
         filled.map(|()| true).map_err(|_| Gone(chunk))
     }
+}
+
+/// Waits for a layer's slices; false: nothing came for long.
+fn wait(load: &Load, layer: usize) -> bool {
+    let mut progress = (load.bytes(), Instant::now());
+    while load.layers() <= layer {
+        std::thread::sleep(LOOK);
+        let bytes = load.bytes();
+        if bytes > progress.0 {
+            progress = (bytes, Instant::now());
+        } else if progress.1.elapsed() > STALL {
+            return false;
+        }
+    }
+    true
 }
