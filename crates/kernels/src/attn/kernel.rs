@@ -351,13 +351,15 @@ unsafe fn fold<S: Simd>(job: &Job<'_>, rows: &Range<u32>, head: usize, scratch: 
             let a = S::lanes(S::exp2(S::splat(folded_m[i] - top)))[0];
             let b = S::lanes(S::exp2(S::splat(m - top)))[0];
             (folded_m[i], folded_l[i]) = (top, folded_l[i] * a + l * b);
-            let mut at = 0;
-            while at < shape.head_dim {
-                let lanes = S::LANES.min(shape.head_dim - at);
-                let new = S::mul(S::load_n(o.add(at), lanes), S::splat(b));
-                let old = S::load_n(out.add(at), lanes);
-                S::store_n(out.add(at), lanes, S::fma(old, S::splat(a), new));
-                at += S::LANES;
+            let whole = shape.head_dim / S::LANES * S::LANES;
+            for at in (0..whole).step_by(S::LANES) {
+                let new = S::mul(S::load(o.add(at)), S::splat(b));
+                S::store(out.add(at), S::fma(S::load(out.add(at)), S::splat(a), new));
+            }
+            if whole < shape.head_dim {
+                let lanes = shape.head_dim - whole;
+                let new = S::mul(S::load_n(o.add(whole), lanes), S::splat(b));
+                S::store_n(out.add(whole), lanes, S::fma(S::load_n(out.add(whole), lanes), S::splat(a), new));
             }
         }
     }

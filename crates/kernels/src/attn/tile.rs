@@ -8,13 +8,20 @@ use std::marker::PhantomData;
 
 use kvist_base::{CHUNK, Run};
 
+use super::block::{cover, tile_block};
 use super::kernel::Job;
 use super::plan::Canary;
 use crate::elementwise::cap_lanes;
-use crate::simd::{PANEL, Simd, dots, row_block};
+use crate::simd::{PANEL, Simd, dots};
 
 /// Query rows that meet K of a chunk before the first of them meets V: K and q, then V and O fit the L1 cache.
 pub(super) const GROUP: usize = 24;
+
+/// One number for each row of a group, in whole vectors.
+const FACTORS: usize = GROUP.next_multiple_of(PANEL);
+
+/// Vectors of scores whose exponentials are computed side by side.
+const EXPS: usize = 4;
 
 /// Token pairs of a chunk.
 const PAIRS: usize = CHUNK / 2;
@@ -131,8 +138,8 @@ pub(super) unsafe fn group<S: Simd>(tile: &Tile<'_, impl Form>, at: usize, n: us
     if masks == [0; GROUP] {
         return;
     }
-    let mut largest = [f32::NEG_INFINITY; GROUP];
-    let mut alpha = [1.0; GROUP];
+    let mut largest = [f32::NEG_INFINITY; FACTORS];
+    let mut alpha = [1.0; FACTORS];
     // SAFETY: rows `at..at + n` lie in the band, and `scores` has room for `n` rows.
     unsafe {
         let q_row = tile.job.plan.shape.head_dim / 2 * S::PAIR;
@@ -148,26 +155,26 @@ pub(super) unsafe fn group<S: Simd>(tile: &Tile<'_, impl Form>, at: usize, n: us
         let mut row = 0;
         while row < n {
             let size = block_size::<S>(n - row);
-            row_block!(S, size, scores(tile, q.add(row * q_row), row));
+            tile_block!(S, size, scores(tile, q.add(row * q_row), row));
             row += size;
         }
         for (r, largest) in largest[..n].iter_mut().enumerate() {
             *largest = mask_row::<S>(tile.scores.add(r * CHUNK), masks[r]);
         }
         if tile.job.plan.canary == Canary::BlockWideRescale {
-            largest = [largest.into_iter().fold(f32::NEG_INFINITY, f32::max); GROUP];
+            largest = [largest.into_iter().fold(f32::NEG_INFINITY, f32::max); FACTORS];
         }
-        for (r, alpha) in alpha[..n].iter_mut().enumerate() {
-            if masks[r] != 0 {
-                let (m, l) = (&mut *tile.state.m.add(at + r), &mut *tile.state.l.add(at + r));
-                let scales = tile.coded().map(|coded| coded.v_scales);
-                *alpha = softmax_row::<S>(tile.scores.add(r * CHUNK), scales, largest[r], m, l);
-            }
+        raise::<S>(tile.state.m.add(at), &mut largest, &mut alpha, n);
+        for r in (0..n).filter(|&r| masks[r] != 0) {
+            let scales = tile.coded().map(|coded| coded.v_scales);
+            let sum = weigh_row::<S>(tile.scores.add(r * CHUNK), scales, largest[r]);
+            let l = &mut *tile.state.l.add(at + r);
+            *l = *l * alpha[r] + sum;
         }
         row = 0;
         while row < n {
             let size = block_size::<S>(n - row);
-            row_block!(S, size, outputs(tile, at + row, row, &alpha, &masks));
+            tile_block!(S, size, outputs(tile, at + row, row, &alpha, &masks));
             row += size;
         }
     }
@@ -219,43 +226,66 @@ unsafe fn store_scaled<S: Simd>(to: *mut u32, x: S::F) {
 /// As [`group`].
 #[inline(always)]
 unsafe fn scores<S: Simd, const R: usize, const V: usize>(tile: &Tile<'_, impl Form>, q: *const u32, to: usize) {
+    // SAFETY: passed on.
+    unsafe {
+        if const { (CHUNK / S::LANES).is_multiple_of(V) } {
+            for token in (0..CHUNK).step_by(V * S::LANES) {
+                tokens::<S, R, V>(token, tile, q, to);
+            }
+        } else {
+            cover!(S, R, V, CHUNK / S::LANES, tokens(token, tile, q, to));
+        }
+    }
+}
+
+/// [`scores`] of `V` vectors of tokens.
+///
+/// # Safety
+/// As [`group`].
+#[inline(always)]
+unsafe fn tokens<S: Simd, const R: usize, const V: usize>(
+    token: usize,
+    tile: &Tile<'_, impl Form>,
+    q: *const u32,
+    to: usize,
+) {
     let dim = tile.job.plan.shape.head_dim;
     let q_row = dim / 2 * S::PAIR;
     let ahead = if to == 0 { tile.ahead } else { 0 };
     // SAFETY: K has `dim / 2` steps of 64 words; q has `R` rows.
     unsafe {
-        for token in (0..CHUNK).step_by(V * S::LANES) {
-            let mut acc = [[S::splat(0.0); V]; R];
-            let k = tile.k.add(token);
-            if tile.direct() {
-                let k = tile.k.cast::<i8>().add(2 * token);
-                let next = next_codes(k, ahead);
-                dots_codes::<S, R, V>(&mut acc, k, CHUNK, q, q_row, dim / 2, next);
-            } else if ahead == 0 {
-                dots::<S, R, V, false>(&mut acc, k, CHUNK, PANEL, q, q_row, dim / 2, std::ptr::null());
-            } else {
-                let next = tile.k.wrapping_byte_offset(ahead).wrapping_add(token * dim / 2);
-                dots::<S, R, V, true>(&mut acc, k, CHUNK, PANEL, q, q_row, dim / 2, next);
-            }
-            for (r, acc) in acc.into_iter().enumerate() {
-                for (v, mut x) in acc.into_iter().enumerate() {
-                    if let Some(cap) = tile.job.plan.cap {
-                        // Scores are in the log2 domain, and stay there.
-                        x = cap_lanes::<S>(x, 1.0 / cap, cap * std::f32::consts::LOG2_E);
-                    }
-                    S::store(tile.scores.add((to + r) * CHUNK + token + v * S::LANES), x);
+        let mut acc = [[S::splat(0.0); V]; R];
+        let k = tile.k.add(token);
+        if tile.direct() {
+            let k = tile.k.cast::<i8>().add(2 * token);
+            let next = next_codes(tile.k, ahead, token, dim / 2);
+            dots_codes::<S, R, V>(&mut acc, k, CHUNK, q, q_row, dim / 2, next);
+        } else if ahead == 0 {
+            dots::<S, R, V, false>(&mut acc, k, CHUNK, PANEL, q, q_row, dim / 2, std::ptr::null());
+        } else {
+            let next = tile.k.wrapping_byte_offset(ahead).wrapping_add(token * dim / 2);
+            dots::<S, R, V, true>(&mut acc, k, CHUNK, PANEL, q, q_row, dim / 2, next);
+        }
+        for (r, acc) in acc.into_iter().enumerate() {
+            for (v, mut x) in acc.into_iter().enumerate() {
+                if let Some(cap) = tile.job.plan.cap {
+                    // Scores are in the log2 domain, and stay there.
+                    x = cap_lanes::<S>(x, 1.0 / cap, cap * std::f32::consts::LOG2_E);
                 }
+                S::store(tile.scores.add((to + r) * CHUNK + token + v * S::LANES), x);
             }
         }
     }
 }
 
-/// Where the next chunk has what `codes` are of this one, if there is one.
-fn next_codes(codes: *const i8, ahead: isize) -> Option<*const i8> {
-    (ahead != 0).then(|| codes.wrapping_offset(ahead))
+/// Which part of the next chunk's tile at `codes`, if there is one, to ask for on the way through columns from `column`
+/// of this one.
+fn next_codes(codes: *const u32, ahead: isize, column: usize, pairs: usize) -> Option<*const i8> {
+    (ahead != 0).then(|| codes.cast::<i8>().wrapping_offset(ahead).wrapping_add(2 * column * pairs))
 }
 
-/// [`dots`] with codes, `stride` pairs apart; meanwhile the lines that the next chunk has in their place are asked for.
+/// [`dots`] with codes, `stride` pairs apart; meanwhile as many bytes as are read here are asked for from `next` on, line
+/// after line.
 ///
 /// # Safety
 /// As [`dots`].
@@ -269,13 +299,14 @@ unsafe fn dots_codes<S: Simd, const R: usize, const V: usize>(
     pairs: usize,
     next: Option<*const i8>,
 ) {
+    let bytes = 2 * V * S::LANES;
     // SAFETY: the caller's contract; any address may be asked for.
     unsafe {
         for i in 0..pairs {
             if let Some(next) = next {
-                let mut line = 0;
-                while line < 2 * V * S::LANES {
-                    S::prefetch(next.wrapping_add(2 * i * stride + line).cast());
+                let mut line = (i * bytes).next_multiple_of(64);
+                while line < (i + 1) * bytes {
+                    S::prefetch(next.wrapping_add(line).cast());
                     line += 64;
                 }
             }
@@ -293,21 +324,13 @@ unsafe fn outputs<S: Simd, const R: usize, const V: usize>(
     tile: &Tile<'_, impl Form>,
     at: usize,
     from: usize,
-    alpha: &[f32; GROUP],
+    alpha: &[f32; FACTORS],
     masks: &[u64; GROUP],
 ) {
-    let dim = tile.job.plan.shape.head_dim;
-    let mut column = 0;
+    let vectors = tile.job.plan.shape.head_dim.div_ceil(S::LANES);
     // SAFETY: passed on.
     unsafe {
-        while column + V * S::LANES <= dim {
-            columns::<S, R, V>(tile, at, from, column, alpha, masks);
-            column += V * S::LANES;
-        }
-        while column < dim {
-            columns::<S, R, 1>(tile, at, from, column, alpha, masks);
-            column += S::LANES;
-        }
+        cover!(S, R, V, vectors, columns(column, tile, at, from, alpha, masks));
     }
 }
 
@@ -332,44 +355,54 @@ unsafe fn mask_row<S: Simd>(scores: *mut f32, mask: u64) -> f32 {
     }
 }
 
-/// Raises the row's maximum, replaces its scores by the rounded weights as prepared pairs and adds them to `l`.
-/// Returns the factor for O. The weights that meet codes of V are multiplied with their scales, after `l`.
+/// Raises the maxima `m` of `n` rows to those in `largest`, which become the raised ones, and fills in the factors for
+/// what was computed relative to the old ones.
+///
+/// # Safety
+/// The ISA of `S` is available and `m` valid for `n` rows.
+#[inline(always)]
+unsafe fn raise<S: Simd>(m: *mut f32, largest: &mut [f32; FACTORS], alpha: &mut [f32; FACTORS], n: usize) {
+    // SAFETY: whole vectors of the arrays, and the rows that there are of `m`.
+    unsafe {
+        for i in (0..n).step_by(S::LANES) {
+            let rows = S::LANES.min(n - i);
+            let old = S::load_n(m.add(i), rows);
+            // The first only where it is larger: what is no number raises nothing.
+            let top = S::max(S::load(largest.as_ptr().add(i)), old);
+            S::store(largest.as_mut_ptr().add(i), top);
+            S::store_n(m.add(i), rows, top);
+            S::store(alpha.as_mut_ptr().add(i), S::exp2(S::sub(old, top)));
+        }
+    }
+}
+
+/// Replaces a row's scores by the rounded weights relative to the maximum `top`, as prepared pairs, and returns their
+/// sum. The weights that meet codes of V are multiplied with their scales, after the sum.
 ///
 /// # Safety
 /// The ISA of `S` is available and `scores` valid for a chunk.
 #[inline(always)]
-unsafe fn softmax_row<S: Simd>(
-    scores: *mut f32,
-    scales: Option<*const f32>,
-    largest: f32,
-    m: &mut f32,
-    l: &mut f32,
-) -> f32 {
+unsafe fn weigh_row<S: Simd>(scores: *mut f32, scales: Option<*const f32>, top: f32) -> f32 {
     // SAFETY: offsets stay inside the chunk; a prepared pair takes no more room than two scores, so that nothing is
     // overwritten before it is read.
     unsafe {
-        // Not below the smallest number, so that -inf - m is never NaN.
-        let top = if largest > *m { largest.max(f32::MIN) } else { *m };
-        let alpha = if top == *m {
-            1.0
-        } else if *m == f32::NEG_INFINITY {
-            0.0
-        } else {
-            S::lanes(S::exp2(S::splat(*m - top)))[0]
-        };
-        let mut sum = S::splat(0.0);
-        for i in (0..CHUNK).step_by(S::LANES) {
-            let e = S::exp2(S::sub(S::load(scores.add(i)), S::splat(top)));
-            let to = scores.cast::<u32>().add(i / 2 * S::PAIR);
-            let p = S::store_prepared(to, e);
-            sum = S::add(sum, p);
-            if let Some(scales) = scales {
-                store_scaled::<S>(to, S::mul(p, S::load(scales.add(i))));
+        let (mut sum, top) = (S::splat(0.0), S::splat(top));
+        for i in (0..CHUNK).step_by(EXPS * S::LANES) {
+            let mut e = [top; EXPS];
+            for (j, e) in e.iter_mut().enumerate() {
+                *e = S::sub(S::load(scores.add(i + j * S::LANES)), top);
+            }
+            for (j, e) in S::exp2_each(e).into_iter().enumerate() {
+                let at = i + j * S::LANES;
+                let to = scores.cast::<u32>().add(at / 2 * S::PAIR);
+                let p = S::store_prepared(to, e);
+                sum = S::add(sum, p);
+                if let Some(scales) = scales {
+                    store_scaled::<S>(to, S::mul(p, S::load(scales.add(at))));
+                }
             }
         }
-        *m = top;
-        *l = *l * alpha + S::sum(sum);
-        alpha
+        S::sum(sum)
     }
 }
 
@@ -379,11 +412,11 @@ unsafe fn softmax_row<S: Simd>(
 /// As [`group`].
 #[inline(always)]
 unsafe fn columns<S: Simd, const R: usize, const V: usize>(
+    column: usize,
     tile: &Tile<'_, impl Form>,
     at: usize,
     from: usize,
-    column: usize,
-    alpha: &[f32; GROUP],
+    alpha: &[f32; FACTORS],
     masks: &[u64; GROUP],
 ) {
     let shape = tile.job.plan.shape;
@@ -402,7 +435,8 @@ unsafe fn columns<S: Simd, const R: usize, const V: usize>(
         let v = tile.v.add(column);
         if tile.direct() {
             let v = tile.v.cast::<i8>().add(2 * column);
-            dots_codes::<S, R, V>(&mut acc, v, shape.head_dim, p, CHUNK, PAIRS, next_codes(v, ahead));
+            let next = next_codes(tile.v, ahead, column, PAIRS);
+            dots_codes::<S, R, V>(&mut acc, v, shape.head_dim, p, CHUNK, PAIRS, next);
         } else if ahead == 0 {
             dots::<S, R, V, false>(&mut acc, v, shape.head_dim, PANEL, p, CHUNK, PAIRS, std::ptr::null());
         } else {

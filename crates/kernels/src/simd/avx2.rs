@@ -186,6 +186,27 @@ impl Simd for Avx2 {
         x: *const u32,
         row: usize,
     ) {
+        if R <= 2 {
+            // Pairs of x stay in registers, and a vector of `w` is done with before the next one.
+            let mut first = [_mm256_setzero_ps(); R];
+            let mut second = first;
+            for (r, (first, second)) in first.iter_mut().zip(&mut second).enumerate() {
+                let x = x.add(r * row).cast::<f32>();
+                (*first, *second) = (_mm256_broadcast_ss(&*x), _mm256_broadcast_ss(&*x.add(1)));
+            }
+            for v in 0..V {
+                let pair = _mm256_loadu_si256(w.add(at::<Self>(v, panel)).cast());
+                let low = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pair));
+                for (acc, x) in acc.iter_mut().zip(first) {
+                    acc[v] = _mm256_fmadd_ps(low, x, acc[v]);
+                }
+                let high = _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32(0xffff_0000_u32 as i32)));
+                for (acc, x) in acc.iter_mut().zip(second) {
+                    acc[v] = _mm256_fmadd_ps(high, x, acc[v]);
+                }
+            }
+            return;
+        }
         // First elements of all pairs, then the second ones: half the registers for `w`.
         let mut half = [_mm256_setzero_ps(); V];
         for (v, h) in half.iter_mut().enumerate() {

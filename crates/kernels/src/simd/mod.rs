@@ -133,17 +133,30 @@ pub(crate) trait Simd: Copy + 'static {
     /// `2^x` with a relative error below 3e-7 from -125 to 128; exactly 0 below, infinity above, exactly 1 at 0.
     #[inline(always)]
     unsafe fn exp2(x: Self::F) -> Self::F {
+        Self::exp2_each([x])[0]
+    }
+
+    /// [`Simd::exp2`] of several vectors, step by step: the steps of one wait for each other.
+    #[inline(always)]
+    unsafe fn exp2_each<const N: usize>(x: [Self::F; N]) -> [Self::F; N] {
         // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits.
         const ROUND: f32 = 12_582_912.0;
         let low = Self::splat(-125.0);
-        let clamped = Self::max(Self::min(x, Self::splat(128.0)), low);
-        let shifted = Self::add(clamped, Self::splat(ROUND));
-        let f = Self::sub(clamped, Self::sub(shifted, Self::splat(ROUND)));
-        let mut p = Self::splat(EXP2[5]);
-        for c in (0..5).rev() {
-            p = Self::fma(p, f, Self::splat(EXP2[c]));
+        let (mut shifted, mut f, mut p) = (x, x, [Self::splat(EXP2[5]); N]);
+        for i in 0..N {
+            let clamped = Self::max(Self::min(x[i], Self::splat(128.0)), low);
+            shifted[i] = Self::add(clamped, Self::splat(ROUND));
+            f[i] = Self::sub(clamped, Self::sub(shifted[i], Self::splat(ROUND)));
         }
-        Self::keep_ge(x, low, Self::add_exponent(p, shifted))
+        for c in (0..5).rev() {
+            for i in 0..N {
+                p[i] = Self::fma(p[i], f[i], Self::splat(EXP2[c]));
+            }
+        }
+        for i in 0..N {
+            p[i] = Self::keep_ge(x[i], low, Self::add_exponent(p[i], shifted[i]));
+        }
+        p
     }
 }
 
