@@ -2,7 +2,7 @@
 //! goes first when room is needed. Pure bookkeeping: no tensors, no I/O, no clock, no threads.
 //!
 //! A node is one chunk of at most [`kvist_base::CHUNK`] tokens on the absolute grid, so nodes never split. Children are
-//! ordered by (domain, tokens) and compared by tokens; no hash is used anywhere, so there is nothing to collide.
+//! ordered by (domain, tokens) and compared by tokens; no hash is used for them, so there is nothing to collide.
 #![forbid(unsafe_code)]
 
 #[doc(hidden)]

@@ -20,7 +20,7 @@ pub struct Args {
     /// Only these requests of the trace, as A..B.
     #[arg(long, value_parser = crate::range)]
     rows: Option<std::ops::Range<u64>>,
-    /// What each fact that is learnt from is worth: the policy without it.
+    /// What each fact that is learnt from is worth: the policy with that alone, and without it.
     #[arg(long)]
     ablation: bool,
     #[arg(long)]
@@ -31,8 +31,10 @@ pub fn run(args: Args) -> Result<(), String> {
     let wait = Micros::from(args.wait) * 1_000_000;
     let mut policies = vec![Policy::Fifo, Policy::Lru, Policy::QueueAware { wait }, Policy::Returns, Policy::Optimum];
     if args.ablation {
-        policies = vec![Policy::Lru, Policy::Returns];
-        policies.extend((0..Facts::NAMES.len()).map(|fact| Policy::Without { fact }));
+        policies = vec![Policy::Lru, Policy::Learning { facts: 0 }];
+        policies.extend((0..Facts::NAMES.len()).map(|fact| Policy::Learning { facts: 1 << fact }));
+        policies.push(Policy::Returns);
+        policies.extend((0..Facts::NAMES.len()).map(|fact| Policy::Learning { facts: !(1 << fact) }));
     }
     for file in &args.traces {
         let mut trace = read(file)?;

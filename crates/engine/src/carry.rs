@@ -9,7 +9,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use kvist_base::{CHUNK, DomainId, Prepare, TokenId, low_mask};
+use kvist_base::{CHUNK, DomainId, Micros, Prepare, TokenId, low_mask};
 use kvist_cache::Path;
 
 use crate::engine::Engine;
@@ -70,12 +70,12 @@ impl Carry {
 impl Engine {
     /// Takes over KV for a carried path behind what it holds, chunk by chunk, from the first source that has it. The copies
     /// are made at the beginning of the next step.
-    pub(crate) fn carry_on(&mut self, s: &mut Sequence) {
+    pub(crate) fn carry_on(&mut self, s: &mut Sequence, now: Micros) {
         let Some(carry) = s.carry.clone() else { return };
         let mut paths: Vec<Path> = Vec::new();
         for source in &carry.sources {
             let mut path = Path::new();
-            self.cache.follow(&mut path, source.space, &source.tokens, self.stats.steps);
+            self.cache.follow(&mut path, source.space, &source.tokens, now);
             paths.push(path);
         }
         while s.path.used / CHUNK < s.tokens.len() / CHUNK {

@@ -176,7 +176,7 @@ impl Engine {
         }
         let mut s = self.waiting.swap_remove(i);
         self.load_for(&mut s);
-        self.carry_on(&mut s);
+        self.carry_on(&mut s, now);
         (s.read_ahead, s.computes) = (false, false);
         if s.seniority.is_none() {
             self.fairness.charge(s.owner, s.tokens.len() - s.path.used, 0);

@@ -88,8 +88,8 @@ pub struct Returns {
     reached: [u64; AGES],
     tables: Vec<LifeTable>,
     odds: Odds,
-    /// A fact that is not looked at, to see what it is worth.
-    ignored: Option<usize>,
+    /// The facts that are looked at, a bit each.
+    facts: u16,
     /// How much each octave's end says of returns: the returns of the octave, next to the octave that has most.
     shares: [f64; AGES],
     worths: Vec<[u64; AGES]>,
@@ -109,7 +109,7 @@ impl Returns {
             reached: [0; AGES],
             tables: vec![LifeTable::EMPTY; CLASSES],
             odds: Odds::NEW,
-            ignored: None,
+            facts: u16::MAX,
             shares: [0.0; AGES],
             worths: Vec::new(),
             faded: 0,
@@ -119,9 +119,9 @@ impl Returns {
         returns
     }
 
-    /// The same without one of the facts ([`Facts::NAMES`]).
-    pub fn without(mut self, fact: usize) -> Returns {
-        self.ignored = Some(fact);
+    /// The same, learning from some of the facts only: a bit for each of [`Facts::NAMES`].
+    pub fn learning_from(mut self, facts: u16) -> Returns {
+        self.facts = facts;
         self
     }
 
@@ -188,9 +188,7 @@ impl Returns {
             // Chunks of one request share their fate, so that many of them say less than as many requests.
             let alike = if i < known { known } else { keys.len() - known };
             let mut bins = facts.bins();
-            if let Some(ignored) = self.ignored {
-                bins[ignored] = 0;
-            }
+            (0..bins.len()).filter(|&i| self.facts >> i & 1 == 0).for_each(|i| bins[i] = 0);
             let of = Class::of(self.odds.of(&bins));
             let weight = 1.0 / (alike as f64).sqrt();
             self.tables[of.index()].waited[0] += weight;

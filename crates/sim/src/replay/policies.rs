@@ -16,8 +16,8 @@ pub enum Policy {
     QueueAware { wait: Micros },
     /// What is expected to return least for the time for which it is held goes first; leaves only.
     Returns,
-    /// The same without one of the facts that it learns from.
-    Without { fact: usize },
+    /// The same, learning from some of the facts only.
+    Learning { facts: u16 },
     /// What is needed last, or never, goes first, be it new: no policy has more hits.
     Optimum,
 }
@@ -29,7 +29,11 @@ impl std::fmt::Display for Policy {
             Policy::Lru => f.pad("lru"),
             Policy::QueueAware { wait } => f.pad(&format!("queue-aware ({} s)", wait / 1_000_000)),
             Policy::Returns => f.pad("returns"),
-            Policy::Without { fact } => f.pad(&format!("- {}", Facts::NAMES[*fact])),
+            Policy::Learning { facts: 0 } => f.pad("age alone"),
+            Policy::Learning { facts } if facts.count_ones() == 1 => {
+                f.pad(&format!("+ {}", Facts::NAMES[facts.trailing_zeros() as usize]))
+            }
+            Policy::Learning { facts } => f.pad(&format!("- {}", Facts::NAMES[facts.trailing_ones() as usize])),
             Policy::Optimum => f.pad("optimum"),
         }
     }
@@ -59,7 +63,9 @@ pub fn replay(trace: &Trace, capacity: usize, policy: Policy) -> Hits {
 pub fn hits(trace: &Trace, capacity: usize, policy: Policy) -> Vec<u32> {
     match policy {
         Policy::Returns => returns(trace, capacity, Returns::new(Returns::memory(capacity))),
-        Policy::Without { fact } => returns(trace, capacity, Returns::new(Returns::memory(capacity)).without(fact)),
+        Policy::Learning { facts } => {
+            returns(trace, capacity, Returns::new(Returns::memory(capacity)).learning_from(facts))
+        }
         _ => ordered(trace, capacity, policy),
     }
 }
