@@ -1,6 +1,6 @@
 //! Small records beside the chunks, all of them in memory: the newest of a key counts, the oldest go first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::format::{META_MOST, NoteMeta, RECORD_HEADER};
 
@@ -19,9 +19,10 @@ pub(crate) struct Note {
 #[derive(Default)]
 pub(crate) struct Notes {
     map: BTreeMap<NoteKey, Note>,
-    by_age: BTreeMap<u64, NoteKey>,
-    /// Numbers of notes that wait to be written.
-    pub waiting: std::collections::BTreeSet<u64>,
+    /// Numbers are unique, but for those of a segment that could not be read when the next ones were given out.
+    by_age: BTreeSet<(u64, NoteKey)>,
+    /// Notes that wait to be written.
+    pub waiting: BTreeSet<(u64, NoteKey)>,
     next: u64,
     bytes: u64,
     limit: u64,
@@ -47,14 +48,15 @@ impl Notes {
         self.map.get(&(domain, kind, key.to_vec()))?.value.as_deref()
     }
 
-    /// Takes a note in, to be written; whether anything changes by it.
-    pub fn put(&mut self, domain: usize, kind: u8, key: &[u8], value: Option<&[u8]>) -> bool {
+    /// Takes a note in, to be written; whether anything changes by it. `least`: its number is no lower.
+    pub fn put(&mut self, domain: usize, kind: u8, key: &[u8], value: Option<&[u8]>, least: u64) -> bool {
         if self.get(domain, kind, key) == value {
             return false;
         }
-        let number = self.next;
-        self.insert((domain, kind, key.to_vec()), Note { value: value.map(<[u8]>::to_vec), number, segment: None });
-        self.waiting.insert(number);
+        let number = self.next.max(least);
+        let key = (domain, kind, key.to_vec());
+        self.waiting.insert((number, key.clone()));
+        self.insert(key, Note { value: value.map(<[u8]>::to_vec), number, segment: None });
         true
     }
 
@@ -63,10 +65,10 @@ impl Notes {
     pub fn restore(&mut self, domain: usize, meta: NoteMeta, segment: u64, durable: bool) {
         let key = (domain, meta.kind, meta.key);
         if self.map.get(&key).is_none_or(|known| known.number <= meta.number) {
-            self.insert(key, Note { value: meta.value, number: meta.number, segment: durable.then_some(segment) });
             if !durable {
-                self.waiting.insert(meta.number);
+                self.waiting.insert((meta.number, key.clone()));
             }
+            self.insert(key, Note { value: meta.value, number: meta.number, segment: durable.then_some(segment) });
         }
     }
 
@@ -76,7 +78,7 @@ impl Notes {
             self.forget(&key, &old);
         }
         self.bytes += weight(&key, &note);
-        self.by_age.insert(note.number, key.clone());
+        self.by_age.insert((note.number, key.clone()));
         self.map.insert(key, note);
         self.shrink();
     }
@@ -91,8 +93,9 @@ impl Notes {
     }
 
     fn forget(&mut self, key: &NoteKey, note: &Note) {
-        self.by_age.remove(&note.number);
-        self.waiting.remove(&note.number);
+        let known = (note.number, key.clone());
+        self.by_age.remove(&known);
+        self.waiting.remove(&known);
         self.bytes -= weight(key, note);
     }
 
@@ -106,31 +109,32 @@ impl Notes {
 
     /// All of a kind, the oldest first.
     pub fn list(&self, domain: usize, kind: u8) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let theirs = self.by_age.values().filter(|k| k.0 == domain && k.1 == kind);
+        let theirs = self.by_age.iter().map(|(_, k)| k).filter(|k| k.0 == domain && k.1 == kind);
         theirs.filter_map(|k| Some((k.2.clone(), self.map[k].value.clone()?))).collect()
     }
 
-    /// Domain and record of a note that waits.
-    pub fn record(&self, number: u64) -> Option<(usize, NoteMeta)> {
-        let key = self.by_age.get(&number)?;
+    /// Domain and record of the note that waits longest.
+    pub fn next_waiting(&self) -> Option<(usize, NoteMeta)> {
+        let (number, key) = self.waiting.first()?;
         let value = self.map[key].value.clone();
-        Some((key.0, NoteMeta { kind: key.1, number, key: key.2.clone(), value }))
+        Some((key.0, NoteMeta { kind: key.1, number: *number, key: key.2.clone(), value }))
     }
 
     /// The note is in a segment now.
-    pub fn written(&mut self, number: u64, segment: u64) {
-        if let Some(key) = self.by_age.get(&number) {
-            self.waiting.remove(&number);
-            self.map.get_mut(key).expect("both maps hold the same notes").segment = Some(segment);
+    pub fn written(&mut self, domain: usize, meta: &NoteMeta, segment: u64) {
+        let key = (domain, meta.kind, meta.key.clone());
+        if let Some(note) = self.map.get_mut(&key).filter(|n| n.number == meta.number) {
+            note.segment = Some(segment);
+            self.waiting.remove(&(meta.number, key));
         }
     }
 
     /// What was in a segment has to be written again: it is lost, or about to be removed. How many notes these are.
     pub fn rewrite(&mut self, segment: u64) -> usize {
         let before = self.waiting.len();
-        for note in self.map.values_mut().filter(|n| n.segment == Some(segment)) {
+        for (key, note) in self.map.iter_mut().filter(|(_, n)| n.segment == Some(segment)) {
             note.segment = None;
-            self.waiting.insert(note.number);
+            self.waiting.insert((note.number, key.clone()));
         }
         self.waiting.len() - before
     }
@@ -149,20 +153,21 @@ mod tests {
     fn the_newest_counts_and_the_oldest_goes() {
         let mut notes = Notes::default();
         notes.set_limit(3 * (RECORD_HEADER as u64 + 2));
-        assert!(notes.put(0, 1, b"a", Some(b"1")));
-        assert!(!notes.put(0, 1, b"a", Some(b"1")));
-        assert!(notes.put(0, 1, b"b", Some(b"2")));
-        assert!(notes.put(0, 1, b"a", Some(b"3")));
+        assert!(notes.put(0, 1, b"a", Some(b"1"), 0));
+        assert!(!notes.put(0, 1, b"a", Some(b"1"), 0));
+        assert!(notes.put(0, 1, b"b", Some(b"2"), 0));
+        assert!(notes.put(0, 1, b"a", Some(b"3"), 0));
         assert_eq!(notes.list(0, 1), [(b"b".to_vec(), b"2".to_vec()), (b"a".to_vec(), b"3".to_vec())]);
         // What is older than what is known is not taken.
         notes.restore(0, NoteMeta { kind: 1, number: 0, key: b"a".to_vec(), value: Some(b"9".to_vec()) }, 7, true);
         assert_eq!(notes.get(0, 1, b"a"), Some(&b"3"[..]));
-        notes.put(1, 1, b"c", Some(b"4"));
-        notes.put(1, 1, b"d", Some(b"5"));
+        notes.put(1, 1, b"c", Some(b"4"), 0);
+        notes.put(1, 1, b"d", Some(b"5"), 0);
         assert_eq!(notes.get(0, 1, b"b"), None);
         assert_eq!((notes.list(0, 1).len(), notes.list(1, 1).len()), (1, 2));
-        let waiting: Vec<u64> = notes.waiting.iter().copied().collect();
-        waiting.iter().for_each(|&n| notes.written(n, 7));
+        while let Some((domain, meta)) = notes.next_waiting() {
+            notes.written(domain, &meta, 7);
+        }
         assert!(notes.waiting.is_empty());
         assert_eq!(notes.rewrite(7), 3);
         notes.forget_domain(1);

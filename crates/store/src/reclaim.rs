@@ -9,7 +9,7 @@ use crate::crypto::TAG;
 use crate::format::{Kind, META_MOST, RECORD_HEADER, RecordHeader};
 use crate::index::{Data, NodeId, Place};
 use crate::policy::Facts;
-use crate::save::{Placed, Record, Turn, Writer};
+use crate::save::{Placed, Record, Writer};
 use crate::segment::{Phase, Segment, SegmentFile};
 use crate::state::{Shared, State, lock};
 use crate::vfs::read_exact;
@@ -91,7 +91,13 @@ impl Shared {
                     return Ok(Room::There);
                 }
                 if let Some(sequence) = first_useless(&state) {
-                    doom(&mut state, sequence);
+                    if state.notes_durable || state.segments[&sequence].phase == Phase::Foreign {
+                        doom(&mut state, sequence);
+                        continue;
+                    }
+                    // It may hold what a note said before it says what is not durable yet.
+                    drop(state);
+                    self.settle_notes(w)?;
                     continue;
                 }
                 let limit = (allowed / 8 * 7).saturating_sub(need);
@@ -153,15 +159,9 @@ impl Shared {
 
     /// Writes what is wanted of a segment to the open one, and removes it.
     pub(crate) fn copy_segment(&self, w: &mut Writer, sequence: u64) -> io::Result<()> {
-        let now = self.vfs.now();
         let copies = self.copy_extents(w, sequence, |_| true)?;
         self.state().notes.rewrite(sequence);
-        while !self.state().notes.waiting.is_empty() {
-            if self.write_note(w, now)? != Turn::Worked {
-                break;
-            }
-        }
-        self.sync(w)?;
+        self.settle_notes(w)?;
         let mut state = self.state();
         for copy in copies {
             self.move_extent(&mut state, &copy);
@@ -170,6 +170,15 @@ impl Shared {
         drop(state);
         self.remove_doomed();
         Ok(())
+    }
+
+    /// Makes all notes durable, and whatever else was written.
+    fn settle_notes(&self, w: &mut Writer) -> io::Result<()> {
+        let now = self.vfs.now();
+        while !self.state().notes.waiting.is_empty() {
+            self.write_note(w, now)?;
+        }
+        self.sync(w)
     }
 
     /// Writes again what the process before this one may not have made durable. Nobody can know whether its last sync

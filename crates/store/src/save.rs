@@ -147,7 +147,7 @@ impl Shared {
         if new.is_empty() {
             return Saved::Known;
         }
-        if state.health.why.is_some() {
+        if state.health.why.is_some() && self.vfs.now() < state.health.retry {
             state.counters.off += new.len() as u64;
             return Saved::Off;
         }
@@ -233,6 +233,8 @@ impl Shared {
         } else if turn == Turn::Idle(None) {
             // A budget smaller than what an earlier process left.
             self.make_room(w, 0)?;
+            // Nothing waits that could show whether it works again: what comes next may try.
+            self.state().health.why = None;
             if since.is_none() {
                 // What was given up since the last sync is waited for by nobody.
                 let mut state = self.state();
@@ -483,19 +485,16 @@ impl Shared {
     pub(crate) fn write_note(&self, w: &mut Writer, now: Micros) -> io::Result<Turn> {
         let next = {
             let state = self.state();
-            state.notes.waiting.first().and_then(|&number| {
-                let (domain, meta) = state.notes.record(number)?;
-                Some((number, meta, state.index.domains[domain].keys.clone()))
-            })
+            let next = state.notes.next_waiting();
+            next.map(|(domain, meta)| (domain, meta, state.index.domains[domain].keys.clone()))
         };
-        let Some((number, meta, keys)) = next else { return Ok(Turn::Idle(None)) };
+        let Some((domain, meta, keys)) = next else { return Ok(Turn::Idle(None)) };
         let placed = self.append_note(w, &meta, &keys, now)?;
         let mut state = self.state();
         match placed {
-            Placed::At(header, _) => state.notes.written(number, header.segment),
+            Placed::At(header, _) => state.notes.written(domain, &meta, header.segment),
             Placed::Later => return Ok(Turn::Idle(Some(LATER))),
-            // It stays in memory for as long as the process lives.
-            Placed::NoRoom => drop(state.notes.waiting.remove(&number)),
+            Placed::NoRoom => return Ok(Turn::Idle(Some(PAUSE.0))),
         }
         drop(state);
         self.progress.notify_all();
@@ -687,7 +686,7 @@ impl Shared {
             let state = self.state();
             let waiting = state.waiting();
             let pausing = state.health.why.is_some();
-            if state.stop && (!waiting || pausing || self.vfs.now() >= state.stop_by) {
+            if state.stop && (!waiting || pausing || wait.is_some_and(|w| w > 0) || self.vfs.now() >= state.stop_by) {
                 return;
             }
             if turn == Turn::Worked || waiting && !pausing && wait.is_none() {

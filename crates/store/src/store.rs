@@ -315,7 +315,9 @@ impl Store {
         let known = state.bound.get(&domain).copied().filter(|&d| !state.index.domains[d].gone);
         let fits = key.len() + value.map_or(0, <[u8]>::len) <= NOTE_MOST;
         let Some(domain) = known.filter(|_| fits && !shared.read_only) else { return false };
-        if state.notes.put(domain, kind, key, value) {
+        // Later processes give out higher numbers even if they cannot read what this one wrote.
+        let least = shared.vfs.unix() << 20;
+        if state.notes.put(domain, kind, key, value, least) {
             state.notes_durable = false;
             shared.work.notify_all();
         }

@@ -122,6 +122,13 @@ impl World {
         for at in (0..DOMAINS).filter(|&at| !self.forgotten[at]) {
             store.register(domain(at), &name(at))?;
         }
+        // What could not be written before the store was closed is gone, and is not asked for again.
+        self.notes.retain(|key, version| {
+            let found = store.notes(domain(key.0), NOTE).into_iter().find(|(k, _)| *k == [key.1]);
+            let found = found.and_then(|(_, value)| (1..=*version).find(|v| value == note_value(*key, *v)));
+            *version = found.unwrap_or(0);
+            found.is_some()
+        });
         self.store = Some(store);
         Ok(())
     }
