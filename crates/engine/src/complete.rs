@@ -4,7 +4,7 @@ use kvist_base::{CHUNK, ChunkId, Micros, Prepare, RowOutcome, StepOutput};
 
 use crate::adjust::{Seen, adjust};
 use crate::constraint::{masked, moved};
-use crate::draws::{Draw, Drawn};
+use crate::draws::{Draw, Drawn, Run};
 use crate::engine::Engine;
 use crate::request::{Effect, Finish, Sampling};
 use crate::sampler::logprobs;
@@ -22,11 +22,11 @@ impl Engine {
         self.complete_with(now, output, &|pieces, piece| (0..pieces).for_each(piece));
     }
 
-    /// The same; `run(n, piece)` calls `piece(0)` to `piece(n - 1)`, on several threads perhaps: tokens are drawn on them.
+    /// The same; tokens are drawn on the threads of `run`.
     ///
     /// # Panics
     /// As [`Engine::complete`].
-    pub fn complete_with(&mut self, now: Micros, output: &StepOutput, run: &dyn Fn(usize, &(dyn Fn(usize) + Sync))) {
+    pub fn complete_with(&mut self, now: Micros, output: &StepOutput, run: Run<'_>) {
         let step = self.in_step.take().expect("a step is in flight");
         if !self.plan.rows.is_empty() {
             let took = now.saturating_sub(step.planned_at).max(1);
@@ -237,7 +237,7 @@ impl Engine {
 
     /// Draws, without an effect yet, what no constraint, penalty or edit changes: a pure function of logits, request and
     /// position, so that it does not matter where and in which order it is done.
-    fn draw_ahead(&mut self, output: &StepOutput, run: &dyn Fn(usize, &(dyn Fn(usize) + Sync))) {
+    fn draw_ahead(&mut self, output: &StepOutput, run: Run<'_>) {
         let requests = &self.requests;
         let wanted = self.running.iter().map(|s| {
             let last = (s.step.n > 0 && s.pos + s.step.n == s.tokens.len())

@@ -11,6 +11,9 @@ use crate::sampler::Weights;
 /// Pieces of work at most: each keeps memory for a vocabulary.
 const PIECES: usize = 16;
 
+/// Calls a piece of work by each number below the first argument, on several threads perhaps.
+pub type Run<'a> = &'a dyn Fn(usize, &(dyn Fn(usize) + Sync));
+
 /// What was drawn for a sequence: nothing yet, or what [`crate::sample`] says.
 pub type Drawn = Option<Option<TokenId>>;
 
@@ -47,13 +50,7 @@ fn lock(piece: &Mutex<Piece>) -> MutexGuard<'_, Piece> {
 
 impl Draws {
     /// Draws what is wanted for each sequence, on the threads of `run`. `logits`: rows of `vocab`.
-    pub fn fill(
-        &mut self,
-        wanted: impl Iterator<Item = Option<Draw>>,
-        logits: &[f32],
-        vocab: usize,
-        run: &dyn Fn(usize, &(dyn Fn(usize) + Sync)),
-    ) {
+    pub fn fill(&mut self, wanted: impl Iterator<Item = Option<Draw>>, logits: &[f32], vocab: usize, run: Run<'_>) {
         self.wanted.clear();
         self.wanted.extend(wanted);
         self.used = self.wanted.len().min(PIECES);

@@ -26,6 +26,7 @@ pub use adjust::{Edits, Seen, adjust};
 pub use assemble::{Assembler, Place};
 pub use carry::{Carry, CarrySource};
 pub use config::EngineConfig;
+pub use draws::Run;
 pub use engine::{Engine, EngineStats, TierStats};
 pub use prospect::Prospect;
 pub use request::{Effect, Finish, Refusal, Request, RequestId, Sampling, Timings, TokenLogprobs, Usage};

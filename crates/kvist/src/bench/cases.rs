@@ -8,6 +8,8 @@ pub const STEPS: usize = 32;
 pub const OWN: usize = 1;
 /// Rows of a step that is not computed.
 pub const SKIMMED_ROWS: usize = 4096;
+/// Steps of those who decode alone before another prompt arrives: enough for the engine to know what they take.
+pub const ALONE: usize = 32;
 /// Tokens of the prompts of those who decode while another prompt arrives.
 pub const STREAM_PROMPT: usize = 128;
 
@@ -70,7 +72,8 @@ impl Kind {
             Kind::Prefill(tokens) => tokens + 1,
             Kind::Decode { sequences, prompt, .. } => prompt + most_tokens(sequences, prompt),
             Kind::Turn { history, new } => history + new + 1,
-            Kind::Arrival { prompt, .. } => prompt + 1,
+            // Those who decode go on until the prompt is there, in as many steps as it has tokens at most.
+            Kind::Arrival { prompt, .. } => STREAM_PROMPT + ALONE + prompt,
         }
     }
 
@@ -83,8 +86,7 @@ impl Kind {
             }
             Kind::Decode { sequences, .. } => (sequences * of(self.longest()), sequences),
             Kind::Prefill(_) | Kind::Turn { .. } => (of(self.longest()), 1),
-            // Those who decode go on until the prompt is there.
-            Kind::Arrival { streams, prompt } => (of(prompt) + streams * of(STREAM_PROMPT + prompt), streams + 1),
+            Kind::Arrival { streams, prompt } => (of(prompt) + streams * of(self.longest()), streams + 1),
         };
         [chunks as u32, open as u32]
     }

@@ -5,15 +5,12 @@ use std::collections::BTreeSet;
 use kvist_base::{DomainId, Micros, TokenId};
 use kvist_engine::{Effect, EngineConfig, Request, RequestId};
 
-use super::cases::{OWN, SKIMMED_ROWS, STEPS, STREAM_PROMPT, most_tokens};
+use super::cases::{ALONE, OWN, SKIMMED_ROWS, STEPS, STREAM_PROMPT, most_tokens};
 use super::figures::{Random, median};
 use crate::driver::Driver;
 use crate::failure::{Failure, Result};
 
 const DOMAIN: DomainId = DomainId(1);
-
-/// Steps of those who decode alone before another prompt arrives: enough for the engine to know what they take.
-const ALONE: usize = 32;
 
 /// One measurement of decoding steps.
 #[derive(Clone, Copy, Debug)]
