@@ -19,12 +19,14 @@ use crate::size::{human, thousands};
 
 pub fn run(matches: &ArgMatches, settings: Settings) -> Result<()> {
     let body = ask::body(matches)?;
-    let rate = matches.get_one::<f64>("prefill-rate").copied();
+    let mut rate = matches.get_one::<f64>("prefill-rate").copied();
     let told = match matches.get_one::<String>("url") {
         Some(url) => {
             let key = matches.get_one::<PathBuf>("key-file");
             let mut told = client::post(url, "/v1/kvist/explain", key.map(PathBuf::as_path), &body)?;
-            if let (Some(rate), true) = (rate, told["compute_ms"].is_null()) {
+            // What the server measured is better than what anybody says.
+            rate = rate.filter(|_| told["compute_ms"].is_null());
+            if let Some(rate) = rate {
                 let computed = told["computed"].as_f64().unwrap_or_default();
                 let compute = computed / rate * 1000.0;
                 told["compute_ms"] = json!(compute);
@@ -100,18 +102,19 @@ fn render(e: &Explained, disk_rate: Option<f64>, rate: Option<f64>) -> String {
         }
         _ => "nothing to load".into(),
     };
-    let by = match (e.ram, rate) {
-        (None, Some(rate)) => format!(" at {} tokens/s, as given", thousands(rate as u64)),
-        (Some(_), _) => " by the steps it measured".into(),
-        (None, None) => String::new(),
+    let by = match rate {
+        Some(rate) => format!("at {} tokens/s, as given", thousands(rate as u64)),
+        None => "by the steps that the server measured".into(),
     };
     line(
         "TTFT",
         match (e.ttft_ms, e.compute_ms) {
             (Some(ttft), Some(compute)) => {
-                format!("about {ttft:.1} ms without a queue: {load}; compute {compute:.1} ms{by}")
+                format!("about {ttft:.1} ms without a queue: {load}; compute {compute:.1} ms {by}")
             }
-            _ if e.ram.is_some() => format!("{load}; the server has not measured enough steps to say more"),
+            _ if e.ram.is_some() => {
+                format!("{load}; the server has not measured enough steps: --prefill-rate N says more")
+            }
             _ => format!("{load}; --prefill-rate N adds what computing takes"),
         },
     );

@@ -26,7 +26,10 @@ pub fn command() -> Command {
     let sub = |name: &'static str, about: &'static str| {
         // One has no model: its argument is a tenant.
         let keys = PLACE.into_iter().filter(move |key| name != "forget" || !std::ptr::eq(*key, &MODEL));
-        Command::new(name).about(about).arg(config_arg()).args(keys.map(|key| setting_arg(key).help_heading("Store")))
+        Command::new(name).about(about).arg(config_arg()).args(keys.map(|key| {
+            let arg = setting_arg(key);
+            if arg.is_positional() { arg } else { arg.help_heading("Store") }
+        }))
     };
     let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
     let prompt = [

@@ -19,7 +19,8 @@ Examples:
   kvist serve                        serve the small model compiled into the binary
   kvist doctor                       what this machine can do, and which models are there
   kvist serve Qwen/Qwen3-0.6B        serve a model from the local Hugging Face cache
-  kvist run ~/models/Qwen3-0.6B      chat with a model in a directory";
+  kvist run ~/models/Qwen3-0.6B      chat with a model in a directory
+  kvist cache ls                     what is kept on disk";
 
 const SERVE_EXAMPLES: &str = "\
 Every setting can also be given in the environment (KVIST_MAX_BATCH=32) and in the file of --config (max-batch = 32). \

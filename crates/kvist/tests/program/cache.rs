@@ -262,6 +262,29 @@ fn tenants_do_not_see_each_others() {
 }
 
 #[test]
+fn what_was_carried_over_a_cut_goes_with_its_tenant() {
+    let home = Home::new();
+    let keys = home.file("keys", "alice wonderland\n");
+    let turn = |n: u32| {
+        let told = format!("Part {n}: what did Lily and her dog do in the park with the big red ball that day?");
+        [json!({"role": "user", "content": told}), json!({"role": "assistant", "content": "They played."})]
+    };
+    let mut messages: Vec<Value> = (0..30).flat_map(turn).collect();
+    messages.push(json!({"role": "user", "content": "And then?"}));
+    let mut served = home.serve(&["--api-key-file", &keys, "--ctx", "512", "--on-overflow", "truncate"]);
+    let reply = ask(&served, Some("wonderland"), &Value::Array(messages));
+    assert_eq!(reply["usage"]["kvist"]["carried"], true, "{reply}");
+    served.signal("TERM");
+    assert_eq!(served.end().0, Some(0));
+    let (text, _, _) = home.cache("ls", &[]);
+    assert!(text.contains("  tenant alice, carried over a cut ("), "{text}");
+    let (_, errors, code) = home.cache("forget", &["alice"]);
+    assert_eq!(code, Some(0), "{errors}");
+    let listed = home.json("ls", &[]);
+    assert!(!listed["domains"].to_string().contains("alice") && listed["tokens"] == 0, "{listed}");
+}
+
+#[test]
 fn one_process_has_a_store() {
     let home = Home::new();
     let served = home.serve(&[]);

@@ -1,9 +1,14 @@
 //! `/v1/kvist/explain`: what it says is what then happens.
 
+use kvist_base::DomainId;
+use kvist_engine::Prospect;
+use kvist_server::explain::{Asked, Explained, Why};
 use kvist_server::{Keys, ServerConfig};
+use kvist_store::Nearest;
+use kvist_text::ReplyTable;
 use serde_json::{Value, json};
 
-use crate::harness::{Harness, Setup};
+use crate::harness::{Harness, Setup, parts};
 
 const STORY: &str =
     "The lighthouse stands at the end of the long pier, and every evening its keeper climbs the stairs. ";
@@ -93,4 +98,30 @@ fn a_tenant_is_told_of_its_own() {
     assert_eq!(ask("key-a", "/v1/kvist/explain", &body)["why"]["reason"], "complete");
     let told = ask("key-b", "/v1/kvist/explain", &body);
     assert_eq!((&told["ram"], &told["why"]), (&json!(0), &json!({"reason": "nothing"})));
+}
+
+#[test]
+fn what_the_disk_has_is_told_with_its_reason() {
+    let (text, _) = parts();
+    let body = json!({"prompt": STORY.repeat(12)}).to_string();
+    let asked = Asked::read(&text, &ReplyTable::new(0), DomainId(1), 0, body.as_bytes()).unwrap();
+    let (ids, all) = (&asked.ids, asked.ids.len());
+    let whole = all / 64 * 64;
+    assert!(all > 192 && whole < all);
+    let told = |tier: usize, loads: bool, common: usize, gone: Option<usize>| {
+        let prospect = Prospect { tier, loads, load: 2000, compute: Some(1000), ..Prospect::default() };
+        let stored = Nearest { common, tokens: ids[..common].to_vec(), gone };
+        Explained::new(&text.tokenizer, &asked, &prospect, true, Some(&stored))
+    };
+    let e = told(128, false, 128, None);
+    assert_eq!(e.why, Why::ComputedFaster { at: 0 });
+    assert_eq!((e.ram, e.disk, e.on_disk, e.computed, e.ttft_ms), (Some(0), 0, 128, all, Some(1.0)));
+    let e = told(64, true, 192, Some(64));
+    assert_eq!((e.why, e.disk, e.computed, e.ttft_ms), (Why::Evicted { at: 64 }, 64, all - 64, Some(3.0)));
+    assert_eq!(told(64, true, 64, None).why, Why::Ends { at: 64 });
+    assert_eq!(told(whole, true, whole, None).why, Why::LastChunk { at: whole });
+    assert_eq!(told(0, false, 0, None).why, Why::Nothing);
+    // What is told can be read again.
+    let e = told(64, true, 64, None);
+    assert_eq!(serde_json::from_value::<Explained>(serde_json::to_value(&e).unwrap()).unwrap(), e);
 }
