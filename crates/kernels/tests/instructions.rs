@@ -13,10 +13,11 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 /// Instructions of the longest loop by (multiply-adds, broadcasts).
-type Loops = BTreeMap<(usize, usize), usize>;
+type Loops = BTreeMap<Kind, usize>;
+type Kind = (usize, usize);
 
 /// What the longest loops of each kind had when these numbers were taken.
-const COMMITTED: [(&str, &[((usize, usize), usize)]); 2] = [
+const COMMITTED: [(&str, &[(Kind, usize)]); 2] = [
     ("4avx2", &[((16, 2), 53), ((16, 4), 40), ((18, 6), 42), ((16, 8), 38), ((20, 10), 44), ((24, 12), 50)]),
     ("6avx512", &[((8, 2), 23), ((12, 3), 28), ((16, 4), 34), ((20, 5), 39), ((24, 6), 44)]),
 ];
