@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod append;
 pub mod campaign;
 mod config;
 mod crypto;

@@ -5,11 +5,11 @@ use std::collections::BinaryHeap;
 use std::io;
 use std::sync::Arc;
 
+use crate::append::{Placed, Record, Writer};
 use crate::crypto::TAG;
 use crate::format::{Kind, META_MOST, RECORD_HEADER, RecordHeader};
 use crate::index::{Data, NodeId, Place};
 use crate::policy::Facts;
-use crate::save::{Placed, Record, Writer};
 use crate::segment::{Phase, Segment, SegmentFile};
 use crate::state::{Shared, State, lock};
 use crate::vfs::read_exact;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use kvist_base::{DomainId, Micros};
 
+use crate::append::Writer;
 use crate::config::StoreConfig;
 use crate::crypto::{Key, Sealer};
 use crate::index::{Data, Index, NodeId, Place};
@@ -14,7 +15,6 @@ use crate::keys::{KeyTable, Master};
 use crate::load::LoadQueue;
 use crate::notes::Notes;
 use crate::policy::Policy;
-use crate::save::Writer;
 use crate::segment::{Geometry, Phase, Segment, SegmentFile};
 use crate::stats::Counters;
 use crate::vfs::{DirLock, Vfs};

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kvist_base::{CHUNK, DomainId, TokenId};
 
+use crate::append::{Writer, overhead};
 use crate::config::{Encryption, OpenError, StoreConfig};
 use crate::format::EXTENT;
 use crate::index::{Data, NodeId};
@@ -14,7 +15,7 @@ use crate::load::{Load, LoadQueue, Priority};
 use crate::notes::NOTE_MOST;
 use crate::policy::{Policy, least_recently_used};
 use crate::recover::{Recovery, check_versions};
-use crate::save::{Saved, Turn, Writer, overhead};
+use crate::save::{Saved, Turn};
 use crate::segment::{Geometry, Phase};
 use crate::state::{Canary, Shared, State, lock};
 use crate::stats::{Restored, StoreStats};
