@@ -41,6 +41,8 @@ pub(super) struct World {
     pub store: Option<Store>,
     rng: Random,
     pub paths: Vec<(usize, Ids)>,
+    /// Of each path, its tokens and what its chunks hold: worked out once.
+    oracle: Vec<(Vec<TokenId>, Vec<Vec<u8>>)>,
     /// Newest version of each note.
     notes: BTreeMap<(usize, u8), u64>,
     /// As `notes`, forgotten ones included: what a moment before that may have held.
@@ -104,6 +106,7 @@ impl World {
             store: None,
             rng,
             paths: Vec::new(),
+            oracle: Vec::new(),
             notes: BTreeMap::new(),
             ever: BTreeMap::new(),
             durable_notes: BTreeMap::new(),
@@ -248,13 +251,17 @@ impl World {
     /// Takes everything of a path that is said to be there, and compares; `least` chunks must be there. With `strict`, what
     /// is said to be there must come.
     pub fn check_path(&mut self, store: &Store, path: usize, least: usize, strict: bool) -> Result<(), String> {
+        for (at, ids) in &self.paths[self.oracle.len()..] {
+            let chunks = (0..ids.len()).map(|i| bytes(*at, &ids[..i + 1]));
+            self.oracle.push((tokens(ids), chunks.collect()));
+        }
         let (at, ids) = &self.paths[path];
-        let all = tokens(ids);
-        let found = store.probe(domain(*at), &all, 0) / CHUNK;
+        let (all, chunks) = &self.oracle[path];
+        let found = store.probe(domain(*at), all, 0) / CHUNK;
         if found < least {
             return Err(format!("{found} chunks of path {ids:?} of tenant {at} are found, {least} were durable"));
         }
-        let load = store.load(domain(*at), &all, 0..ids.len(), Priority::Urgent);
+        let load = store.load(domain(*at), all, 0..ids.len(), Priority::Urgent);
         let ahead = self.rng.below(4);
         for _ in 0..ahead {
             store.read_turn();
@@ -263,9 +270,9 @@ impl World {
         for layer in 0..SLICES.len() {
             let from: usize = SLICES[..layer].iter().sum();
             let mut to = vec![0; SLICES[layer]];
-            for i in 0..ids.len() {
+            for (i, chunk) in chunks.iter().enumerate() {
                 match load.wait(layer, i, &mut to) {
-                    Ok(()) if to != bytes(*at, &ids[..i + 1])[from..from + to.len()] => {
+                    Ok(()) if to != chunk[from..from + to.len()] => {
                         return Err(format!("layer {layer} of chunk {i} of path {ids:?} of tenant {at} is wrong"));
                     }
                     Ok(()) => {}
