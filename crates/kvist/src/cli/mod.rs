@@ -426,7 +426,7 @@ mod tests {
             (&["serve", "-c", "4096"], "hint: here it is --ctx"),
             (&["serve", "--api-key", "x"], "hint: keys come from a file"),
             (&["serve", "a", "b"], "hint: `kvist serve --help` lists what there is"),
-            (&["bench", "engine", "--seconds"], "hint: `kvist bench engine --help` lists"),
+            (&["bench", "engine", "--turns"], "hint: `kvist bench engine --help` lists"),
             (&["cache", "list"], "hint: `kvist cache --help` lists"),
             (&["cache", "explain"], "--prompt <TEXT>"),
             (&["doktor"], "hint: a similar subcommand exists: 'doctor'"),
