@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use kvist_base::{CHUNK, DomainId, TokenId};
-use kvist_store::{Encryption, Fingerprint, OpenError, Priority, RealVfs, Saved, Store, StoreConfig};
+use kvist_base::{CHUNK, ChunkId, DomainId, Found, Gone, Load, LoadId, Residency, Tier, TokenId};
+use kvist_store::{Encryption, Fingerprint, OpenError, Priority, RealVfs, Saved, Store, StoreConfig, StoreTier};
 
 const A: DomainId = DomainId(1);
 const B: DomainId = DomainId(2);
@@ -296,4 +296,34 @@ fn paths_are_looked_up_and_what_is_not_ours_is_told() {
     assert_eq!(store.foreign(), foreign);
     assert!(store.gc().unwrap() >= foreign[0].bytes);
     assert_eq!(store.foreign(), []);
+}
+
+/// Nobody reads: as a disk that does not answer.
+#[test]
+fn a_step_does_not_wait_for_a_disk_from_which_nothing_comes() {
+    let dir = Dir::new();
+    let path = tokens(1, 4);
+    {
+        let store = dir.open();
+        assert!(matches!(save(&store, A, &path, 0), Saved::Queued(_)));
+        assert!(store.flush(Duration::from_secs(20)));
+    }
+    let (store, _) = Store::open(Arc::new(RealVfs::new()), StoreConfig { io_threads: 0, ..dir.config() }).unwrap();
+    store.register(A, "a").unwrap();
+    let mut tier = StoreTier::new(store.clone());
+    assert_eq!(tier.probe(A, &path, 0), Found { public: 0, own: 4 });
+    let slabs = [5, 6, 7, 8].map(ChunkId);
+    tier.load(Load { id: LoadId(1), domain: A, tokens: &path, chunks: &slabs, urgent: true });
+    let mut slice = vec![0; SLICES[0]];
+    assert_eq!(tier.fill(0, slabs[0], &mut slice), Err(Gone(slabs[0])));
+    // Nothing is asked of it for a while.
+    assert_eq!((tier.sums().stalls, tier.probe(A, &path, 0)), (1, Found::default()));
+    tier.end(LoadId(1));
+    assert_eq!(tier.fill(0, slabs[0], &mut slice), Ok(false));
+    // The same load comes as soon as somebody reads.
+    tier.load(Load { id: LoadId(2), domain: A, tokens: &path, chunks: &slabs, urgent: true });
+    while store.read_turn() {}
+    assert_eq!(tier.state(LoadId(2)).layers, SLICES.len());
+    assert_eq!(tier.fill(0, slabs[3], &mut slice), Ok(true));
+    assert_eq!(slice, chunk(A, &path)[..SLICES[0]]);
 }

@@ -1,6 +1,7 @@
 //! Settings, errors, `run` and `completions` as a user meets them.
 
 use crate::child::{kvist, output, piped};
+use crate::temp::TempDir;
 
 #[test]
 fn printed_settings_give_themselves_again() {
@@ -172,4 +173,33 @@ fn bench_engine_reports_every_figure_as_json() {
             assert_eq!((kv[0] < kv[1], details["steps"].as_u64()), (sequences == 32, Some(32)), "{out}");
         }
     }
+}
+
+#[test]
+fn bench_store_brings_a_conversation_back_from_everywhere() {
+    let dir = TempDir::new();
+    let common = ["bench", "store", "--json", "--threads", "2", "--history", "128,192", "--dir", dir.path()];
+    let bench = |more: &[&str]| -> serde_json::Value {
+        let (out, errors, code) = output(&[&common[..], more].concat());
+        assert_eq!((code, errors.as_str()), (Some(0), ""));
+        serde_json::from_str::<serde_json::Value>(&out).unwrap()["figures"]["store"].take()
+    };
+    let figures = bench(&["--new-tokens", "8", "--repeat", "2"]);
+    assert!(figures["sequential_bytes_per_second"]["best"].as_f64() > Some(0.0));
+    let cases = figures["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 2 * (3 + 2 * 3));
+    for case in cases {
+        let history = case["history"].as_u64();
+        let recomputed = case["case"] == "recomputed";
+        for turn in case["turns"].as_array().unwrap() {
+            assert_eq!(turn["cached_tokens"].as_u64(), if recomputed { Some(0) } else { history }, "{case}");
+            let from_disk = case["case"].as_str().is_some_and(|name| name.starts_with("disk"));
+            assert_eq!(turn["read_bytes"].as_u64() > Some(0), from_disk, "{case}");
+        }
+        assert_eq!(case["floor_seconds"].is_number(), !recomputed && case["case"] != "RAM", "{case}");
+    }
+    assert_eq!(std::fs::read_dir(&dir.0).unwrap().count(), 0, "the store goes with the run");
+    let (_, errors, code) = output(&["bench", "store", "--history", "100"]);
+    assert_eq!(code, Some(2));
+    assert!(errors.contains("--history 100 is not a multiple of 64") && errors.contains("hint: "), "{errors}");
 }
