@@ -1,7 +1,7 @@
 //! The store as the engine's tier and the executor's residency: loads by name, how long they take, and when to give up.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvist_base::{CHUNK, ChunkId, DomainId, Found, Gone, LoadId, LoadState, Micros, Residency, Tier, TokenId};
@@ -50,6 +50,8 @@ struct Loads {
 struct Active {
     load: Arc<Load>,
     begun: Instant,
+    /// When all of it had come, which nobody may have looked at then.
+    done: Arc<OnceLock<Instant>>,
     /// Bytes that had come when there was progress last, and when that was.
     progress: (u64, Instant),
     measured: bool,
@@ -57,6 +59,11 @@ struct Active {
 }
 
 impl Active {
+    /// From the beginning until it had come.
+    fn took(&self) -> Duration {
+        self.done.get().map_or_else(|| self.begun.elapsed(), |done| done.saturating_duration_since(self.begun))
+    }
+
     /// Bytes per second, where `before` was believed before it began.
     fn pace(&self, before: f64) -> f64 {
         (self.load.bytes() as f64 + GRAIN) / (self.begun.elapsed().as_secs_f64() + GRAIN / before)
@@ -205,8 +212,15 @@ impl Tier for StoreTier {
         for (place, &chunk) in load.chunks.iter().enumerate() {
             inner.places.insert(chunk, (load.id, place));
         }
-        let now = Instant::now();
-        let active = Active { load: Arc::new(begun), begun: now, progress: (0, now), measured: false, late: false };
+        let (now, done) = (Instant::now(), Arc::new(OnceLock::new()));
+        begun.then({
+            let done = Arc::clone(&done);
+            move || {
+                let _ = done.set(Instant::now());
+            }
+        });
+        let active =
+            Active { load: Arc::new(begun), begun: now, done, progress: (0, now), measured: false, late: false };
         inner.active.insert(load.id, active);
     }
 
@@ -228,7 +242,7 @@ impl Tier for StoreTier {
         let mut lost = active.load.lost();
         if layers == self.layers && !active.measured {
             active.measured = true;
-            let took = active.progress.1.duration_since(active.begun);
+            let took = active.took();
             inner.measure(bytes, took);
             inner.stalled = None;
         } else if layers < self.layers && !active.late && active.progress.1.elapsed() > STALL {
@@ -254,7 +268,7 @@ impl Tier for StoreTier {
             && !active.measured
         {
             if active.load.layers() == self.layers {
-                inner.measure(active.load.bytes(), active.begun.elapsed());
+                inner.measure(active.load.bytes(), active.took());
             } else {
                 inner.measure_part(active);
             }
