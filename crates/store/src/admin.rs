@@ -156,11 +156,13 @@ impl Store {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
         let _writer = lock(&shared.writer);
+        let known;
         let (path, bytes) = {
             let mut state = shared.state();
             let state = &mut *state;
             let keys = state.keys.as_mut().expect("a store has keys");
-            if keys.domains.remove(name).is_none() {
+            known = keys.domains.remove(name).is_some();
+            if !known && !keys.dirty {
                 return Ok(false);
             }
             // From here on nothing of it is found, whether or not the key can be destroyed now.
@@ -189,7 +191,7 @@ impl Store {
         crate::keys::KeyTable::write(&*shared.vfs, &path, &bytes).inspect_err(|_| {
             shared.state().keys.as_mut().expect("a store has keys").dirty = true;
         })?;
-        Ok(true)
+        Ok(known)
     }
 
     /// Asks the system to forget what it caches of the store's files, so that a measurement reads from the disk.

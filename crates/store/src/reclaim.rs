@@ -91,7 +91,8 @@ impl Shared {
                     return Ok(Room::There);
                 }
                 if let Some(sequence) = first_useless(&state) {
-                    if state.notes_durable || state.segments[&sequence].phase == Phase::Foreign {
+                    let settled = state.notes_durable && state.notes.waiting.is_empty();
+                    if settled || state.segments[&sequence].phase == Phase::Foreign {
                         doom(&mut state, sequence);
                         continue;
                     }

@@ -98,8 +98,11 @@ pub fn open_segment(input: &[u8]) -> Result<(), String> {
     let stats = store.stats();
     match (stats.entries, stats.corrupt + stats.read_errors) {
         _ if stats.foreign > 0 => Err("another fingerprint or key".into()),
-        (0, 0) if stats.notes == 0 => Err("nothing was found".into()),
-        (_, 1..) => Err("slices do not verify".into()),
+        (0, 0) if stats.notes == 0 && world.restored.dropped > 0 => Err("every record is left out".into()),
+        (0, 0) if stats.notes == 0 => Err("there is no record".into()),
+        (0, 1..) => Err("no chunk verifies as a whole".into()),
+        (_, 1..) => Err("some slices do not verify".into()),
+        _ if world.restored.dropped > 0 => Err("some records are left out".into()),
         _ if found > 0 && restored == 0 => Err("paths that nobody saved".into()),
         _ => Ok(()),
     }

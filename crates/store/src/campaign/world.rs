@@ -13,6 +13,7 @@ use crate::load::Priority;
 use crate::random::Random;
 use crate::save::{Saved, Turn};
 use crate::state::Canary;
+use crate::stats::Restored;
 use crate::store::Store;
 use crate::vfs::SimVfs;
 
@@ -50,6 +51,8 @@ pub(super) struct World {
     durable_notes: BTreeMap<(usize, u8), u64>,
     forgotten: [bool; DOMAINS],
     pub report: Report,
+    /// Of the last store that was opened after a crash.
+    pub restored: Restored,
 }
 
 fn domain(at: usize) -> DomainId {
@@ -112,6 +115,7 @@ impl World {
             durable_notes: BTreeMap::new(),
             forgotten: [false; DOMAINS],
             report: Report::default(),
+            restored: Restored::default(),
         }
     }
 
@@ -195,8 +199,9 @@ impl World {
             }
             95 => {
                 let at = self.rng.below(DOMAINS);
-                if self.rng.chance(20) && store.forget(&name(at)).is_ok() {
-                    self.forgotten[at] = true;
+                if self.rng.chance(20) {
+                    // Where the key could not be destroyed, it is used no more by this process and may be there for the next.
+                    self.forgotten[at] = store.forget(&name(at)).is_ok();
                     self.notes.retain(|key, _| key.0 != at);
                     self.durable_notes.retain(|key, _| key.0 != at);
                 }
@@ -295,8 +300,9 @@ impl World {
     /// Opens what a crash left and holds it to what was promised. With `strict`, what is found must come.
     pub fn check_after(&mut self, vfs: SimVfs, expected: &Durable, strict: bool) -> Result<Store, String> {
         let vfs: Arc<SimVfs> = Arc::new(vfs);
-        let (store, _) =
+        let (store, restored) =
             Store::open_with(vfs, self.config.clone(), self.canary).map_err(|e| format!("cannot be opened: {e}"))?;
+        self.restored = restored;
         store.check()?;
         for at in 0..DOMAINS {
             store.register(domain(at), &name(at)).map_err(|e| e.to_string())?;
