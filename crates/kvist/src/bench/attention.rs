@@ -7,7 +7,7 @@ use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, Dtype, LayerKind, RunList, 
 use kvist_kernels::{AttnPlan, AttnShape, Isa, KvPool, Pool, Queries, attend, bf16};
 use serde_json::{Value, json};
 
-use super::figures::{Random, in_turns, median};
+use super::figures::{Clock, Random, in_turns_by, median};
 use super::plot::{self, Line, Panel};
 use super::torch::{Beside, Torch};
 use super::tree_cases;
@@ -87,6 +87,7 @@ pub struct Options {
     pub repeat: usize,
     pub isa: Isa,
     pub threads: usize,
+    pub clock: Clock,
 }
 
 /// Measures all cases, `repeat` times each, and names those for which there is not enough memory.
@@ -195,7 +196,7 @@ fn measure(case: &Case, input: &Input, options: &Options, pool: &Pool, torch: Op
     if dtype.is_some() {
         works.push(&mut other);
     }
-    let times = in_turns(options.repeat, &mut works);
+    let times = in_turns_by(options.clock, options.repeat, &mut works);
     if let Some(e) = failed {
         return Err(e);
     }
@@ -205,7 +206,7 @@ fn measure(case: &Case, input: &Input, options: &Options, pool: &Pool, torch: Op
             input.planned.assemble(&mut runs);
             plan.build(&runs, rows, pool.threads());
         };
-        median(&in_turns(options.repeat, &mut [&mut prepare])[0])
+        median(&in_turns_by(options.clock, options.repeat, &mut [&mut prepare])[0])
     };
     let mut each = times.into_iter().map(|times| times.into_iter().map(|t| t / layers as f64).collect());
     let mut next = || each.next().unwrap_or_default();
@@ -408,7 +409,7 @@ mod tests {
     #[test]
     fn a_small_case_is_measured() {
         let case = Case { tree: Tree::Flat { batch: 4, shared: 128, own: 64 }, heads: Heads { q: 2, kv: 1, dim: 32 } };
-        let options = Options { repeat: 1, isa: Isa::Portable, threads: 2 };
+        let options = Options { repeat: 1, isa: Isa::Portable, threads: 2, clock: Clock::Wall };
         let (all, skipped) = run(&[case], &options, &mut Probe::new(Isa::Portable, 2), None).unwrap();
         let m = &all[0];
         assert!(m.seconds() > 0.0 && m.gain() > 0.0 && m.tree.len() == 1 && skipped.is_empty());
@@ -423,7 +424,7 @@ mod tests {
     fn what_does_not_fit_is_skipped_by_name() {
         let heads = Heads { q: 64, kv: 64, dim: 128 };
         let case = Case { tree: Tree::Flat { batch: 1024, shared: 0, own: 32768 }, heads };
-        let options = Options { repeat: 1, isa: Isa::Portable, threads: 1 };
+        let options = Options { repeat: 1, isa: Isa::Portable, threads: 1, clock: Clock::of_threads(1) };
         let (all, skipped) = run(&[case], &options, &mut Probe::new(Isa::Portable, 1), None).unwrap();
         assert!(all.is_empty() && skipped[0].starts_with(&format!("{}: needs ", case.name())), "{skipped:?}");
     }

@@ -19,10 +19,55 @@ pub fn seconds(work: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Times pieces of work `repeat` times each, in turns that start with another one each time, so that a drift of the
+/// How time is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// What passes for everybody.
+    Wall,
+    /// What this thread computes: another program's turns do not count.
+    Thread,
+}
+
+impl Clock {
+    /// The thread's, where all the work is its own and the system tells.
+    pub fn of_threads(threads: usize) -> Clock {
+        if threads == 1 && thread_seconds().is_some() { Clock::Thread } else { Clock::Wall }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Clock::Wall => "wall",
+            Clock::Thread => "thread",
+        }
+    }
+
+    fn seconds(self, work: impl FnOnce()) -> f64 {
+        let begin = match self {
+            Clock::Wall => None,
+            Clock::Thread => thread_seconds(),
+        };
+        let wall = seconds(work);
+        begin.and_then(|begin| Some(thread_seconds()? - begin)).unwrap_or(wall)
+    }
+}
+
+/// Seconds that this thread has computed, on Linux.
+fn thread_seconds() -> Option<f64> {
+    // The system accounts when a thread gives way.
+    std::thread::yield_now();
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    stat.split(' ').next()?.parse().ok().map(|ns: f64| ns / 1e9)
+}
+
+/// Times pieces of work `repeat` times each by the wall, in turns that start with another one each time, so that a drift of the
 /// machine meets all alike. Work that is short is repeated within a measurement until the longest takes 10 ms. Seconds
 /// of each run.
 pub fn in_turns(repeat: usize, works: &mut [&mut dyn FnMut()]) -> Vec<Vec<f64>> {
+    in_turns_by(Clock::Wall, repeat, works)
+}
+
+/// [`in_turns`] by another clock.
+pub fn in_turns_by(clock: Clock, repeat: usize, works: &mut [&mut dyn FnMut()]) -> Vec<Vec<f64>> {
     // The first run of each warms up, and says how often to run.
     let once = works.iter_mut().map(seconds).fold(1e-7, f64::max);
     let inner = (Duration::from_millis(10).as_secs_f64() / once).clamp(1.0, 1e5) as usize;
@@ -30,7 +75,7 @@ pub fn in_turns(repeat: usize, works: &mut [&mut dyn FnMut()]) -> Vec<Vec<f64>> 
     for i in 0..repeat {
         for j in 0..works.len() {
             let at = (i + j) % works.len();
-            times[at].push(seconds(|| (0..inner).for_each(|_| works[at]())) / inner as f64);
+            times[at].push(clock.seconds(|| (0..inner).for_each(|_| works[at]())) / inner as f64);
         }
     }
     times
@@ -74,6 +119,16 @@ mod tests {
         let (mut a, mut b) = (0, 0);
         let times = in_turns(5, &mut [&mut || a += 1, &mut || b += 1]);
         assert_eq!((times.len(), times[0].len(), times[1].len(), a), (2, 5, 5, b));
+    }
+
+    #[test]
+    fn the_thread_s_clock_stands_while_it_sleeps() {
+        if Clock::of_threads(1) == Clock::Thread {
+            let slept = Clock::Thread.seconds(|| std::thread::sleep(Duration::from_millis(200)));
+            assert!((0.0..0.1).contains(&slept), "{slept}");
+        }
+        assert!(Clock::Wall.seconds(|| std::thread::sleep(Duration::from_millis(5))) >= 5e-3);
+        assert_eq!(Clock::of_threads(2), Clock::Wall);
     }
 
     #[test]

@@ -27,6 +27,7 @@ use crate::failure::{Failure, Result};
 use crate::limits::{Limits, Probe};
 use crate::{load, machine, model, say};
 pub use cases::names as engine_cases;
+use figures::Clock;
 pub use figures::median;
 
 pub fn run(matches: &ArgMatches) -> Result<()> {
@@ -49,7 +50,6 @@ fn path(matches: &ArgMatches) -> Result<(kvist_kernels::Isa, usize)> {
 fn bench_attention(matches: &ArgMatches) -> Result<()> {
     let (isa, threads) = path(matches)?;
     let repeat = matches.get_one::<u32>("repeat").map_or(7, |&n| n as usize);
-    let options = attention::Options { repeat, isa, threads };
     let plots = matches.get_one::<PathBuf>("plots");
     let mut cases = match plots {
         Some(_) => tree_cases::sweeps().iter().flat_map(tree_cases::Sweep::all).collect(),
@@ -66,6 +66,9 @@ fn bench_attention(matches: &ArgMatches) -> Result<()> {
         Some(python) => Some(torch::Torch::start(python, threads)?),
         None => None,
     };
+    // torch's time is the wall's.
+    let clock = if torch.is_some() { Clock::Wall } else { Clock::of_threads(threads) };
+    let options = attention::Options { repeat, isa, threads, clock };
     let mut probe = Probe::new(isa, threads);
     let (measured, skipped) = attention::run(&cases, &options, &mut probe, torch.as_mut())?;
     let limits = probe.finish();
@@ -73,12 +76,15 @@ fn bench_attention(matches: &ArgMatches) -> Result<()> {
         attention::plot(&measured, &limits, folder)?;
     }
     if matches.get_flag("json") {
-        return print_json("attention", &limits, attention::json(&measured, &skipped, &limits));
+        let mut figures = attention::json(&measured, &skipped, &limits);
+        figures["clock"] = clock.name().into();
+        return print_json("attention", &limits, figures);
     }
     let table = attention::table(&measured, &limits);
     let beside = torch.map_or(String::new(), |torch| format!("torch {}, {threads} threads\n", torch.version));
     let skipped: String = skipped.iter().map(|case| format!("not enough memory: {case}\n")).collect();
-    say(&format!("{}\n{beside}\n{table}{skipped}\n{}", limits.line(), attention::verdict(&measured)))
+    let (line, clock, verdict) = (limits.line(), clock.name(), attention::verdict(&measured));
+    say(&format!("{line}\ntimes by the {clock}'s clock\n{beside}\n{table}{skipped}\n{verdict}"))
 }
 
 fn bench_dense(matches: &ArgMatches) -> Result<()> {
