@@ -427,7 +427,7 @@ mod tests {
             (&["serve", "--api-key", "x"], "hint: keys come from a file"),
             (&["serve", "a", "b"], "hint: `kvist serve --help` lists what there is"),
             (&["bench", "engine", "--turns"], "hint: `kvist bench engine --help` lists"),
-            (&["cache", "list"], "hint: `kvist cache --help` lists"),
+            (&["cache", "list"], "hint: a similar subcommand exists: 'ls'"),
             (&["cache", "explain"], "--prompt <TEXT>"),
             (&["doktor"], "hint: a similar subcommand exists: 'doctor'"),
             (&["version"], "hint: `kvist --help` lists"),
