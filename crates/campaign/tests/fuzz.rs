@@ -22,8 +22,9 @@ fn hostile_input_is_refused_in_bounds() {
         for (i, input) in target.corpus().iter().enumerate() {
             sound.add(&fuzz::execute(&*target, &MEMORY, input).unwrap_or_else(|e| panic!("{name}, input {i}: {e}")));
         }
-        // Some chats are such that a template refuses them by itself, and a store's files are read as each of its kinds.
-        assert!(3 * sound.taken > sound.executions, "{name}: of the corpus itself: {sound}");
+        // Some chats are such that a template refuses them by itself. Each of a store's files is read as every kind of them.
+        let kinds = if ["segment", "record"].contains(&name) { 3 } else { 2 };
+        assert!(kinds * sound.taken > sound.executions, "{name}: of the corpus itself: {sound}");
         let broken = root().join("crates/campaign/fuzz").join(name);
         for file in fs::read_dir(broken).into_iter().flatten().flatten() {
             let input = fs::read(file.path()).expect("a committed file");
@@ -35,7 +36,7 @@ fn hostile_input_is_refused_in_bounds() {
         }
         println!("{name}: {total}");
         assert!(total.taken > 5, "{name}: mutations are refused at the first check, none gets far");
-        assert!(total.refusals.len() > 3, "{name}: {total}");
+        assert!(total.refusals.len() > 4, "{name}: {total}");
     }
 }
 
