@@ -69,15 +69,7 @@ impl Shared {
     pub(crate) fn add_extent(&self, header: &RecordHeader, data: u64, domain: usize) -> u32 {
         let mut state = self.state();
         let segment = state.segments.get_mut(&header.segment).expect("the open segment is there");
-        segment.extents.push(Extent {
-            id: header.id,
-            domain,
-            offset: header.offset,
-            data,
-            total: header.total(),
-            present: header.present,
-            nodes: vec![None; usize::from(header.chunks)],
-        });
+        segment.extents.push(Extent::new(header, data, domain));
         segment.extents.len() as u32 - 1
     }
 

@@ -194,15 +194,7 @@ impl Recovery<'_> {
             meta,
             present: header.present,
         });
-        segment.extents.push(Extent {
-            id: header.id,
-            domain,
-            offset: header.offset,
-            data,
-            total: header.total(),
-            present: header.present,
-            nodes: vec![None; usize::from(header.chunks)],
-        });
+        segment.extents.push(Extent::new(&header, data, domain));
         Some(())
     }
 

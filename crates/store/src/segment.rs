@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::crypto::{RecordId, TAG};
-use crate::format::{ExtentMeta, RECORD_HEADER};
+use crate::format::{ExtentMeta, RECORD_HEADER, RecordHeader};
 use crate::index::NodeId;
 use crate::vfs::VfsFile;
 
@@ -85,6 +85,19 @@ pub(crate) struct Extent {
 }
 
 impl Extent {
+    /// What a record's header says; none of its chunks is in the index yet. `data`: offset of its slices in the segment.
+    pub fn new(header: &RecordHeader, data: u64, domain: usize) -> Extent {
+        Extent {
+            id: header.id,
+            domain,
+            offset: header.offset,
+            data,
+            total: header.total(),
+            present: header.present,
+            nodes: vec![None; usize::from(header.chunks)],
+        }
+    }
+
     /// How many chunks are here.
     pub fn count(&self) -> usize {
         self.present.count_ones() as usize
