@@ -40,7 +40,7 @@ fn inner_loops_have_no_more_instructions_than_they_had() {
     };
     let printed = String::from_utf8_lossy(&output.stdout);
     for (path, wanted) in COMMITTED {
-        let found = loops(&printed, &format!("8run_task{path}"));
+        let found = loops(&printed, &format!("15groups_of_words{path}"));
         println!("{path}: {found:?}");
         for &(kind, most) in wanted {
             let &count = found.get(&kind).unwrap_or_else(|| panic!("{path}: no loop of {kind:?} in {found:?}"));

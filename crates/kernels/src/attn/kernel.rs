@@ -8,7 +8,7 @@ use kvist_base::{CHUNK, ChunkId, RunList};
 
 use super::Queries;
 use super::plan::{AttnPlan, Task, state_len};
-use super::tile::{Coded, Dense, Direct, Encoded, Form, GROUP, State, Tile, group};
+use super::tile::{Coded, Form, GROUP, InCodes, InWords, State, Tile, group};
 use crate::buffer::SharedMut;
 use crate::kv::Words;
 use crate::kv8::Codes;
@@ -73,29 +73,15 @@ pub(super) fn with_scratch(f: impl FnOnce(&mut Scratch)) {
     SCRATCH.with_borrow_mut(f);
 }
 
-isa_entry!(pub(super) fn run_task(job: &Job<'_>, task: &Task, scratch: &mut Scratch) = dense_task);
-isa_entry!(pub(super) fn run_coded_task(job: &Job<'_>, task: &Task, scratch: &mut Scratch) = coded_task);
-
-/// # Safety
-/// As [`whole_task`]; no chunk of the pool is encoded.
-#[inline(always)]
-unsafe fn dense_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch) {
-    // SAFETY: passed on.
-    unsafe { whole_task::<S, Dense>(job, task, scratch) }
-}
-
-/// # Safety
-/// As [`whole_task`].
-#[inline(always)]
-unsafe fn coded_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch) {
-    // SAFETY: passed on.
-    unsafe { whole_task::<S, Encoded>(job, task, scratch) }
-}
+isa_entry!(pub(super) fn run_task(job: &Job<'_>, task: &Task, scratch: &mut Scratch) = whole_task);
+// Of each form there is one per ISA, whatever calls it: these are most of this crate's code.
+isa_entry!(fn groups_of_words(tile: Tile<'_, InWords>, rows: Range<usize>) = groups);
+isa_entry!(fn groups_of_codes(tile: Tile<'_, InCodes>, rows: Range<usize>) = groups);
 
 /// # Safety
 /// The ISA of `S` is available; `job` is what the plan was built for; no other task writes the same part of the plan.
 #[inline(always)]
-unsafe fn whole_task<S: Simd, F: Form>(job: &Job<'_>, task: &Task, scratch: &mut Scratch) {
+unsafe fn whole_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch) {
     let shape = job.plan.shape;
     let band = &job.plan.bands[task.band];
     let n = band.rows.len() * shape.group();
@@ -103,7 +89,7 @@ unsafe fn whole_task<S: Simd, F: Form>(job: &Job<'_>, task: &Task, scratch: &mut
     scratch.shifts.clear();
     scratch.shifts.resize(band.rows.len(), None);
     grow(&mut scratch.q, n * shape.head_dim / 2 * S::PAIR + PANEL);
-    if F::CODED {
+    if job.kv.is_coded() {
         let dim = shape.head_dim;
         grow(&mut scratch.coded.q, if S::PAIR == 1 { n * dim + PANEL } else { 0 });
         grow(&mut scratch.coded.scaled, GROUP * dim / 2 * S::PAIR + PANEL);
@@ -120,13 +106,13 @@ unsafe fn whole_task<S: Simd, F: Form>(job: &Job<'_>, task: &Task, scratch: &mut
                 grow(&mut scratch.state, len);
                 for part in band.parts.clone() {
                     let state = State::new(scratch.state.as_mut_ptr(), n);
-                    segment::<S, F>(job, &band.rows, part, task.head, scratch, state);
+                    segment::<S>(job, &band.rows, part, task.head, scratch, state);
                     fold::<S>(job, &band.rows, task.head, scratch, state);
                 }
             }
             Some(part) => {
                 let place = |part: usize| job.partials.get().add(job.plan.parts[part].partial + task.head * len);
-                segment::<S, F>(job, &band.rows, part, task.head, scratch, State::new(place(part), n));
+                segment::<S>(job, &band.rows, part, task.head, scratch, State::new(place(part), n));
                 if !job.plan.complete(task, part) {
                     return;
                 }
@@ -151,7 +137,7 @@ fn grow<T: Copy + Default>(v: &mut Vec<T>, n: usize) {
 /// # Safety
 /// As [`whole_task`]; `state` has room for the band.
 #[inline(always)]
-unsafe fn segment<S: Simd, F: Form>(
+unsafe fn segment<S: Simd>(
     job: &Job<'_>,
     rows: &Range<u32>,
     part: usize,
@@ -175,27 +161,28 @@ unsafe fn segment<S: Simd, F: Form>(
             if a >= b {
                 continue;
             }
-            prepare_queries::<S, F>(job, rows.start, a..b, run.shift, head, scratch);
+            prepare_queries::<S>(job, rows.start, a..b, run.shift, head, scratch);
             let (begin, end) = ((a - rows.start) as usize * group_size, (b - rows.start) as usize * group_size);
             for chunk in 0..run.chunks.len() as u32 {
                 let id = runs.chunks[(run.chunks.start + chunk) as usize];
                 let next = following(runs, picks, i, chunk).map(|&next| job.kv.words(next, job.layer, head).start());
+                let mut in_codes = false;
                 let (k, v, ahead, coded) = match job.kv.words(id, job.layer, head) {
                     Words::Dense { k, v } => (k, v, next.map_or(0, |next| next as isize - k as isize), None),
-                    Words::Codes(_) if !F::CODED => unreachable!("no chunk is encoded"),
                     Words::Codes(codes) => {
-                        let coded = scales::<S>(&codes, shape.head_dim, end - begin <= 2 * S::ROWS, scratch);
-                        if coded.direct {
+                        let coded = Some(scales::<S>(&codes, shape.head_dim, scratch));
+                        in_codes = end - begin <= 2 * S::ROWS;
+                        if in_codes {
                             let ahead = next.map_or(0, |next| next as isize - codes.k as isize);
-                            (codes.k.cast(), codes.v.cast(), ahead, Some(coded))
+                            (codes.k.cast(), codes.v.cast(), ahead, coded)
                         } else {
                             widen::<S>(&codes, shape.head_dim, next, &mut scratch.coded.words);
                             let words = scratch.coded.words.as_ptr();
-                            (words, words.add(shape.head_dim * CHUNK / 2), 0, Some(coded))
+                            (words, words.add(shape.head_dim * CHUNK / 2), 0, coded)
                         }
                     }
                 };
-                let tile = Tile::<F> {
+                let tile = Tile::<InWords> {
                     form: PhantomData,
                     job,
                     run,
@@ -209,10 +196,10 @@ unsafe fn segment<S: Simd, F: Form>(
                     scores: scratch.scores.as_mut_ptr(),
                     ahead,
                 };
-                match coded {
-                    Some(coded) if coded.direct => groups::<S, Direct>(tile.of(), begin..end),
-                    Some(_) => groups::<S, F>(tile, begin..end),
-                    None => groups::<S, Dense>(tile.of(), begin..end),
+                if in_codes {
+                    groups_of_codes(S::ISA, tile.of(), begin..end);
+                } else {
+                    groups_of_words(S::ISA, tile, begin..end);
                 }
             }
         }
@@ -224,10 +211,10 @@ unsafe fn segment<S: Simd, F: Form>(
 /// # Safety
 /// As [`group`].
 #[inline(always)]
-unsafe fn groups<S: Simd, F: Form>(mut tile: Tile<'_, F>, rows: Range<usize>) {
+unsafe fn groups<S: Simd>(mut tile: Tile<'_, impl Form>, rows: Range<usize>) {
     for at in rows.clone().step_by(GROUP) {
         // SAFETY: passed on.
-        unsafe { group::<S>(&tile, at, GROUP.min(rows.end - at)) };
+        unsafe { group::<S, _>(&tile, at, GROUP.min(rows.end - at)) };
         tile.ahead = 0;
     }
 }
@@ -270,7 +257,7 @@ unsafe fn widen<S: Simd>(codes: &Codes, dim: usize, next: Option<*const u32>, wo
 /// # Safety
 /// As [`widen`].
 #[inline(always)]
-unsafe fn scales<S: Simd>(codes: &Codes, dim: usize, direct: bool, scratch: &mut Scratch) -> Coded {
+unsafe fn scales<S: Simd>(codes: &Codes, dim: usize, scratch: &mut Scratch) -> Coded {
     let CodedScratch { q, scaled, k_scales, v_scales, .. } = &mut scratch.coded;
     // SAFETY: K has `dim` scales, V one for each token.
     unsafe {
@@ -279,7 +266,7 @@ unsafe fn scales<S: Simd>(codes: &Codes, dim: usize, direct: bool, scratch: &mut
         v_scales.iter_mut().enumerate().for_each(|(i, s)| *s = scale(codes.v_scales, i));
     }
     let q = if S::PAIR == 1 { q.as_ptr() } else { scratch.q.as_ptr().cast() };
-    Coded { q, scaled: scaled.as_mut_ptr(), k_scales: k_scales.as_ptr(), v_scales: v_scales.as_ptr(), direct }
+    Coded { q, scaled: scaled.as_mut_ptr(), k_scales: k_scales.as_ptr(), v_scales: v_scales.as_ptr() }
 }
 
 /// Prepares the queries of `rows` for runs of `shift`, unless they are.
@@ -287,7 +274,7 @@ unsafe fn scales<S: Simd>(codes: &Codes, dim: usize, direct: bool, scratch: &mut
 /// # Safety
 /// As [`whole_task`]; `rows` lie in the band that begins at `first`.
 #[inline(always)]
-unsafe fn prepare_queries<S: Simd, F: Form>(
+unsafe fn prepare_queries<S: Simd>(
     job: &Job<'_>,
     first: u32,
     rows: Range<u32>,
@@ -308,7 +295,7 @@ unsafe fn prepare_queries<S: Simd, F: Form>(
         for (i, q) in job.q.data[at..at + group * dim].chunks_exact(dim).enumerate() {
             // SAFETY: `q` of the scratch has room for every query row of the band.
             unsafe { prepare_halves::<S>(q, scratch.q.as_mut_ptr().add((local * group + i) * dim / 2 * S::PAIR)) };
-            if F::CODED && S::PAIR == 1 {
+            if S::PAIR == 1 && job.kv.is_coded() {
                 let (a, b) = q.split_at(dim / 2);
                 let pairs = scratch.coded.q[(local * group + i) * dim..][..dim].chunks_exact_mut(2);
                 for ((&a, &b), pair) in a.iter().zip(b).zip(pairs) {

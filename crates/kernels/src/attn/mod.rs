@@ -51,9 +51,8 @@ pub fn attend(
     let partials = SharedMut::new(&mut plan.partials);
     let plan = &*plan;
     let job = kernel::Job { plan, runs, kv, layer, q, out: SharedMut::new(out), partials };
-    let run = if kv.is_coded() { kernel::run_coded_task } else { kernel::run_task };
     pool.run(plan.tasks.len(), &|t| {
         // SAFETY: `isa` is available; the lengths were checked above; the plan's tasks write disjoint parts.
-        kernel::with_scratch(|scratch| unsafe { run(isa, &job, &plan.tasks[t], scratch) });
+        kernel::with_scratch(|scratch| unsafe { kernel::run_task(isa, &job, &plan.tasks[t], scratch) });
     });
 }

@@ -55,34 +55,25 @@ pub(super) struct Coded {
     pub k_scales: *const f32,
     /// `[64]`.
     pub v_scales: *const f32,
-    /// K and V of the tile are the codes themselves: for few rows, that widen them on the way.
-    pub direct: bool,
 }
 
-/// Whether a pool has encoded chunks. Known when compiling: what they take must not cost registers where there are none.
+/// What K and V of a tile are, known when the hot loops are compiled.
 pub(super) trait Form {
-    const CODED: bool;
-    /// Codes are widened on the way.
-    const DIRECT: bool = false;
+    /// Codes, which are widened on the way: for few rows.
+    const CODES: bool;
 }
 
-pub(super) struct Dense;
+/// bf16, also of a chunk whose codes were widened before.
+pub(super) struct InWords;
 
-impl Form for Dense {
-    const CODED: bool = false;
+impl Form for InWords {
+    const CODES: bool = false;
 }
 
-pub(super) struct Encoded;
+pub(super) struct InCodes;
 
-impl Form for Encoded {
-    const CODED: bool = true;
-}
-
-pub(super) struct Direct;
-
-impl Form for Direct {
-    const CODED: bool = true;
-    const DIRECT: bool = true;
+impl Form for InCodes {
+    const CODES: bool = true;
 }
 
 /// What the groups of one band, head and chunk have in common.
@@ -96,7 +87,7 @@ pub(super) struct Tile<'a, F: Form> {
     pub first: u32,
     pub k: *const u32,
     pub v: *const u32,
-    /// What is in `k` and `v` are codes, most often widened.
+    /// With an encoded chunk.
     pub coded: Option<Coded>,
     pub q: *const u32,
     pub state: State,
@@ -113,13 +104,8 @@ impl<'a, F: Form> Tile<'a, F> {
     }
 
     #[inline(always)]
-    fn direct(&self) -> bool {
-        F::DIRECT
-    }
-
-    #[inline(always)]
-    fn coded(&self) -> Option<Coded> {
-        if F::CODED { self.coded } else { None }
+    fn in_codes(&self) -> bool {
+        F::CODES
     }
 }
 
@@ -129,7 +115,7 @@ impl<'a, F: Form> Tile<'a, F> {
 /// The ISA of `S` is available, the tile's pointers are those of its job, and the rows' state and the scores belong to
 /// the caller.
 #[inline(always)]
-pub(super) unsafe fn group<S: Simd>(tile: &Tile<'_, impl Form>, at: usize, n: usize) {
+pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: usize) {
     let (runs, size) = (tile.job.runs, tile.job.plan.shape.group());
     let mut masks = [0_u64; GROUP];
     for (r, mask) in masks[..n].iter_mut().enumerate() {
@@ -143,7 +129,7 @@ pub(super) unsafe fn group<S: Simd>(tile: &Tile<'_, impl Form>, at: usize, n: us
     // SAFETY: rows `at..at + n` lie in the band, and `scores` has room for `n` rows.
     unsafe {
         let q_row = tile.job.plan.shape.head_dim / 2 * S::PAIR;
-        let q = match &tile.coded() {
+        let q = match &tile.coded {
             None => tile.q.add(at * q_row),
             Some(coded) => {
                 for r in 0..n {
@@ -166,7 +152,7 @@ pub(super) unsafe fn group<S: Simd>(tile: &Tile<'_, impl Form>, at: usize, n: us
         }
         raise::<S>(tile.state.m.add(at), &mut largest, &mut alpha, n);
         for r in (0..n).filter(|&r| masks[r] != 0) {
-            let scales = tile.coded().map(|coded| coded.v_scales);
+            let scales = tile.coded.map(|coded| coded.v_scales);
             let sum = weigh_row::<S>(tile.scores.add(r * CHUNK), scales, largest[r]);
             let l = &mut *tile.state.l.add(at + r);
             *l = *l * alpha[r] + sum;
@@ -256,7 +242,7 @@ unsafe fn tokens<S: Simd, const R: usize, const V: usize>(
     unsafe {
         let mut acc = [[S::splat(0.0); V]; R];
         let k = tile.k.add(token);
-        if tile.direct() {
+        if tile.in_codes() {
             let k = tile.k.cast::<i8>().add(2 * token);
             let next = next_codes(tile.k, ahead, token, dim / 2);
             dots_codes::<S, R, V>(&mut acc, k, CHUNK, q, q_row, dim / 2, next);
@@ -433,7 +419,7 @@ unsafe fn columns<S: Simd, const R: usize, const V: usize>(
             }
         }
         let v = tile.v.add(column);
-        if tile.direct() {
+        if tile.in_codes() {
             let v = tile.v.cast::<i8>().add(2 * column);
             let next = next_codes(tile.v, ahead, column, PAIRS);
             dots_codes::<S, R, V>(&mut acc, v, shape.head_dim, p, CHUNK, PAIRS, next);

@@ -1,6 +1,7 @@
 use std::arch::x86_64::*;
 
 use super::{Simd, at};
+use crate::Isa;
 
 /// 8 lanes; bf16 products as two FMAs on widened operands.
 #[derive(Clone, Copy)]
@@ -38,6 +39,7 @@ unsafe fn half<const H: i8>(pairs: __m256i) -> __m256 {
 }
 
 impl Simd for Avx2 {
+    const ISA: Isa = Isa::Avx2;
     const LANES: usize = 8;
     const PAIR: usize = 2;
     const ROWS: usize = 6;

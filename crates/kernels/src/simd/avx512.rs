@@ -2,6 +2,7 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use super::{Simd, at};
+use crate::Isa;
 
 /// 16 lanes; bf16 products by `vdpbf16ps`, which flushes denormals and adds the second element of a pair first.
 #[derive(Clone, Copy)]
@@ -41,6 +42,7 @@ unsafe fn add_products<const R: usize, const V: usize>(
 }
 
 impl Simd for Avx512 {
+    const ISA: Isa = Isa::Avx512;
     const LANES: usize = 16;
     const PAIR: usize = 1;
     const ROWS: usize = 6;

@@ -17,6 +17,8 @@ pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use portable::Portable;
 
+use crate::Isa;
+
 /// Outputs in a panel of packed operands: a step of a panel is `[16][2]` bf16, one cache line.
 pub(crate) const PANEL: usize = 16;
 
@@ -33,6 +35,7 @@ const EXP2: [f32; 6] = [1.0, 0.693_147, 0.240_222_42, 0.055_507_337, 0.009_671_5
 /// Contract of every method: the instruction set is available, and pointers are valid for the lanes they address.
 /// No pointer needs to be aligned beyond its element type.
 pub(crate) trait Simd: Copy + 'static {
+    const ISA: Isa;
     /// f32 lanes of a vector; divides [`PANEL`].
     const LANES: usize;
     /// Words of a prepared pair.
@@ -299,7 +302,6 @@ pub(crate) use row_block;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Isa;
 
     isa_entry!(fn exp2_of(x: &mut [f32; PANEL]) = exp2_all);
 

@@ -1,5 +1,5 @@
 use super::{Simd, at};
-use crate::bf16;
+use crate::{Isa, bf16};
 
 /// 4 lanes in arrays that the compiler turns into the target's baseline vectors; no fused multiply-add.
 #[derive(Clone, Copy)]
@@ -15,6 +15,7 @@ fn zip(a: F4, b: F4, f: impl Fn(f32, f32) -> f32) -> F4 {
 }
 
 impl Simd for Portable {
+    const ISA: Isa = Isa::Portable;
     const LANES: usize = 4;
     const PAIR: usize = 2;
     /// 16 accumulators need 32 registers: half of that on x86-64.
