@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvist_base::{CHUNK, DomainId, TokenId};
 
@@ -18,6 +18,10 @@ use crate::vfs::RealVfs;
 
 const SLICES: [usize; 4] = [20_000, 12_000, 20_000, 4_000];
 const TENANT: DomainId = DomainId(1);
+/// What a victim saves in a millisecond, and at all: five of them stay below the budget, above which what was durable may
+/// go, however fast the disk is.
+const PACE: u64 = 100_000;
+const MOST: u64 = 24 << 20;
 
 fn config(dir: &Path) -> StoreConfig {
     let fingerprint = Fingerprint { digest: [3; 32], text: "to be killed".into() };
@@ -53,7 +57,11 @@ impl Victim {
         let mut rng = Random::new(round);
         let mut waiting: Vec<(u64, u64, usize)> = Vec::new();
         let mut lengths: BTreeMap<u64, usize> = BTreeMap::new();
+        let (begin, mut saved) = (Instant::now(), 0);
         loop {
+            while saved > MOST.min(begin.elapsed().as_millis() as u64 * PACE) {
+                std::thread::sleep(Duration::from_micros(200));
+            }
             let n = rng.below(8 + lengths.len()) as u64;
             let first = lengths.get(&n).copied().unwrap_or(0);
             let count = 1 + rng.below(6);
@@ -62,6 +70,7 @@ impl Victim {
             match store.save(TENANT, &path, first, chunks) {
                 Saved::Queued(ticket) => {
                     lengths.insert(n, first + count);
+                    saved += (count * SLICES.iter().sum::<usize>()) as u64;
                     waiting.push((ticket, n, first + count));
                 }
                 Saved::Full => std::thread::sleep(Duration::from_millis(1)),
