@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use kvist_base::{DomainId, ExecutorInfo, Micros, Prepare, StepPlan, TokenId};
+use kvist_base::{CHUNK, DomainId, ExecutorInfo, Micros, Prepare, StepPlan, TokenId};
 use kvist_cache::{Cache, CacheConfig, CacheStats};
 
 use crate::assemble::Assembler;
@@ -26,6 +26,12 @@ pub struct EngineStats {
     /// Prompt tokens of ended requests, and those that were not computed for them.
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
+    /// Of the latter, those that were loaded from the tier for the request that used them first.
+    pub loaded_tokens: u64,
+    /// What computing the cached ones would have taken, as far as a step's time is known.
+    pub saved_time: Micros,
+    /// Tokens of prompts that were held once and were no longer when they came back.
+    pub evicted_then_needed: u64,
     pub generated_tokens: u64,
     pub preemptions: u64,
     /// Rows thrown back because a chunk was lost.
@@ -155,6 +161,9 @@ impl Engine {
         let tokens = std::mem::take(&mut request.prompt);
         let constraint = request.constraint.take();
         let cached_guess = self.expect(domain, &tokens);
+        let visit = self.cache.enter(domain, &tokens, now);
+        let held = self.cache.probe(domain, &tokens).div_ceil(CHUNK);
+        self.stats.evicted_then_needed += (visit.known.saturating_sub(held) * CHUNK) as u64;
         self.fairness.enter(owner);
         let sequence = Sequence {
             id,
@@ -181,7 +190,7 @@ impl Engine {
         self.next_number += 1;
         let state = RequestState {
             prompt: sequence.tokens.len(),
-            visit: self.cache.enter(domain, &sequence.tokens, now),
+            visit,
             submitted: now,
             admitted: None,
             first_token: None,
@@ -189,6 +198,7 @@ impl Engine {
             forked: false,
             counted: 0,
             computed: 0,
+            loaded: 0,
             generated: 0,
             preemptions: 0,
             scores: if request.prompt_logprobs.is_some() { vec![None] } else { vec![] },
@@ -297,6 +307,9 @@ impl Engine {
             let usage = state.usage(now);
             self.stats.prompt_tokens += u64::from(usage.prompt);
             self.stats.cached_tokens += u64::from(usage.cached);
+            self.stats.loaded_tokens += u64::from(usage.loaded);
+            self.stats.saved_time +=
+                self.budget.time_of(usage.cached as usize, 0).filter(|_| usage.cached > 0).unwrap_or(0);
             self.fairness.leave(state.request.domain);
             self.effects.push(Effect::Done { id, usage });
         }

@@ -139,6 +139,8 @@ pub struct Usage {
     pub prompt: u32,
     /// Prompt tokens that were not computed for this request.
     pub cached: u32,
+    /// Of these, those that came from the tier below RAM, unless another request had them loaded.
+    pub loaded: u32,
     /// Tokens drawn over all choices.
     pub generated: u32,
     pub preemptions: u32,

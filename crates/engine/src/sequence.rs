@@ -138,6 +138,8 @@ pub struct RequestState {
     /// Prompt positions below this were computed or found: a resumed prompt is not counted twice.
     pub counted: usize,
     pub computed: u32,
+    /// Tokens that loads were begun for, for this request.
+    pub loaded: u32,
     pub generated: u32,
     pub preemptions: u32,
     pub scores: Vec<Option<TokenLogprobs>>,
@@ -152,9 +154,11 @@ impl RequestState {
     pub fn usage(&self, now: Micros) -> Usage {
         let admitted = self.admitted.unwrap_or(now);
         let first = self.first_token.unwrap_or(now);
+        let cached = self.counted as u32 - self.computed;
         Usage {
             prompt: self.prompt as u32,
-            cached: self.counted as u32 - self.computed,
+            cached,
+            loaded: self.loaded.min(cached),
             generated: self.generated,
             preemptions: self.preemptions,
             timings: Timings {

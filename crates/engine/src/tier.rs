@@ -11,6 +11,7 @@ use kvist_base::{
 use kvist_cache::{Cache, NodeId, Path, Unsaved};
 
 use crate::engine::Engine;
+use crate::request::RequestId;
 use crate::sequence::Sequence;
 
 /// Chunks that are told of at once to be saved: one extent.
@@ -199,8 +200,8 @@ impl Engine {
         if self.tiers.is_none() || s.computes || s.tokens.len() - whole <= CHUNK || self.requests[&s.id].scoring() {
             return true;
         }
-        let Sequence { path, domain, tokens, .. } = s;
-        let enough = self.begin_load(path, *domain, tokens, For::Running);
+        let Sequence { id, path, domain, tokens, .. } = s;
+        let enough = self.begin_load(*id, path, *domain, tokens, For::Running);
         enough || !self.is_loading() || path.used > whole
     }
 
@@ -224,7 +225,7 @@ impl Engine {
             if !scoring {
                 let mut path = Path::new();
                 self.cache.follow(&mut path, s.domain, &s.tokens, now);
-                more = self.begin_load(&mut path, s.domain, &s.tokens, For::Waiting);
+                more = self.begin_load(s.id, &mut path, s.domain, &s.tokens, For::Waiting);
                 self.cache.protect(s.ticket(), s.domain, &s.tokens, s.rank());
                 self.cache.release(path);
             }
@@ -238,7 +239,14 @@ impl Engine {
 
     /// Takes room for what the tier has behind a path, as far as there is room, and begins to load it. The path then
     /// leads over it. False: there was not enough room.
-    fn begin_load(&mut self, path: &mut Path, domain: DomainId, tokens: &[TokenId], who: For) -> bool {
+    fn begin_load(
+        &mut self,
+        request: RequestId,
+        path: &mut Path,
+        domain: DomainId,
+        tokens: &[TokenId],
+        who: For,
+    ) -> bool {
         let whole = path.used / CHUNK * CHUNK;
         let found = self.found(domain, tokens, whole);
         if whole + (found.public + found.own) * CHUNK <= path.used {
@@ -266,6 +274,7 @@ impl Engine {
             self.stats.tier.loads += 1;
             self.stats.tier.read_ahead += u64::from(who == For::Waiting);
             self.stats.tier.tokens += (nodes.len() * CHUNK) as u64;
+            self.requests.get_mut(&request).expect("somebody asked for it").loaded += (nodes.len() * CHUNK) as u32;
             let (nodes, behind) = (nodes.into_iter().enumerate().collect::<Vec<_>>(), path.used);
             let behind = behind - nodes.len() * CHUNK;
             tiers.active.push(Active { id, nodes, state, since: None, behind });

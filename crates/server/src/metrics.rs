@@ -192,9 +192,25 @@ impl Scrape<'_> {
         out.counter("kvist_kv_reopened", "Encoded chunks of which rows were computed again.", c.reopened);
         out.gauge("kvist_kv_tokens", "Tokens in the prefix tree.", c.tokens);
         out.gauge("kvist_kv_nodes", "Nodes of the prefix tree.", c.nodes);
-        out.counter("kvist_kv_evictions", "Nodes evicted for room.", c.evictions);
+        let room = [("reason=\"room\"".to_owned(), c.evictions), ("reason=\"not_valid\"".to_owned(), c.unlinked)];
+        out.counters("kvist_kv_evictions", "Nodes that left the tree.", &room);
+        let on_disk = self.tier.map_or(0, |tier| tier.store().stats().returned * CHUNK as u64);
+        let again = [("tier=\"ram\"".to_owned(), s.evicted_then_needed), ("tier=\"disk\"".to_owned(), on_disk)];
+        out.counters("kvist_kv_evicted_then_needed_tokens", "Tokens that came back after they had to go.", &again);
         out.counter("kvist_kv_forks", "Nodes made by copying the matched part of another.", c.forks);
-        out.counter("kvist_kv_saved_prefill_tokens", "Prompt tokens that the tree saved.", s.cached_tokens);
+        let sources = [("ram", s.cached_tokens - s.loaded_tokens), ("disk", s.loaded_tokens)];
+        let sources: Vec<_> = sources.iter().map(|(source, n)| (format!("source=\"{source}\""), *n)).collect();
+        out.counters(
+            "kvist_kv_saved_prefill_tokens",
+            "Prompt tokens that were not computed, by where they were.",
+            &sources,
+        );
+        let saved = s.saved_time as f64 / 1e6;
+        out.gauge(
+            "kvist_kv_saved_prefill_seconds",
+            "What computing them would have taken, by the times of steps.",
+            saved,
+        );
         out.counter("kvist_kv_lost_rows", "Rows thrown back because a chunk was lost.", s.lost_rows);
         let reads = [
             ("counting=\"shared\"".to_owned(), s.kv_bytes_read),

@@ -161,3 +161,23 @@ fn a_tier_from_which_nothing_comes_holds_nobody_up_for_long() {
     assert!(machine.stats().too_slow > 0, "{:?}", machine.stats());
     assert_eq!((reply.cached, reply.tokens), (0, alone));
 }
+
+/// Where what was not computed came from, and what had to go and was asked for again, is counted once each.
+#[test]
+fn what_was_found_is_counted_by_where_it_was() {
+    let mut machine = Machine::new(QUICK);
+    let counted = |m: &Machine| {
+        let s = m.engine.stats();
+        (s.cached_tokens - s.loaded_tokens, s.loaded_tokens, s.evicted_then_needed)
+    };
+    let history = HISTORY as u64;
+    machine.run(returns());
+    assert_eq!(counted(&machine), (0, history, 0));
+    machine.run(returns());
+    let again = history + (returns().len() - HISTORY - 1) as u64;
+    assert_eq!(counted(&machine), (again, history, 0));
+    machine.engine.evict_all();
+    machine.run(returns());
+    // The chunk behind the history, too, of which the tier knows nothing.
+    assert_eq!(counted(&machine), (again, 2 * history, history + 64));
+}

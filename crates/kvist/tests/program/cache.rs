@@ -76,20 +76,22 @@ fn chat(messages: &Value) -> String {
     json!({"messages": messages, "max_tokens": 40, "temperature": 0, "ignore_eos": true}).to_string()
 }
 
-fn answer(served: &Served, key: Option<&str>, path: &str, body: &str) -> Value {
+/// The body of what the server says to a request line and header lines, with a body.
+fn talk(served: &Served, request: &str, headers: &str, body: &str) -> String {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(served.address).unwrap();
-    let key = key.map_or(String::new(), |key| format!("Authorization: Bearer {key}\r\n"));
-    write!(
-        stream,
-        "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{key}Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
+    let length = body.len();
+    let head = format!("{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n");
+    write!(stream, "{head}{headers}\r\n{body}").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
-    let body = text.split_once("\r\n\r\n").expect("a head and a body").1;
-    let value: Value = serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {text}"));
+    text.split_once("\r\n\r\n").expect("a head and a body").1.to_owned()
+}
+
+fn answer(served: &Served, key: Option<&str>, path: &str, body: &str) -> Value {
+    let key = key.map_or(String::new(), |key| format!("Authorization: Bearer {key}\r\n"));
+    let text = talk(served, &format!("POST {path}"), &key, body);
+    let value: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
     assert_eq!(value.get("error"), None, "{value}");
     value
 }
@@ -161,6 +163,10 @@ fn a_conversation_survives_a_kill() {
     let reply = ask(&served, None, &second);
     assert_eq!((cached(&reply), prompt_tokens(&reply) - cached(&reply)), (disk, computed));
     assert_eq!(content(&reply), told);
+    assert_eq!(reply["usage"]["kvist"]["loaded_tokens"], json!(disk), "{reply}");
+    let metrics = talk(&served, "GET /metrics", "", "");
+    let from_disk = metrics.lines().find(|l| l.contains("saved_prefill_tokens_total{") && l.contains("disk"));
+    assert!(from_disk.is_some_and(|line| line.ends_with(&format!(" {disk}"))), "{metrics}");
     let again = home.json("explain", &["--messages", &file, "--url", &url]);
     assert_eq!((&again["computed"], &again["why"]["reason"]), (&json!(1), &json!("complete")), "{again}");
     // In words.

@@ -102,6 +102,7 @@ pub struct Piece {
 pub struct Totals {
     pub prompt: usize,
     pub cached: usize,
+    pub loaded: usize,
     pub spliced: usize,
     pub truncated: usize,
     pub dropped: usize,
@@ -299,6 +300,7 @@ impl Assembly {
     fn account(&mut self, usage: &Usage) {
         let t = &mut self.totals;
         t.cached += usage.cached as usize;
+        t.loaded += usage.loaded as usize;
         t.preemptions += usage.preemptions;
         t.queued = t.queued.max(usage.timings.queued);
         t.prefill = t.prefill.max(usage.timings.prefill);

@@ -323,6 +323,7 @@ pub fn finish_line(line: &RequestLine, assembly: &Assembly) {
     let t = assembly.totals();
     line.set("prompt", t.prompt);
     line.set("cached", t.cached);
+    line.set("loaded", t.loaded);
     line.set("spliced", t.spliced);
     line.set("generated", t.generated);
     line.set("queue_ms", t.queued / 1000);

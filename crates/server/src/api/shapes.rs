@@ -161,6 +161,9 @@ pub struct KvistUsage {
     pub spliced_tokens: usize,
     /// Prompt tokens computed for this request.
     pub computed_tokens: usize,
+    /// Of the cached tokens, those that were loaded from disk for this request.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub loaded_tokens: usize,
     pub preemptions: u32,
     /// Prompt tokens that `truncate_prompt_tokens` left out.
     #[serde(skip_serializing_if = "is_zero")]
@@ -185,6 +188,7 @@ impl Usage {
             kvist: Some(KvistUsage {
                 spliced_tokens: t.spliced,
                 computed_tokens: t.prompt - t.cached,
+                loaded_tokens: t.loaded,
                 preemptions: t.preemptions,
                 truncated_prompt_tokens: t.truncated,
                 dropped_tokens: t.dropped,
