@@ -6,6 +6,7 @@
 //! that comes out is the one that went in under the same tokens, domain and fingerprint, or does not come; and what was
 //! said to be durable is found again. `docs/store-format.md` draws the bytes.
 #![forbid(unsafe_code)]
+#![deny(clippy::big_endian_bytes, clippy::host_endian_bytes, reason = "files are read on other machines")]
 
 mod admin;
 mod append;
