@@ -3,7 +3,7 @@
 use kvist_base::{CHUNK, ChunkId, DomainId, Prepare, TokenId};
 
 use crate::campaign::Canary;
-use crate::node::ROOT;
+use crate::node::{NodeId, ROOT};
 use crate::path::Path;
 use crate::policy::Class;
 use crate::tree::Cache;
@@ -108,8 +108,9 @@ impl Cache {
         if let Some(from) = from {
             prepare.push(Prepare::Copy { from: open(from), to: open(index), n: copied.len() as u8 });
             self.forks += 1;
-            if self.arena[from].arriving {
-                // What is on its way must have come before it is copied: nobody may take its slab in this step.
+            if self.arena[from].arriving || self.unsaved.is_some() {
+                // What is on its way must have come before it is copied, and what is loaded comes before any copy is made:
+                // nobody may take its slab in this step.
                 self.mark(from, self.arena[from].valid);
             }
         }
@@ -141,6 +142,13 @@ impl Cache {
         self.arena.link(index);
         self.guards.shift(index, parent);
         self.evictions += 1;
+    }
+
+    /// Keeps a node that the next step copies from until [`Cache::commit`]: what is loaded into its slab, if it were given
+    /// away, would come before the copy.
+    pub fn hold(&mut self, node: NodeId) {
+        let index = self.arena.index(node);
+        self.mark(index, self.arena[index].valid);
     }
 
     /// Notes that slots of a node are computed in this step: until its end the node is pinned.

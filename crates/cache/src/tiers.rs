@@ -100,9 +100,10 @@ impl Cache {
         self.arena[node.index].is_linked() && self.arena.id(node.index) == node
     }
 
-    /// Whether anybody uses a node that stands, or waits for it, or it has others below it.
-    pub fn wanted(&self, node: NodeId) -> bool {
-        let used = |node: &Node| node.refs > 0 || !node.children.is_empty();
+    /// Whether anybody uses a node that stands, or waits for it, or it has others below it than `below`.
+    pub fn wanted(&self, node: NodeId, below: Option<NodeId>) -> bool {
+        let others = |node: &Node| node.children.iter().any(|&child| Some(self.arena.id(child)) != below);
+        let used = |node: &Node| node.refs > 0 || others(node);
         self.stands(node) && (used(&self.arena[node.index]) || self.guards.rank(node.index).is_some())
     }
 

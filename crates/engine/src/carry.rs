@@ -14,6 +14,7 @@ use kvist_cache::Path;
 
 use crate::engine::Engine;
 use crate::sequence::Sequence;
+use crate::tier::{For, Whence};
 
 /// A cut, and where KV for what stands behind it may be found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,11 +68,42 @@ impl Carry {
     }
 }
 
+impl Carry {
+    /// Where what stands at `place` of the carried path stands in a source.
+    fn place_in(&self, source: &CarrySource, place: usize) -> usize {
+        if place >= self.head * CHUNK { place + source.shift } else { place }
+    }
+
+    /// Whole chunks of the carried path from `place` on, a multiple of [`CHUNK`], that stand in a row in a source.
+    fn in_a_row(&self, source: &CarrySource, tokens: &[TokenId], place: usize) -> usize {
+        let end = if place >= self.head * CHUNK { tokens.len() } else { self.head * CHUNK };
+        let theirs = source.tokens.get(self.place_in(source, place)..).unwrap_or_default();
+        let pairs = tokens[place..end].chunks_exact(CHUNK).zip(theirs.chunks_exact(CHUNK));
+        pairs.take_while(|(mine, theirs)| mine == theirs).count()
+    }
+
+    /// Where else what comes at `place` of the carried path of `tokens`, a multiple of [`CHUNK`], may be: domain, tokens to
+    /// the end of what stands in a row there, and the place there; the best first.
+    pub fn elsewhere<'a>(
+        &'a self,
+        tokens: &[TokenId],
+        place: usize,
+    ) -> impl Iterator<Item = (DomainId, &'a [TokenId], usize)> {
+        self.sources.iter().filter_map(move |source| {
+            let chunks = self.in_a_row(source, tokens, place);
+            let at = self.place_in(source, place);
+            (chunks > 0).then(|| (source.space, &source.tokens[..at + chunks * CHUNK], at))
+        })
+    }
+}
+
 impl Engine {
-    /// Takes over KV for a carried path behind what it holds, chunk by chunk, from the first source that has it. The copies
-    /// are made at the beginning of the next step.
-    pub(crate) fn carry_on(&mut self, s: &mut Sequence, now: Micros) {
-        let Some(carry) = s.carry.clone() else { return };
+    /// Copies KV for a carried path behind what it holds, chunk by chunk, from the first source that has it in RAM. The
+    /// copies are made at the beginning of the next step.
+    pub(crate) fn copy_carried(&mut self, s: &mut Sequence, carry: &Carry, now: Micros) {
+        if s.path.used / CHUNK == s.tokens.len() / CHUNK {
+            return;
+        }
         let mut paths: Vec<Path> = Vec::new();
         for source in &carry.sources {
             let mut path = Path::new();
@@ -81,20 +113,83 @@ impl Engine {
         while s.path.used / CHUNK < s.tokens.len() / CHUNK {
             let place = s.path.used / CHUNK * CHUNK;
             let from = carry.sources.iter().zip(&paths).find_map(|(source, path)| {
-                let at = if place >= carry.head * CHUNK { place + source.shift } else { place };
+                let at = carry.place_in(source, place);
                 let node = *path.nodes.get(at / CHUNK)?;
-                let whole = path.used >= at + CHUNK && source.tokens[at..at + CHUNK] == s.tokens[place..place + CHUNK];
+                // Not what is computed in this step, or on its way.
+                let there = path.used >= at + CHUNK && self.cache.filled(node).1 == CHUNK;
+                let whole = there && source.tokens[at..at + CHUNK] == s.tokens[place..place + CHUNK];
                 (whole && !self.cache.is_arriving(self.cache.slab(node))).then_some(node)
             });
             let Some(from) = from else { break };
             let Some(to) = self.cache.adopt(&mut s.path, s.domain, &s.tokens, false, false) else { break };
             self.cache.arrived(to);
             self.cache.unsaved_again(to);
+            self.cache.hold(from);
             let (from, to) = (self.cache.slab(from), self.cache.slab(to));
             self.copies.push(Prepare::Copy { from, to, n: CHUNK as u8 });
             self.stats.carried_tokens += CHUNK as u64;
         }
         paths.into_iter().for_each(|path| self.cache.release(path));
+    }
+
+    /// Begins to load for a carried path, behind what it leads over, what the tier has of its sources: from there straight
+    /// into the carried path's chunks. False: there was not enough room.
+    pub(crate) fn load_carried(&mut self, s: &mut Sequence, carry: &Carry, who: For) -> bool {
+        while let Some((whence, chunks)) = self.carried_from(&s.tokens, carry, s.path.used / CHUNK * CHUNK, who) {
+            let before = s.path.used / CHUNK * CHUNK;
+            let enough = self.load_run(s, whence, chunks, who);
+            self.stats.carried_tokens += (s.path.used - before) as u64;
+            if !enough {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The first source of which the tier has what comes at `place` of a carried path, and how many chunks. For one that
+    /// waits: none if that is in RAM, from where it will be copied.
+    fn carried_from<'a>(
+        &self,
+        tokens: &[TokenId],
+        carry: &'a Carry,
+        place: usize,
+        who: For,
+    ) -> Option<(Whence<'a>, usize)> {
+        if self.tiers.is_none() || who == For::Waiting && self.in_ram(tokens, carry, place) > 0 {
+            return None;
+        }
+        carry.elsewhere(tokens, place).find_map(|(domain, there, at)| {
+            let found = self.found(domain, there, at, place);
+            let parts = [(DomainId::PUBLIC, found.public), (domain, found.own)];
+            let (domain, chunks) = parts.into_iter().find(|part| part.1 > 0)?;
+            Some((Whence { domain, elsewhere: Some((there, at - place)) }, chunks))
+        })
+    }
+
+    /// Whole chunks of a carried path from `place` on that one of its sources has in RAM, the longest run.
+    fn in_ram(&self, tokens: &[TokenId], carry: &Carry, place: usize) -> usize {
+        let runs = carry
+            .elsewhere(tokens, place)
+            .map(|(domain, there, at)| (self.cache.probe(domain, there) / CHUNK).saturating_sub(at / CHUNK));
+        runs.max().unwrap_or(0)
+    }
+
+    /// Tokens of a carried path behind the first `place`, a multiple of [`CHUNK`], that its sources have: those to be copied
+    /// in RAM, and those to be loaded.
+    pub(crate) fn expect_carried(&self, tokens: &[TokenId], carry: &Carry, mut place: usize) -> (usize, usize) {
+        let (mut copied, mut loaded) = (0, 0);
+        loop {
+            let here = self.in_ram(tokens, carry, place);
+            let there = match self.carried_from(tokens, carry, place, For::Running) {
+                Some((_, chunks)) if here == 0 => chunks,
+                _ => 0,
+            };
+            (copied, loaded) = (copied + here * CHUNK, loaded + there * CHUNK);
+            place += (here + there) * CHUNK;
+            if here + there == 0 {
+                return (copied, loaded);
+            }
+        }
     }
 }
 

@@ -160,7 +160,7 @@ impl Engine {
         let mut request = request;
         let tokens = std::mem::take(&mut request.prompt);
         let constraint = request.constraint.take();
-        let cached_guess = self.expect(domain, &tokens);
+        let cached_guess = self.expect(domain, &tokens, request.carry.as_deref());
         let visit = self.cache.enter(domain, &tokens, now);
         let held = self.cache.probe(domain, &tokens).div_ceil(CHUNK);
         self.stats.evicted_then_needed += (visit.known.saturating_sub(held) * CHUNK) as u64;

@@ -145,8 +145,8 @@ impl Engine {
         for _ in 0..PROBES.min(self.waiting.len()) {
             self.probe_cursor = (self.probe_cursor + 1) % self.waiting.len();
             let s = &mut self.waiting[self.probe_cursor];
-            let (domain, tokens) = (s.domain, std::mem::take(&mut s.tokens));
-            let expected = self.expect(domain, &tokens);
+            let (domain, carry, tokens) = (s.domain, s.carry.clone(), std::mem::take(&mut s.tokens));
+            let expected = self.expect(domain, &tokens, carry.as_deref());
             let s = &mut self.waiting[self.probe_cursor];
             (s.tokens, s.cached_guess) = (tokens, expected);
         }
@@ -175,8 +175,7 @@ impl Engine {
             return false;
         }
         let mut s = self.waiting.swap_remove(i);
-        self.load_for(&mut s);
-        self.carry_on(&mut s, now);
+        self.bring(&mut s, now);
         (s.read_ahead, s.computes) = (false, false);
         if s.seniority.is_none() {
             self.fairness.charge(s.owner, s.tokens.len() - s.path.used, 0);
@@ -262,11 +261,11 @@ impl Engine {
 
     /// Of a path that is longer than what may be on its way at once, the next part is loaded when the one before has come.
     fn load_more(&mut self, i: usize, now: Micros) -> bool {
-        if self.running[i].pending() <= CHUNK {
+        if self.running[i].pending() < self.running[i].least_brought() {
             return true;
         }
         let mut s = std::mem::replace(&mut self.running[i], Sequence::vacant());
-        let go_on = self.load_for(&mut s);
+        let go_on = self.bring(&mut s, now);
         self.running[i] = s;
         self.catch_up(i, now);
         go_on

@@ -44,7 +44,7 @@ impl Engine {
             if whole + chunks * CHUNK > ram {
                 prospect.tier = chunks * CHUNK;
                 prospect.load = tiers.tier.estimate(chunks);
-                prospect.loads = self.expect(domain, tokens) > ram;
+                prospect.loads = self.expect(domain, tokens, None) > ram;
             }
         }
         prospect.compute = self.time_of_prompt(prospect.cached(tokens.len()), tokens.len());

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use kvist_base::{ChunkId, Constraint, DomainId, Micros, TokenId};
+use kvist_base::{CHUNK, ChunkId, Constraint, DomainId, Micros, TokenId};
 use kvist_cache::Path;
 use kvist_cache::policy::Visit;
 
@@ -103,6 +103,12 @@ impl Sequence {
     /// Rows that are still to run before a token can be drawn.
     pub fn pending(&self) -> usize {
         self.tokens.len() - self.pos
+    }
+
+    /// Tokens that must be left for some of them to be brought: for the last chunk of an exact path nothing is loaded. That
+    /// of a carried path is, since its KV does not follow from its tokens: computed, it would be another.
+    pub fn least_brought(&self) -> usize {
+        CHUNK + usize::from(self.carry.is_none())
     }
 
     /// Name of a waiting sequence's claim to protection from eviction.

@@ -8,10 +8,10 @@
 use kvist_base::{
     CHUNK, ChunkId, DomainId, Found, Load, LoadId, LoadState, Micros, Prepare, StepOutput, Tier, TokenId,
 };
-use kvist_cache::{Cache, NodeId, Path, Unsaved};
+use kvist_cache::{Cache, NodeId, Unsaved};
 
+use crate::carry::Carry;
 use crate::engine::Engine;
-use crate::request::RequestId;
 use crate::sequence::Sequence;
 
 /// Chunks that are told of at once to be saved: one extent.
@@ -42,6 +42,8 @@ struct Active {
     since: Option<Micros>,
     /// Tokens before it on its path.
     behind: usize,
+    /// The tier has it under another path's name: what arrives of it is to be saved under its own.
+    carried: bool,
 }
 
 impl Active {
@@ -64,9 +66,18 @@ impl Tiers {
     }
 }
 
+/// Where a tier has the chunks of a path.
+#[derive(Clone, Copy)]
+pub(crate) struct Whence<'a> {
+    pub domain: DomainId,
+    /// Under the name of a path from which it is carried on, and not under its own: that one's tokens, and by how many of
+    /// them places there are further on.
+    pub elsewhere: Option<(&'a [TokenId], usize)>,
+}
+
 /// For whom a load is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum For {
+pub(crate) enum For {
     /// Somebody who runs: takes the room that any running sequence may take.
     Running,
     /// Somebody who waits: takes only what nobody wants.
@@ -110,16 +121,20 @@ impl Engine {
         self.cache.saved(n);
     }
 
-    /// Tokens of a path that need not be computed: those in the tree, and behind them those that are worth loading.
-    pub(crate) fn expect(&self, domain: DomainId, tokens: &[TokenId]) -> usize {
+    /// Tokens of a path that need not be computed: those in the tree, and behind them those that are worth loading or are
+    /// carried on.
+    pub(crate) fn expect(&self, domain: DomainId, tokens: &[TokenId], carry: Option<&Carry>) -> usize {
         let here = self.cache.probe(domain, tokens);
         let whole = here / CHUNK * CHUNK;
-        let found = self.found(domain, tokens, whole);
-        here.max(whole + (found.public + found.own) * CHUNK).min(tokens.len())
+        let found = self.found(domain, tokens, whole, whole);
+        let whole = whole + (found.public + found.own) * CHUNK;
+        let (copied, loaded) = carry.map_or((0, 0), |carry| self.expect_carried(tokens, carry, whole));
+        here.max(whole + copied + loaded).min(tokens.len())
     }
 
-    /// What the tier has behind the first `from` tokens, if loading it takes less time than computing it.
-    fn found(&self, domain: DomainId, tokens: &[TokenId], from: usize) -> Found {
+    /// What the tier has of `tokens` behind the first `from`, if loading it takes less time than computing it behind the
+    /// first `place` of a path.
+    pub(crate) fn found(&self, domain: DomainId, tokens: &[TokenId], from: usize, place: usize) -> Found {
         let Some(Tiers { tier, .. }) = &self.tiers else { return Found::default() };
         if tokens.len() < from + CHUNK {
             return Found::default();
@@ -129,7 +144,7 @@ impl Engine {
         if chunks == 0 {
             return found;
         }
-        let computed = self.budget.time_of(chunks * CHUNK, from / CHUNK);
+        let computed = self.budget.time_of(chunks * CHUNK, place / CHUNK);
         if computed.is_some_and(|computed| tier.estimate(chunks) > computed) {
             return Found::default();
         }
@@ -144,6 +159,8 @@ impl Engine {
         let Some(mut tiers) = self.tiers.take() else { return };
         tiers.active.iter_mut().for_each(|load| load.state = tiers.tier.state(load.id));
         let mut lost = self.give_up(&mut tiers, now);
+        // The last ones first: what they bring lies below what the others bring.
+        tiers.active.reverse();
         tiers.active.retain_mut(|load| {
             if let Some(place) = load.state.lost
                 && let Some(&(_, node)) = load.nodes.iter().find(|n| n.0 == place)
@@ -154,7 +171,8 @@ impl Engine {
             }
             let cache = &mut self.cache;
             load.drop_gone(cache, &mut *tiers.tier);
-            let wanted = load.nodes.iter().any(|&(_, node)| cache.wanted(node));
+            let below = load.nodes.iter().skip(1).map(|n| Some(n.1)).chain([None]);
+            let wanted = load.nodes.iter().zip(below).any(|(n, below)| cache.wanted(n.1, below));
             if !wanted {
                 self.stats.tier.dropped += u64::from(!load.nodes.is_empty());
                 load.nodes.drain(..).rev().for_each(|(_, node)| cache.missed(node));
@@ -162,6 +180,7 @@ impl Engine {
             }
             wanted
         });
+        tiers.active.reverse();
         self.tiers = Some(tiers);
         if lost {
             self.reseat();
@@ -193,16 +212,29 @@ impl Engine {
         some
     }
 
-    /// Begins to load what the tier has of a running sequence's tokens behind its path. False: there is more than there is
-    /// room for now, but something on its way will make room.
-    pub(crate) fn load_for(&mut self, s: &mut Sequence) -> bool {
-        let whole = s.path.used / CHUNK * CHUNK;
-        if self.tiers.is_none() || s.computes || s.tokens.len() - whole <= CHUNK || self.requests[&s.id].scoring() {
+    /// Brings what need not be computed of a running sequence's tokens behind its path: loads what the tier has of it, and
+    /// carries on what its sources have. False: there is more than there is room for now, but something on its way will
+    /// make room.
+    pub(crate) fn bring(&mut self, s: &mut Sequence, now: Micros) -> bool {
+        if s.tokens.len() - s.path.used / CHUNK * CHUNK < s.least_brought() {
             return true;
         }
-        let Sequence { id, path, domain, tokens, .. } = s;
-        let enough = self.begin_load(*id, path, *domain, tokens, For::Running);
-        enough || !self.is_loading() || path.used > whole
+        let loads = self.tiers.is_some() && !s.computes && !self.requests[&s.id].scoring();
+        let carry = s.carry.clone();
+        loop {
+            let before = s.path.used;
+            let mut enough = !loads || self.begin_load(s, For::Running);
+            if let Some(carry) = carry.as_deref().filter(|_| enough) {
+                self.copy_carried(s, carry, now);
+                enough = !loads || self.load_carried(s, carry, For::Running);
+            }
+            if !enough || carry.is_none() || s.path.used == before {
+                // Rows behind a part of an exact path may run meanwhile. Those of a carried path would take the place of
+                // what is still to be carried.
+                let some = carry.is_none() && s.path.used > before / CHUNK * CHUNK;
+                return enough || some || !self.is_loading();
+            }
+        }
     }
 
     /// Begins to load for those in the queue whose turn is near, in room that nobody wants: AttentionStore's look-ahead
@@ -223,11 +255,13 @@ impl Engine {
             let scoring = self.requests[&s.id].scoring();
             let mut more = true;
             if !scoring {
-                let mut path = Path::new();
-                self.cache.follow(&mut path, s.domain, &s.tokens, now);
-                more = self.begin_load(s.id, &mut path, s.domain, &s.tokens, For::Waiting);
+                self.cache.follow(&mut s.path, s.domain, &s.tokens, now);
+                more = self.begin_load(&mut s, For::Waiting);
+                if let Some(carry) = s.carry.clone().filter(|_| more) {
+                    more = self.load_carried(&mut s, &carry, For::Waiting);
+                }
                 self.cache.protect(s.ticket(), s.domain, &s.tokens, s.rank());
-                self.cache.release(path);
+                self.cache.release(std::mem::take(&mut s.path));
             }
             s.read_ahead = more;
             self.waiting[i] = s;
@@ -239,49 +273,48 @@ impl Engine {
 
     /// Takes room for what the tier has behind a path, as far as there is room, and begins to load it. The path then
     /// leads over it. False: there was not enough room.
-    fn begin_load(
-        &mut self,
-        request: RequestId,
-        path: &mut Path,
-        domain: DomainId,
-        tokens: &[TokenId],
-        who: For,
-    ) -> bool {
-        let whole = path.used / CHUNK * CHUNK;
-        let found = self.found(domain, tokens, whole);
-        if whole + (found.public + found.own) * CHUNK <= path.used {
+    fn begin_load(&mut self, s: &mut Sequence, who: For) -> bool {
+        let whole = s.path.used / CHUNK * CHUNK;
+        let found = self.found(s.domain, &s.tokens, whole, whole);
+        if whole + (found.public + found.own) * CHUNK <= s.path.used {
             return true;
         }
-        let mut enough = true;
-        for (public, chunks) in [(true, found.public), (false, found.own)].into_iter().filter(|part| part.1 > 0) {
-            let tiers = self.tiers.as_mut().expect("it found something");
-            let most = chunks.min(tiers.tier.room());
-            let mut nodes = Vec::new();
-            while nodes.len() < most {
-                let Some(node) = self.cache.adopt(path, domain, tokens, public, who == For::Waiting) else { break };
-                nodes.push(node);
-            }
-            enough &= nodes.len() == chunks;
-            if nodes.is_empty() {
+        let parts = [(DomainId::PUBLIC, found.public), (s.domain, found.own)];
+        let mut parts = parts.into_iter().filter(|part| part.1 > 0);
+        parts.all(|(domain, chunks)| self.load_run(s, Whence { domain, elsewhere: None }, chunks, who))
+    }
+
+    /// Takes room for the next `chunks` of a path, as far as there is room, and begins to load them from where the tier has
+    /// them. False: there was not enough room.
+    pub(crate) fn load_run(&mut self, s: &mut Sequence, whence: Whence, chunks: usize, who: For) -> bool {
+        let public = whence.elsewhere.is_none() && whence.domain == DomainId::PUBLIC;
+        let tiers = self.tiers.as_mut().expect("it found something");
+        let most = chunks.min(tiers.tier.room());
+        let mut nodes = Vec::new();
+        while nodes.len() < most {
+            let Some(node) = self.cache.adopt(&mut s.path, s.domain, &s.tokens, public, who == For::Waiting) else {
                 break;
-            }
-            let slabs: Vec<ChunkId> = nodes.iter().map(|&node| self.cache.slab(node)).collect();
-            tiers.next += 1;
-            let id = LoadId(tiers.next);
-            let (tokens, domain) = (&tokens[..path.used], if public { DomainId::PUBLIC } else { domain });
-            tiers.tier.load(Load { id, domain, tokens, chunks: &slabs, urgent: who == For::Running });
-            let state = tiers.tier.state(id);
-            self.stats.tier.loads += 1;
-            self.stats.tier.read_ahead += u64::from(who == For::Waiting);
-            self.stats.tier.tokens += (nodes.len() * CHUNK) as u64;
-            self.requests.get_mut(&request).expect("somebody asked for it").loaded += (nodes.len() * CHUNK) as u32;
-            let (nodes, behind) = (nodes.into_iter().enumerate().collect::<Vec<_>>(), path.used);
-            let behind = behind - nodes.len() * CHUNK;
-            tiers.active.push(Active { id, nodes, state, since: None, behind });
-            if !enough {
-                break;
-            }
+            };
+            nodes.push(node);
         }
+        if nodes.is_empty() {
+            return false;
+        }
+        let slabs: Vec<ChunkId> = nodes.iter().map(|&node| self.cache.slab(node)).collect();
+        tiers.next += 1;
+        let id = LoadId(tiers.next);
+        let used = s.path.used;
+        let tokens = whence.elsewhere.map_or(&s.tokens[..used], |(tokens, shift)| &tokens[..used + shift]);
+        tiers.tier.load(Load { id, domain: whence.domain, tokens, chunks: &slabs, urgent: who == For::Running });
+        let state = tiers.tier.state(id);
+        self.stats.tier.loads += 1;
+        self.stats.tier.read_ahead += u64::from(who == For::Waiting);
+        self.stats.tier.tokens += (nodes.len() * CHUNK) as u64;
+        self.requests.get_mut(&s.id).expect("somebody asked for it").loaded += (nodes.len() * CHUNK) as u32;
+        let enough = nodes.len() == chunks;
+        let behind = used - nodes.len() * CHUNK;
+        let nodes = nodes.into_iter().enumerate().collect();
+        tiers.active.push(Active { id, nodes, state, since: None, behind, carried: whence.elsewhere.is_some() });
         enough
     }
 
@@ -328,7 +361,7 @@ impl Engine {
         for load in tiers.active.iter_mut().filter(|load| load.state.layers == layers) {
             for (_, node) in load.nodes.drain(..) {
                 installs.push(Prepare::Install(self.cache.slab(node)));
-                self.cache.arrived(node);
+                take_over(&mut self.cache, node, load.carried);
             }
         }
         self.plan.prepare.splice(0..0, installs);
@@ -366,7 +399,7 @@ impl Engine {
                 let chunk = self.cache.slab(node);
                 let filled = !all_lost && self.plan.arriving.binary_search(&chunk).is_ok();
                 if filled && !output.gone.contains(&chunk) {
-                    self.cache.arrived(node);
+                    take_over(&mut self.cache, node, load.carried);
                     return false;
                 }
                 true
@@ -378,6 +411,14 @@ impl Engine {
             }
             !load.nodes.is_empty()
         });
+    }
+}
+
+/// A chunk has come. The tier holds it already, but not under the name of a path to which it is carried.
+fn take_over(cache: &mut Cache, node: NodeId, carried: bool) {
+    cache.arrived(node);
+    if carried {
+        cache.unsaved_again(node);
     }
 }
 

@@ -1,5 +1,6 @@
 //! An executor whose "KV" is a hash chain of token ids: a row that attends to anything but exactly its own prefix is
-//! caught at once, and its "logits" are a function of that prefix.
+//! caught at once, and its "logits" are a function of that prefix. Those of a row behind a cut are a function of the KV
+//! that was carried over it, which must have been born where the row is told.
 
 use kvist_base::{
     CHUNK, ChunkId, ChunkLayout, Dtype, Executor, ExecutorInfo, Gone, LayerKind, Micros, OpenPool, Prepare, Residency,
@@ -46,8 +47,17 @@ const CELL: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Cell {
     token: TokenId,
+    /// Where its token stood when it was computed, in the whole conversation.
     position: u32,
     state: u64,
+}
+
+/// A slot that a row attends to, and where it is told that the slot's token was born.
+struct Seen {
+    place: u32,
+    birth: u32,
+    chunk: ChunkId,
+    cell: Option<Cell>,
 }
 
 #[derive(Clone)]
@@ -126,8 +136,8 @@ impl SimExecutor {
         }
     }
 
-    /// Everything that a row attends to, in order of place: (position by place, cell).
-    fn visible(&self, plan: &StepPlan, row: u32) -> Vec<(u32, ChunkId, Option<Cell>)> {
+    /// Everything that a row attends to, in order of place.
+    fn visible(&self, plan: &StepPlan, row: u32) -> Vec<Seen> {
         let list = &plan.classes[0];
         let mut seen = Vec::new();
         for run in list.runs.iter().filter(|r| r.rows.contains(&row)) {
@@ -135,8 +145,9 @@ impl SimExecutor {
                 let chunk = list.chunks[(run.chunks.start + c) as usize];
                 let mask = list.mask(run, c, row);
                 for slot in (0..CHUNK).filter(|s| mask >> s & 1 == 1) {
-                    let position = (run.place + c) * CHUNK as u32 + slot as u32;
-                    seen.push((position, chunk, self.cells[chunk.0 as usize][slot]));
+                    let place = (run.place + c) * CHUNK as u32 + slot as u32;
+                    let cell = self.cells[chunk.0 as usize][slot];
+                    seen.push(Seen { place, birth: place + run.shift, chunk, cell });
                 }
             }
         }
@@ -172,39 +183,44 @@ impl Executor for SimExecutor {
         for r in order {
             let row = plan.rows[r];
             if let Some(slot) = row.write {
-                let cell = Cell { token: row.token, position: row.position, state: 0 };
+                let cell = Cell { token: row.token, position: row.position + row.shift, state: 0 };
                 self.cells[slot.chunk.0 as usize][slot.slot as usize] = Some(cell);
             }
             let seen = self.visible(plan, r as u32);
             attended += seen.len();
-            if let Some(&(_, blame)) = seen.iter().find_map(|s| lost.iter().find(|l| l.0 == s.1)) {
+            if let Some(&(_, blame)) = seen.iter().find_map(|s| lost.iter().find(|l| l.0 == s.chunk)) {
                 out.outcomes[r] = RowOutcome::Lost(blame);
                 continue;
             }
             let mut state = self.model.start();
-            for (i, &(position, chunk, cell)) in seen.iter().enumerate() {
+            let carried = row.shift > 0;
+            for (i, &Seen { place, birth, chunk, cell }) in seen.iter().enumerate() {
                 let Some(cell) = cell else {
-                    self.violations.push(format!("row {r} attends to an empty slot of {chunk} at {position}"));
+                    self.violations.push(format!("row {r} attends to an empty slot of {chunk} at {place}"));
                     break;
                 };
-                if !self.in_form(chunk, position, row.position) {
-                    self.violations.push(format!("row {r} at {} sees {position} in {chunk}", row.position));
+                if !self.in_form(chunk, place, row.position) {
+                    self.violations.push(format!("row {r} at {} sees {place} in {chunk}", row.position));
                     break;
                 }
-                let before = state;
+                let last = i + 1 == seen.len();
+                let before = if carried && !last { state ^ mix(cell.state) } else { state };
                 state = self.model.state(before, cell.token);
-                let last = i + 1 == seen.len() && row.write.is_some();
-                if position as usize != i || cell.position != position || (!last && cell.state != state) {
-                    self.violations.push(format!("row {r}: {cell:?} of {chunk} is not its prefix at {position}"));
+                let own = last && row.write.is_some();
+                let prefix = carried || place as usize == i && (own || cell.state == state);
+                if cell.position != birth || !prefix {
+                    self.violations.push(format!("row {r}: {cell:?} of {chunk} is not its prefix at {place}"));
                     break;
                 }
             }
-            if seen.len() != row.position as usize + 1 {
+            if !carried && seen.len() != row.position as usize + 1
+                || seen.last().is_none_or(|seen| seen.place != row.position)
+            {
                 self.violations.push(format!("row {r} at {} attends to {} tokens", row.position, seen.len()));
             }
             states[r] = state;
             if let Some(slot) = row.write {
-                let cell = Cell { token: row.token, position: row.position, state };
+                let cell = Cell { token: row.token, position: row.position + row.shift, state };
                 self.cells[slot.chunk.0 as usize][slot.slot as usize] = Some(cell);
                 let seal = plan.seals.iter().find(|seal| seal.from == slot.chunk && slot.slot as usize == CHUNK - 1);
                 if let Some(seal) = seal {
