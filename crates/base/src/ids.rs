@@ -19,6 +19,16 @@ pub struct DomainId(pub u32);
 
 impl DomainId {
     pub const PUBLIC: DomainId = DomainId(0);
+
+    /// The `n`-th namespace of a path that was carried over a cut, `n` below 2^31. KV in it does not follow from its tokens
+    /// alone, so that it sees nothing of any other domain, not even what is public.
+    pub const fn carried(n: u32) -> DomainId {
+        DomainId(1 << 31 | n)
+    }
+
+    pub const fn is_carried(self) -> bool {
+        self.0 >= 1 << 31
+    }
 }
 
 impl fmt::Display for ChunkId {

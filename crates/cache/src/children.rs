@@ -113,7 +113,7 @@ impl Arena {
         if self[parent].children.is_empty() {
             return None;
         }
-        let public = self.longest(parent, DomainId::PUBLIC, window);
+        let public = if domain.is_carried() { None } else { self.longest(parent, DomainId::PUBLIC, window) };
         let own = if domain == DomainId::PUBLIC { None } else { self.longest(parent, domain, window) };
         let best = match (public, own) {
             (Some(public), Some(own)) if own.n > public.n || (own.n == public.n && self[own.node].len() == own.n) => {

@@ -162,7 +162,8 @@ impl Cache {
             ensure!(node.depth == depth, "node {child}: depth {} instead of {depth}", node.depth);
             let domain = parent == ROOT || above.is_public() || above.domain == node.domain;
             ensure!(domain, "node {child} hangs below a node of another domain");
-            let twin = node.len() == CHUNK && !node.is_public() && self.twin(parent, node);
+            let may_merge = !node.is_public() && !node.domain.is_carried();
+            let twin = node.len() == CHUNK && may_merge && self.twin(parent, node);
             ensure!(!twin, "node {child} is the same whole chunk as a public one");
         }
         Ok(())

@@ -16,8 +16,8 @@ pub struct Publish {
 }
 
 impl Cache {
-    /// Makes the whole chunks of `tokens` that `domain` holds public. Private nodes of any domain that hold the same
-    /// chunk in the same place are merged into the public node: their children are re-hung below it, their pins move.
+    /// Makes the whole chunks of `tokens` that `domain` holds public. Private nodes of any domain (but carried ones, whose
+    /// KV may be another) that hold the same chunk in the same place are merged into the public node: their children are re-hung below it, their pins move.
     ///
     /// Changes no tokens, no slot, and no path's length; evicts nothing. What hangs below stays private to its domain.
     ///
@@ -77,7 +77,7 @@ impl Cache {
         self.unlinked - before
     }
 
-    /// The private children of `parent`, of any domain, that hold exactly this whole chunk.
+    /// The private children of `parent`, of any domain but those of carried paths, that hold exactly this whole chunk.
     pub(crate) fn equals(&self, parent: u32, window: &[TokenId]) -> Vec<u32> {
         let children = &self.arena[parent].children;
         let mut equal = Vec::new();
@@ -86,6 +86,9 @@ impl Cache {
             && let Some(&child) = children.get(self.arena.lower_bound(parent, DomainId(next), &[]))
         {
             after = self.arena[child].domain;
+            if after.is_carried() {
+                break;
+            }
             equal.extend(self.arena.whole(parent, after, window));
         }
         equal

@@ -22,7 +22,7 @@ const DROPPED: usize = 512;
 const HEAD: usize = 40;
 const REPEATED: usize = 96;
 const OWNER: DomainId = DomainId(2);
-const SPACE: DomainId = DomainId(3);
+const SPACE: DomainId = DomainId::carried(0);
 
 /// How what is left is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -201,7 +201,7 @@ mod tests {
     fn a_cut_inside_chunks_masks_its_borders() {
         let tokens: Vec<TokenId> = (0..1000).collect();
         // 100 tokens stay in front, 350 go: chunk 1 ends with 28 of them, chunk 7 begins with two.
-        let (carry, kept) = Carry::new(&tokens, 100, 450, DomainId(9)).unwrap();
+        let (carry, kept) = Carry::new(&tokens, 100, 450, DomainId::carried(9)).unwrap();
         assert_eq!((carry.head, carry.shift, carry.masked.clone()), (2, 320, 100..130));
         assert_eq!(kept.len(), 1000 - 320);
         assert_eq!((kept[127], kept[128], kept[679]), (127, 448, 999));
@@ -220,11 +220,11 @@ mod tests {
     #[test]
     fn cuts_of_less_than_a_chunk_are_none() {
         let tokens: Vec<TokenId> = (0..300).collect();
-        assert_eq!(Carry::new(&tokens, 1, 127, DomainId(9)), None);
-        assert_eq!(Carry::new(&tokens, 10, 320, DomainId(9)), None);
-        let (carry, kept) = Carry::new(&tokens, 0, 64, DomainId(9)).unwrap();
+        assert_eq!(Carry::new(&tokens, 1, 127, DomainId::carried(9)), None);
+        assert_eq!(Carry::new(&tokens, 10, 320, DomainId::carried(9)), None);
+        let (carry, kept) = Carry::new(&tokens, 0, 64, DomainId::carried(9)).unwrap();
         assert_eq!((carry.head, carry.masked, kept[0]), (0, 0..0, 64));
-        let (carry, _) = Carry::new(&tokens, 64, 192, DomainId(9)).unwrap();
+        let (carry, _) = Carry::new(&tokens, 64, 192, DomainId::carried(9)).unwrap();
         assert_eq!((carry.head, carry.shift, carry.masked), (1, 128, 64..64));
     }
 }

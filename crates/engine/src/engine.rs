@@ -221,6 +221,9 @@ impl Engine {
         if r.domain == DomainId::PUBLIC {
             return invalid("domain", "the public domain is published to, nobody computes in it".into());
         }
+        if r.domain.is_carried() || r.carry.as_ref().is_some_and(|carry| !carry.space.is_carried()) {
+            return invalid("domain", "carried paths have namespaces of their own, and nobody else has".into());
+        }
         if r.prompt.is_empty() {
             return invalid("prompt", "it is empty".into());
         }

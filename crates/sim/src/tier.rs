@@ -130,7 +130,7 @@ impl Tier for SimTier {
             let end = from + (chunk + 1) * CHUNK;
             end <= tokens.len() && inner.stored.contains_key(&(domain, tokens[..end].to_vec()))
         };
-        let public = (0..).take_while(|&chunk| holds(DomainId::PUBLIC, chunk)).count();
+        let public = (0..).take_while(|&chunk| !domain.is_carried() && holds(DomainId::PUBLIC, chunk)).count();
         let own = (public..).take_while(|&chunk| holds(domain, chunk)).count();
         Found { public, own }
     }

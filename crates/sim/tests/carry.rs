@@ -117,7 +117,7 @@ fn engine(executor: &SimExecutor, tier: &SimTier) -> Engine {
 
 /// A request for what is left of a conversation behind the `cut`-th cut, carried on from the earlier ones.
 fn carried(ids: &[TokenId], cut: usize) -> Request {
-    let space = |cut: usize| DomainId(100 + cut as u32);
+    let space = |cut: usize| DomainId::carried(cut as u32);
     let make = |cut: usize| Carry::new(ids, START, ENDS[cut], space(cut)).unwrap();
     let (mut carry, kept) = make(cut);
     for earlier in (0..cut).rev() {

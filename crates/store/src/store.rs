@@ -152,6 +152,11 @@ impl Store {
         Ok(())
     }
 
+    /// Whether a domain of this name has a key.
+    pub fn knows(&self, name: &str) -> bool {
+        self.shared().state().keys.as_ref().is_some_and(|keys| keys.domains.contains_key(name))
+    }
+
     /// Makes `domain` stand for another tree of the domain that `of` stands for: of paths whose KV follows from their tokens
     /// and from what `variant` is a digest of, as where KV was carried over a cut. Zeros are the tree of exact paths.
     /// `false`: `of` is not known.

@@ -188,7 +188,8 @@ impl Tier for StoreTier {
             return Found::default();
         }
         let first = from / CHUNK;
-        let public = self.store.probe(DomainId::PUBLIC, tokens, first) / CHUNK;
+        let public = |store: &Store| store.probe(DomainId::PUBLIC, tokens, first) / CHUNK;
+        let public = if domain.is_carried() { 0 } else { public(&self.store) };
         let own = self.store.probe(domain, tokens, first) / CHUNK;
         Found { public, own: own.saturating_sub(public) }
     }

@@ -26,51 +26,93 @@ fn turn(served: &Served, messages: &mut Vec<Value>, more: Value) -> Value {
     })
 }
 
+fn number(usage: &Value, name: &str) -> u64 {
+    usage[name].as_u64().unwrap()
+}
+
+fn computed(usage: &Value) -> u64 {
+    number(usage, "prompt") - number(usage, "cached")
+}
+
+/// A server that truncates, over a store of its own.
+struct Truncating {
+    args: Vec<String>,
+    served: Served,
+    messages: Vec<Value>,
+    _dir: TempDir,
+}
+
+impl Truncating {
+    fn start(kv_type: &str) -> Truncating {
+        let dir = TempDir::new();
+        let (kv, key) = (dir.0.join("kv").display().to_string(), dir.0.join("key").display().to_string());
+        let args = ["--ctx", "1024", "--on-overflow", "truncate", "--kv-disk", "64MiB", "--kv-type", kv_type];
+        let args: Vec<String> =
+            args.into_iter().chain(["--kv-dir", &kv, "--kv-key-file", &key]).map(String::from).collect();
+        let system = json!({"role": "system", "content": "You tell stories about a girl named Lily and her dog."});
+        Truncating { served: Self::run(&args), args, messages: vec![system], _dir: dir }
+    }
+
+    fn run(args: &[String]) -> Served {
+        Served::start(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn turn(&mut self, more: Value) -> Value {
+        turn(&self.served, &mut self.messages, more)
+    }
+
+    /// Ends the server without warning, and starts another one over what is durable: all that is a second old.
+    fn restart(&mut self) {
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        self.served.signal("KILL");
+        self.served.end();
+        self.served = Self::run(&self.args);
+    }
+}
+
 #[test]
 fn the_oldest_turns_go_and_the_rest_keeps_its_kv_also_over_a_restart() {
-    let dir = TempDir::new();
-    let (kv, key) = (dir.0.join("kv").display().to_string(), dir.0.join("key").display().to_string());
-    let args =
-        ["--ctx", "1024", "--on-overflow", "truncate", "--kv-disk", "64MiB", "--kv-dir", &kv, "--kv-key-file", &key];
-    let mut served = Served::start(&args);
-    let mut messages =
-        vec![json!({"role": "system", "content": "You tell stories about a girl named Lily and her dog."})];
-    let number = |usage: &Value, name: &str| usage[name].as_u64().unwrap();
-    let (mut cuts, mut last) = (Vec::new(), 0);
-    while cuts.len() < 3 || last != 2 {
-        let usage = turn(&served, &mut messages, json!({}));
-        let dropped = number(&usage, "dropped");
-        assert!(number(&usage, "prompt") + 24 <= 1024, "{usage}");
-        if dropped == 0 {
-            assert_eq!(usage["carried"], json!(false));
-            continue;
+    for kv_type in ["bf16", "kv8"] {
+        let mut whole = Truncating::start(kv_type);
+        let (mut usages, mut moves) = (Vec::new(), Vec::new());
+        let mut dropped = 0;
+        while moves.len() < 3 {
+            let usage = whole.turn(json!({}));
+            assert!(number(&usage, "prompt") + 24 <= 1024, "{usage}");
+            let cut = number(&usage, "dropped");
+            assert!(cut >= dropped && usage["carried"] == json!(cut > 0), "{usage}");
+            if cut > dropped {
+                moves.push(usages.len());
+            }
+            // At most the rest of a chunk besides what is new, when the cut moves; nothing but what is new otherwise.
+            assert!(usages.is_empty() || computed(&usage) < if cut > dropped { 128 } else { 64 }, "{usage}");
+            dropped = cut;
+            usages.push(usage);
         }
-        assert_eq!(usage["carried"], json!(true), "{usage}");
-        // At most the rest of a chunk besides what is new, when the cut moves; nothing but what is new otherwise.
-        let computed = number(&usage, "prompt") - number(&usage, "cached");
-        let moved = cuts.last() != Some(&dropped);
-        assert!(computed < if moved { 128 } else { 64 }, "{usage}");
-        if moved {
-            cuts.push(dropped);
-            last = 0;
+
+        // The same, but that the server is killed right before each turn in which the cut moves, and before the last one.
+        let mut killed = Truncating::start(kv_type);
+        for (i, usage) in usages.iter().enumerate() {
+            if moves.contains(&i) {
+                killed.restart();
+            }
+            let again = killed.turn(json!({}));
+            assert_eq!(again, *usage, "{kv_type}: turn {i}, cuts {moves:?}");
         }
-        last += 1;
+        assert_eq!(killed.messages, whole.messages);
+        killed.restart();
+        let usage = killed.turn(json!({}));
+        assert!(usage["carried"] == json!(true) && computed(&usage) < 128, "{usage}");
+
+        refuses_or_computes_where_asked(whole);
     }
-    assert!(cuts.is_sorted());
+}
 
-    // What was saved a second ago is durable. The next turn does not move the cut: what it is moved from would be on disk.
-    std::thread::sleep(std::time::Duration::from_millis(1500));
-    served.signal("KILL");
-    served.end();
-    let served = Served::start(&args);
-    let usage = turn(&served, &mut messages, json!({}));
-    let computed = number(&usage, "prompt") - number(&usage, "cached");
-    assert!(usage["carried"] == json!(true) && computed < 192, "{usage}");
-
+fn refuses_or_computes_where_asked(mut machine: Truncating) {
     // Computed anew where that is asked for, refused where that is.
-    let usage = turn(&served, &mut messages, json!({"exact": true}));
+    let usage = machine.turn(json!({"exact": true}));
     assert!(usage["carried"] == json!(false) && number(&usage, "dropped") > 0, "{usage}");
-    let body = json!({"messages": messages, "max_tokens": 24, "truncation": "disabled"});
-    let answer = served.ask("POST", "/v1/chat/completions", &body.to_string());
+    let body = json!({"messages": machine.messages, "max_tokens": 24, "truncation": "disabled"});
+    let answer = machine.served.ask("POST", "/v1/chat/completions", &body.to_string());
     assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("context_length_exceeded"), "{answer}");
 }

@@ -10,7 +10,7 @@ use crate::api::assembly::Prepared;
 use crate::api::error::ApiError;
 use crate::api::generate::{Job, Kind, params};
 use crate::api::json::{Fields, parse_object};
-use crate::api::overflow::{Cut, OnOverflow, cut, turns};
+use crate::api::overflow::{Cut, OnOverflow, cut, earlier, turns};
 use crate::api::params::{Bounds, MAX_TOP, Params};
 use crate::api::tools::{ToolRequest, check_calls, shown};
 use crate::app::{Caller, Serving};
@@ -65,10 +65,11 @@ fn drop_turns(
         return None;
     }
     let (head, turns) = turns(&serving.text.tokenizer, template, input, prompt);
-    let cut = cut(length, head, turns.into_iter(), room, reserve)?;
+    let cut = cut(length, head, turns.iter().copied(), room, reserve)?;
     if !exact {
         let store = serving.tier.as_ref().map(|tier| tier.store());
-        if let Some((carry, ids)) = serving.carried.path(tenant, &prompt.ids, cut, store) {
+        let before = earlier(&turns, room, cut);
+        if let Some((carry, ids)) = serving.carried.path(tenant, &prompt.ids, cut, &before, store) {
             return Some((cut, Some(carry), ids));
         }
     }

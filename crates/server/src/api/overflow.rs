@@ -12,12 +12,12 @@ use crate::auth::Tenant;
 
 /// Tokens at the start that always stay: attention rests on them whatever they say (StreamingLLM, section 3.1).
 const SINKS: usize = 4;
+/// Earlier cuts of a conversation that are looked for in the store, the latest ones.
+const MOST_EARLIER: usize = 8;
 /// Ids of dropped tokens that are remembered, over all conversations.
 const MOST_TOKENS: usize = 8 << 20;
 /// Kind of the store's notes that hold what a namespace was cut from.
 const CARRIED: u8 = 2;
-/// The first namespace of a carried path; those of tenants are far below.
-const FIRST_SPACE: u32 = 1 << 31;
 
 /// What to do with a conversation that does not fit (`truncation`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +51,18 @@ pub fn cut(length: usize, head: usize, turns: impl Iterator<Item = usize>, room:
     let end = { turns }.find(|&turn| turn >= least && turn + 2 < length).unwrap_or(least);
     let kept = length.checked_sub(end / CHUNK * CHUNK)? + start.next_multiple_of(CHUNK);
     (end + 1 < length && kept + reserve <= room).then_some(Cut { start, end })
+}
+
+/// The cuts that [`cut`] may have made of the same conversation when it was shorter, the latest first: at a turn, or inside one
+/// that was then the last.
+pub fn earlier(turns: &[usize], room: usize, cut: Cut) -> Vec<Cut> {
+    let step = (room / 4).next_multiple_of(CHUNK);
+    let steps = (cut.start..cut.end).step_by(step).skip(1);
+    let ends = steps.flat_map(|least| [Some(least), turns.iter().copied().find(|&turn| turn >= least)]);
+    let mut ends: Vec<usize> = ends.flatten().filter(|&end| end < cut.end).collect();
+    ends.sort_unstable_by(|a, b| b.cmp(a));
+    ends.dedup();
+    ends.into_iter().take(MOST_EARLIER).map(|end| Cut { end, ..cut }).collect()
 }
 
 /// Tokens of a prompt before its first message that is no instruction, and the tokens at which its user messages begin.
@@ -105,36 +117,63 @@ struct Space {
     space: DomainId,
 }
 
+impl Space {
+    fn is(&self, owner: &Tenant, cut: Cut, ids: &[TokenId]) -> bool {
+        self.owner == owner.domain && self.cut == cut && ids.starts_with(&self.tokens)
+    }
+}
+
+impl Spaces {
+    fn find(&self, owner: &Tenant, cut: Cut, ids: &[TokenId]) -> Option<DomainId> {
+        self.entries.iter().find(|e| e.is(owner, cut, ids)).map(|e| e.space)
+    }
+
+    /// A namespace for what is carried over a cut; what the store has of it is found again. Without `make` there is none
+    /// but one that the store knows.
+    fn enter(
+        &mut self,
+        owner: &Tenant,
+        cut: Cut,
+        ids: &[TokenId],
+        store: Option<&Store>,
+        make: bool,
+    ) -> Option<DomainId> {
+        let space = DomainId::carried(self.made);
+        let tokens = &ids[..cut.end / CHUNK * CHUNK];
+        let stored = store.is_some_and(|store| keep(store, owner, cut, tokens, space, make));
+        if !stored && !make {
+            return None;
+        }
+        self.made += 1;
+        self.tokens += tokens.len();
+        self.entries.push(Space { owner: owner.domain, cut, tokens: tokens.into(), space });
+        while self.tokens > MOST_TOKENS && self.entries.len() > 1 {
+            self.tokens -= self.entries.remove(0).tokens.len();
+        }
+        Some(space)
+    }
+}
+
 impl Carried {
-    /// The carried path of a prompt, and its tokens. `None`: the cut drops no whole chunk.
+    /// The carried path of a prompt, and its tokens. `before`: the cuts from which this one may have moved, which a process
+    /// before this one may have made; see [`earlier`]. `None`: the cut drops no whole chunk.
     pub fn path(
         &self,
         owner: &Tenant,
         ids: &[TokenId],
         cut: Cut,
+        before: &[Cut],
         store: Option<&Store>,
     ) -> Option<(Carry, Vec<TokenId>)> {
         let (mut carry, kept) = Carry::new(ids, cut.start, cut.end, DomainId(0))?;
-        let until = |cut: &Cut| cut.end / CHUNK * CHUNK;
         let mut inner = self.lock();
-        let same = |e: &&Space| e.owner == owner.domain && e.cut == cut && ids.starts_with(&e.tokens);
-        carry.space = match inner.entries.iter().find(same) {
-            Some(entry) => entry.space,
-            None => {
-                let space = DomainId(FIRST_SPACE + inner.made);
-                let tokens: Arc<[TokenId]> = ids[..until(&cut)].into();
-                if let Some(store) = store {
-                    keep(store, owner, cut, &tokens, space);
-                }
-                inner.made += 1;
-                inner.tokens += tokens.len();
-                inner.entries.push(Space { owner: owner.domain, cut, tokens, space });
-                while inner.tokens > MOST_TOKENS && inner.entries.len() > 1 {
-                    inner.tokens -= inner.entries.remove(0).tokens.len();
-                }
-                space
+        for &cut in before {
+            if inner.find(owner, cut, ids).is_none() {
+                inner.enter(owner, cut, ids, store, false);
             }
-        };
+        }
+        carry.space =
+            inner.find(owner, cut, ids).or_else(|| inner.enter(owner, cut, ids, store, true)).expect("it is made");
         // Earlier cuts of the same conversation, the last one first; then the whole conversation.
         let earlier = |e: &&Space| {
             e.owner == owner.domain && e.cut.start == cut.start && e.cut.end < cut.end && ids.starts_with(&e.tokens)
@@ -158,8 +197,8 @@ impl Carried {
 }
 
 /// Makes a namespace known to the store under a name that a later process finds again. What it was cut from stands beside
-/// it and is compared: a digest alone never answers.
-fn keep(store: &Store, owner: &Tenant, cut: Cut, tokens: &[TokenId], space: DomainId) {
+/// it and is compared: a digest alone never answers. Without `make` only one that the store knows. Whether it does now.
+fn keep(store: &Store, owner: &Tenant, cut: Cut, tokens: &[TokenId], space: DomainId, make: bool) -> bool {
     let words = [cut.start as u64, cut.end as u64].map(u64::to_le_bytes).concat();
     let ids: Vec<u8> = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
     let digest = Sha256::new().chain_update(&words).chain_update(&ids).finalize();
@@ -167,21 +206,19 @@ fn keep(store: &Store, owner: &Tenant, cut: Cut, tokens: &[TokenId], space: Doma
     let scratch = DomainId(u32::MAX);
     let name = format!("{} / carried {hex}", owner.store_name());
     // Without a place in the store it is kept in RAM alone.
-    if store.register(scratch, &name).is_err() {
-        return;
+    if !make && !store.knows(&name) || store.register(scratch, &name).is_err() {
+        return false;
     }
     let parts: Vec<&[u8]> = ids.chunks(kvist_store::NOTE_MOST / 2).collect();
     let known = store.notes(scratch, CARRIED);
     let told =
         |i: usize| known.iter().find(|(key, _)| *key == (i as u32).to_le_bytes()).map(|(_, value)| value.as_slice());
     let same = parts.iter().enumerate().all(|(i, part)| told(i) == Some(*part));
-    let new = known.is_empty() && {
+    let new = make && known.is_empty() && {
         let put = |(i, part): (usize, &&[u8])| store.put_note(scratch, CARRIED, &(i as u32).to_le_bytes(), part);
         parts.iter().enumerate().all(put)
     };
-    if same || new {
-        let _ = store.register(space, &name);
-    }
+    (same || new) && store.register(space, &name).is_ok()
 }
 
 #[cfg(test)]
@@ -211,6 +248,25 @@ mod tests {
     }
 
     #[test]
+    fn a_cut_knows_those_before_it() {
+        let (mut made, mut turns): (Vec<Cut>, Vec<usize>) = (Vec::new(), Vec::new());
+        for length in 0..6000 {
+            // Turns of all lengths, some longer than a step.
+            if length > 100 && length % (77 + length / 1000 * 300) == 0 {
+                turns.push(length);
+            }
+            let Some(cut) = cut(length, 100, turns.iter().copied(), ROOM, 200) else { continue };
+            if made.last() != Some(&cut) {
+                let known = earlier(&turns, ROOM, cut);
+                assert!(known.is_sorted_by_key(|cut| std::cmp::Reverse(cut.end)) && known.len() <= MOST_EARLIER);
+                assert!(made.last().is_none_or(|last| known.contains(last)), "{made:?} {cut:?} {known:?}");
+                made.push(cut);
+            }
+        }
+        assert!(made.len() > 5, "{made:?}");
+    }
+
+    #[test]
     fn a_turn_that_is_too_long_is_cut_inside() {
         assert_eq!(cut(3000, 0, std::iter::empty(), ROOM, 100), Some(Cut { start: 4, end: 4 + 3 * 512 }));
         // A system prompt that leaves no room, and a reply that takes it all.
@@ -224,7 +280,7 @@ mod tests {
         let tenant = |n: u32| Tenant { name: format!("{n}").into(), domain: DomainId(n) };
         let ids: Vec<TokenId> = (0..3000).collect();
         let space = |owner: u32, ids: &[TokenId], end: usize| {
-            carried.path(&tenant(owner), ids, Cut { start: 100, end }, None).unwrap().0
+            carried.path(&tenant(owner), ids, Cut { start: 100, end }, &[], None).unwrap().0
         };
         let first = space(2, &ids, 700);
         assert_eq!(space(2, &ids, 700).space, first.space);
