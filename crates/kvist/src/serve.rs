@@ -153,6 +153,14 @@ fn load(settings: &Settings, mut plan: Plan, keys: Option<&Keys>) -> Result<Load
     Ok(Loaded { driver, text, info, plan, public: (!prompts.is_empty()).then_some(public), disk })
 }
 
+/// What becomes of conversations that do not fit, where a request does not say.
+pub fn on_overflow(settings: &Settings) -> OnOverflow {
+    match settings.text(&ON_OVERFLOW) {
+        Some("truncate") => OnOverflow::Truncate { exact: false },
+        _ => OnOverflow::Error,
+    }
+}
+
 fn server_config(settings: &Settings, max_connections: usize) -> Result<ServerConfig> {
     let keys = settings.text(&API_KEY_FILE).map(|file| Keys::from_file(Path::new(file)));
     let seconds = |key| Duration::from_secs(settings.count(key) as u64);
@@ -161,10 +169,7 @@ fn server_config(settings: &Settings, max_connections: usize) -> Result<ServerCo
         metrics_key: metrics_key(settings)?,
         host: settings.text(&HOST).map(str::to_owned),
         cors: settings.list(&CORS).to_vec(),
-        on_overflow: match settings.text(&ON_OVERFLOW) {
-            Some("truncate") => OnOverflow::Truncate { exact: false },
-            _ => OnOverflow::Error,
-        },
+        on_overflow: on_overflow(settings),
         strict_model: settings.flag(&STRICT_MODEL),
         max_body: settings.count(&MAX_BODY),
         max_n: u32::try_from(settings.count(&MAX_N)).unwrap_or(u32::MAX),

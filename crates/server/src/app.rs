@@ -12,7 +12,7 @@ use kvist_text::{Dialect, ReplyTable};
 use tokio::sync::{Semaphore, watch};
 
 use crate::api::error::ApiError;
-use crate::api::overflow::Carried;
+use crate::api::overflow::{Carried, OnOverflow, Overflow};
 use crate::api::params::Bounds;
 use crate::auth::Tenant;
 use crate::config::{ModelInfo, ServerConfig, TextParts};
@@ -62,6 +62,12 @@ impl Serving {
             code: Some("model_not_found"),
             ..ApiError::not_found(format!("the model served here is `{}`", self.model.id))
         }
+    }
+
+    /// What becomes of a tenant's conversation that does not fit. `make`: it is about to be computed.
+    pub fn overflow(&self, tenant: &Tenant, on: OnOverflow, make: bool) -> Overflow<'_> {
+        let store = self.tier.as_ref().map(StoreTier::store);
+        Overflow { on, room: self.room, owner: tenant.into(), carried: &self.carried, store, make }
     }
 
     /// Text of more bytes cannot fit into the context, whatever its tokens are.

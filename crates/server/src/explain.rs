@@ -2,9 +2,10 @@
 //! server.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use kvist_base::{CHUNK, DomainId, TokenId};
-use kvist_engine::Prospect;
+use kvist_engine::{Carry, Prospect};
 use kvist_store::{Nearest, Store};
 use kvist_text::{ReplyTable, Tokenizer, splice};
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,8 @@ use crate::api::chat::{input, template};
 use crate::api::completions::{self, parse_prompts};
 use crate::api::error::ApiError;
 use crate::api::json::{Fields, parse_object};
+use crate::api::overflow::{Left, OnOverflow, Overflow, Text};
+use crate::api::params::{max_tokens, most_tokens, on_overflow};
 use crate::config::TextParts;
 
 /// Tokens of text that are shown on each side of the place where two paths part.
@@ -22,7 +25,12 @@ const SHOWN: usize = 12;
 /// A prompt as the server would compute it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
+    /// What is left of it, where it did not fit.
     pub ids: Vec<TokenId>,
+    /// Tokens of its oldest turns that are dropped.
+    pub dropped: usize,
+    /// What is left keeps its KV.
+    pub carry: Option<Arc<Carry>>,
     /// How many of them are those of earlier replies.
     pub spliced: usize,
     /// Where the text of the system message is among them, about, if there is one.
@@ -37,19 +45,19 @@ impl Asked {
     pub fn read(
         text: &TextParts,
         replies: &ReplyTable,
-        domain: DomainId,
+        overflow: Overflow,
         now: u64,
         body: &[u8],
     ) -> Result<Asked, String> {
         let map = parse_object(body).map_err(|e| e.message)?;
-        Asked::parse(text, replies, domain, now, &|_| Ok(()), Fields(&map)).map_err(|e| e.message)
+        Asked::parse(text, replies, overflow, now, &|_| Ok(()), Fields(&map)).map_err(|e| e.message)
     }
 
-    /// As [`Asked::read`]; `check` may refuse a text by its length in bytes.
+    /// As [`Asked::read`]; `check` may refuse a text that may not be cut by its length in bytes.
     pub(crate) fn parse(
         text: &TextParts,
         replies: &ReplyTable,
-        domain: DomainId,
+        mut overflow: Overflow,
         now: u64,
         check: &dyn Fn(usize) -> Result<(), ApiError>,
         fields: Fields,
@@ -64,16 +72,22 @@ impl Asked {
                 }
                 _ => return Err(ApiError::field("prompt", "one prompt is needed")),
             };
-            return Ok(Asked { ids, spliced: 0, system: None });
+            return Ok(Asked { ids, dropped: 0, carry: None, spliced: 0, system: None });
         }
         let (input, template) = (input(fields, now)?, template(text)?);
-        check(template.render(&input)?.len())?;
-        let prompt = splice(&text.tokenizer, template, replies, domain, &input)?;
+        overflow.on = on_overflow(fields, overflow.on)?;
+        if overflow.on == OnOverflow::Error {
+            check(template.render(&input)?.len())?;
+        }
+        let prompt = splice(&text.tokenizer, template, replies, overflow.owner.domain, &input)?;
         let system = system_text(input.messages).and_then(|system| {
             let start = prompt.text.find(system)?;
             Some(tokens_of(&text.tokenizer, &prompt.ids, start..start + system.len()))
         });
-        Ok(Asked { ids: prompt.ids, spliced: prompt.spliced, system })
+        let parts = Text { tokenizer: &text.tokenizer, template, input: &input };
+        let left = overflow.left(parts, &prompt, max_tokens(most_tokens(fields)?));
+        let Left { dropped, carry, ids } = left.unwrap_or(Left { dropped: 0, carry: None, ids: prompt.ids });
+        Ok(Asked { ids, dropped, carry: carry.map(Arc::new), spliced: prompt.spliced, system })
     }
 }
 
@@ -96,6 +110,13 @@ fn tokens_of(tokenizer: &Tokenizer, ids: &[TokenId], bytes: Range<usize>) -> Ran
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explained {
     pub tokens: usize,
+    /// Not counted: those of the oldest turns, which are dropped because all of them do not fit.
+    #[serde(default)]
+    pub dropped: usize,
+    /// Of those found, the ones that are carried on from where they lie under the name of another path, such as the
+    /// conversation's before the cut moved; null: what is left is no carried path.
+    #[serde(default)]
+    pub carried: Option<usize>,
     /// Of them, ids of earlier replies that are put in the place of their text.
     pub spliced: usize,
     /// Found in RAM; null: only a running server knows.
@@ -151,8 +172,10 @@ impl Around {
 }
 
 /// The path of a domain, or a public one, that agrees longest with these tokens in a store.
-pub fn nearest(store: &Store, domain: DomainId, ids: &[TokenId]) -> Option<Nearest> {
-    let paths = [DomainId::PUBLIC, domain].into_iter().filter_map(|domain| store.nearest(domain, ids));
+pub fn nearest(store: &Store, domain: DomainId, asked: &Asked) -> Option<Nearest> {
+    // A carried path sees nothing but its own namespace.
+    let domains = asked.carry.as_ref().map_or([DomainId::PUBLIC, domain], |carry| [carry.space; 2]);
+    let paths = domains.into_iter().filter_map(|domain| store.nearest(domain, &asked.ids));
     paths.max_by_key(|path| (path.common, std::cmp::Reverse(path.gone)))
 }
 
@@ -167,6 +190,8 @@ impl Explained {
         let ms = |micros: u64| micros as f64 / 1000.0;
         Explained {
             tokens,
+            dropped: asked.dropped,
+            carried: asked.carry.as_ref().map(|_| prospect.carried),
             spliced: asked.spliced,
             ram: ram.then_some(found),
             disk: cached - found,
@@ -185,7 +210,9 @@ fn why(tokenizer: &Tokenizer, asked: &Asked, prospect: &Prospect, stored: Option
     let cached = prospect.cached(ids.len());
     let agree = |path: &[TokenId]| path.iter().zip(ids).take_while(|(a, b)| a == b).count();
     let none: &[TokenId] = &[];
-    let paths = [&prospect.nearest[..], stored.map_or(none, |stored| &stored.tokens)];
+    // What is carried on lies under other names.
+    let carried = if prospect.carried > 0 { &ids[..cached / CHUNK * CHUNK] } else { none };
+    let paths = [&prospect.nearest[..], stored.map_or(none, |stored| &stored.tokens), carried];
     let (at, path) =
         paths.map(|path| (agree(path), path)).into_iter().max_by_key(|(n, p)| (*n, p.len())).unwrap_or((0, none));
     if cached + 1 >= ids.len() {

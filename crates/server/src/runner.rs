@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kvist_base::{AllResident, Clock, DomainId, Executor, Micros, Residency, StepOutput, TokenId};
-use kvist_engine::{Effect, Engine, EngineStats, Finish, Prospect, Refusal, Request, RequestId};
+use kvist_engine::{Carry, Effect, Engine, EngineStats, Finish, Prospect, Refusal, Request, RequestId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::keep::Keeper;
@@ -51,7 +51,7 @@ struct Submission {
 enum Command {
     Submit(Submission),
     /// What these tokens would find in the domain.
-    Prospect(DomainId, Vec<TokenId>, oneshot::Sender<Prospect>),
+    Prospect(DomainId, Vec<TokenId>, Option<Arc<Carry>>, oneshot::Sender<Prospect>),
     /// Ends every request with `Finish::Cancelled`.
     CancelAll,
     Stop,
@@ -170,10 +170,15 @@ impl Runner {
         Ok(Ticket { events, control })
     }
 
-    /// What these tokens would find in the domain after the step in flight.
-    pub fn prospect(&self, domain: DomainId, tokens: Vec<TokenId>) -> Result<oneshot::Receiver<Prospect>, Unavailable> {
+    /// What these tokens would find in the domain, or as a carried path, after the step in flight.
+    pub fn prospect(
+        &self,
+        domain: DomainId,
+        tokens: Vec<TokenId>,
+        carry: Option<Arc<Carry>>,
+    ) -> Result<oneshot::Receiver<Prospect>, Unavailable> {
         let (sender, answer) = oneshot::channel();
-        self.command(Command::Prospect(domain, tokens, sender))?;
+        self.command(Command::Prospect(domain, tokens, carry, sender))?;
         Ok(answer)
     }
 
@@ -286,9 +291,9 @@ impl Loop {
     fn take(&mut self, command: Command) -> bool {
         match command {
             Command::Submit(submission) => self.submit(submission),
-            Command::Prospect(domain, tokens, answer) => {
+            Command::Prospect(domain, tokens, carry, answer) => {
                 // Who asked may have left.
-                let _ = answer.send(self.engine.prospect(domain, &tokens));
+                let _ = answer.send(self.engine.prospect(domain, &tokens, carry.as_deref()));
             }
             Command::CancelAll => {
                 let now = self.clock.now();

@@ -4,15 +4,14 @@ use std::io::Read;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::ArgMatches;
-use kvist_base::DomainId;
 use kvist_server::explain::Asked;
-use kvist_server::{TextParts, recall};
+use kvist_server::{Carried, OnOverflow, Overflow, Owner, TextParts, recall};
 use kvist_store::Store;
 use kvist_text::ReplyTable;
 use serde_json::{Value, json};
 
+use super::place::Place;
 use crate::failure::{Failure, Result};
-use crate::model::Chosen;
 use crate::settings::Settings;
 use crate::settings::keys::{REASONING, REPLY_RAM, TOOL_FORMAT};
 
@@ -45,22 +44,25 @@ fn read(file: &str) -> Result<String> {
 
 /// Renders and tokenises a body as the server would, with the replies that the store remembers of the domain.
 pub fn tokens(
-    chosen: &Chosen,
+    place: &Place,
     settings: &Settings,
     store: &Store,
-    domain: DomainId,
+    owner: Owner,
+    on: OnOverflow,
     body: &Value,
 ) -> Result<(TextParts, Asked)> {
-    let text = chosen.text()?;
+    let text = place.chosen.text()?;
     let mut text = TextParts { tokenizer: text.tokenizer, template: text.template.ok() };
     if let Some(template) = &mut text.template {
         let tools = settings.text(&TOOL_FORMAT).unwrap_or_default().parse().unwrap_or_default();
         template.learn_dialect(tools, settings.text(&REASONING) != Some("off"));
     }
     let replies = ReplyTable::new(settings.count(&REPLY_RAM));
-    recall(&replies, store, domain);
+    recall(&replies, store, owner.domain);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let asked = Asked::read(&text, &replies, domain, now, body.to_string().as_bytes())
+    let (room, carried) = (place.context, &Carried::default());
+    let overflow = Overflow { on, room, owner, carried, store: Some(store), make: false };
+    let asked = Asked::read(&text, &replies, overflow, now, body.to_string().as_bytes())
         .map_err(|what| Failure::usage(what, "give what a request would give"))?;
     if asked.ids.is_empty() {
         return Err(Failure::usage("the prompt is empty", "give some text"));

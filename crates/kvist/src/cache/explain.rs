@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::ArgMatches;
 use kvist_base::{CHUNK, DomainId, Tier};
 use kvist_engine::Prospect;
-use kvist_server::explain::{Around, Explained, Why, nearest};
+use kvist_server::explain::{Around, Asked, Explained, Why, nearest};
 use kvist_store::StoreTier;
 use serde_json::{Value, json};
 
@@ -14,6 +14,7 @@ use super::place::{Place, bind};
 use super::{ask, client};
 use crate::failure::{Failure, Result};
 use crate::say;
+use crate::serve::on_overflow;
 use crate::settings::Settings;
 use crate::size::{human, thousands};
 
@@ -49,12 +50,13 @@ pub fn run(matches: &ArgMatches, settings: Settings) -> Result<()> {
 fn offline(matches: &ArgMatches, mut settings: Settings, body: &Value, rate: Option<f64>) -> Result<Value> {
     let place = Place::find(&mut settings)?;
     let (store, _) = place.look()?;
-    let domain = bind(&store, matches.get_one::<String>("tenant").map(String::as_str))?;
-    let (text, asked) = ask::tokens(&place.chosen, &settings, &store, domain, body)?;
+    let owner = bind(&store, matches.get_one::<String>("tenant").map(String::as_str))?;
+    let domain = owner.domain;
+    let (text, asked) = ask::tokens(&place, &settings, &store, owner, on_overflow(&settings), body)?;
     let foreign = store.foreign();
-    let stored = nearest(&store, domain, &asked.ids);
+    let stored = nearest(&store, domain, &asked);
     let tier = StoreTier::new(store);
-    let prospect = prospect(&tier, domain, &asked.ids, rate);
+    let prospect = prospect(&tier, domain, &asked, rate);
     let mut explained = Explained::new(&text.tokenizer, &asked, &prospect, false, stored.as_ref());
     if explained.why == Why::Nothing && !foreign.is_empty() {
         explained.why = Why::OtherFingerprint { stored: foreign.into_iter().map(|f| f.text).collect() };
@@ -67,12 +69,28 @@ fn offline(matches: &ArgMatches, mut settings: Settings, body: &Value, rate: Opt
 }
 
 /// What a server without anything in RAM would find.
-fn prospect(tier: &StoreTier, domain: DomainId, ids: &[u32], rate: Option<f64>) -> Prospect {
-    // As the engine has it: for one chunk nothing is loaded.
-    let found = if ids.len() > CHUNK { tier.probe(domain, ids, 0) } else { Default::default() };
-    let chunks = found.public + found.own;
-    let load = if chunks > 0 { tier.estimate(chunks) } else { 0 };
-    let prospect = Prospect { tier: chunks * CHUNK, loads: chunks > 0, load, ..Prospect::default() };
+fn prospect(tier: &StoreTier, domain: DomainId, asked: &Asked, rate: Option<f64>) -> Prospect {
+    let (ids, carry) = (&asked.ids[..], asked.carry.as_deref());
+    let chunks = |domain, tokens: &[u32], from| {
+        let found = tier.probe(domain, tokens, from);
+        found.public + found.own
+    };
+    // As the engine has it: for the last chunk of an exact path nothing is loaded.
+    let own = match carry {
+        None if ids.len() <= CHUNK => 0,
+        None => chunks(domain, ids, 0),
+        Some(carry) => chunks(carry.space, ids, 0),
+    };
+    let mut place = own * CHUNK;
+    while let Some(more) = carry.and_then(|carry| {
+        let found = carry.elsewhere(ids, place).map(|(domain, tokens, at)| chunks(domain, tokens, at));
+        found.into_iter().find(|&more| more > 0)
+    }) {
+        place += more * CHUNK;
+    }
+    let load = if place > 0 { tier.estimate(place / CHUNK) } else { 0 };
+    let carried = place - own * CHUNK;
+    let prospect = Prospect { tier: place, carried, loads: place > 0, load, ..Prospect::default() };
     let computed = ids.len() - prospect.cached(ids.len());
     Prospect { compute: rate.map(|rate| (computed as f64 / rate * 1e6) as u64), ..prospect }
 }
@@ -88,6 +106,14 @@ fn render(e: &Explained, disk_rate: Option<f64>, rate: Option<f64>) -> String {
         n => format!(", {} of them of earlier replies as they were generated", thousands(n as u64)),
     };
     line("prompt", tokens(e.tokens) + &spliced);
+    if e.dropped > 0 {
+        let rest = match e.carried {
+            None => "the rest is computed anew".into(),
+            Some(0) => "the rest keeps its KV".into(),
+            Some(n) => format!("the rest keeps its KV, {} of it carried on from before", thousands(n as u64)),
+        };
+        line("dropped", format!("{} of the oldest turns; {rest}", tokens(e.dropped)));
+    }
     line("RAM", e.ram.map_or("not known: a running server knows, ask it with --url".into(), tokens));
     let disk = match e.on_disk {
         n if n > e.disk => format!("{}, of {} that it has", tokens(e.disk), thousands(n as u64)),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kvist_base::DomainId;
 use kvist_kernels::Isa;
-use kvist_server::{OPERATOR, Tenant};
+use kvist_server::{OPERATOR, Owner, Tenant};
 use kvist_store::{OpenError, RealVfs, Restored, Store, StoreConfig};
 
 use crate::failure::{Failure, Result};
@@ -29,6 +29,8 @@ pub struct Place {
     configs: Vec<StoreConfig>,
     /// Whether somebody said how large it may be.
     bounded: bool,
+    /// Tokens of the context that was asked for, or that the model has.
+    pub context: usize,
 }
 
 impl Place {
@@ -50,7 +52,8 @@ impl Place {
             ));
         }
         let configs = configs(&wish, &chosen, settings, isa)?;
-        Ok(Place { chosen, wish, configs, bounded })
+        let context = settings.number(&CTX).map_or(chosen.config.context, |asked| asked as usize);
+        Ok(Place { chosen, wish, configs, bounded, context })
     }
 
     /// Opens it for looking only, beside whoever has it.
@@ -106,7 +109,7 @@ pub fn domain_name(tenant: Option<&str>) -> String {
 }
 
 /// Makes a tenant's domain and the public one known, and returns the first.
-pub fn bind(store: &Store, tenant: Option<&str>) -> Result<DomainId> {
+pub fn bind(store: &Store, tenant: Option<&str>) -> Result<Owner> {
     let (name, known) = (domain_name(tenant), store.domains());
     if !known.contains(&name) {
         return Err(unknown(&name, &known));
@@ -119,7 +122,7 @@ pub fn bind(store: &Store, tenant: Option<&str>) -> Result<DomainId> {
     }
     // Any number but the public one's: nobody else is told of it.
     bind(OPERATOR, &name)?;
-    Ok(OPERATOR)
+    Ok(Owner { domain: OPERATOR, name })
 }
 
 /// What is told of a domain that a store does not know.

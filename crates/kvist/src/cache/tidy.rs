@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::ArgMatches;
 use kvist_base::CHUNK;
+use kvist_server::{OnOverflow, Owner};
 
 use super::ask;
 use super::place::{CARRIED, Place, bind, domain_name, unknown};
@@ -92,8 +93,9 @@ pub fn pin(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
     let place = Place::find(&mut settings)?;
     let store = place.take()?;
     let tenant = matches.get_one::<String>("tenant").map(String::as_str);
-    let (domain, name) = (bind(&store, tenant)?, domain_name(tenant));
-    let (_, asked) = ask::tokens(&place.chosen, &settings, &store, domain, &body)?;
+    let Owner { domain, name } = bind(&store, tenant)?;
+    let owner = Owner { domain, name: name.clone() };
+    let (_, asked) = ask::tokens(&place, &settings, &store, owner, OnOverflow::Error, &body)?;
     let ids = &asked.ids[..];
     if matches.get_flag("unpin") {
         let pinned: Vec<_> = store.pins(domain).into_iter().filter(|path| ids.starts_with(path)).collect();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, ArgGroup, Command, ValueHint, value_parser};
 
 use super::{config_arg, setting_arg};
-use crate::settings::keys::{CTX, ISA, KV_DIR, KV_DISK, KV_KEY_FILE, KV_TYPE, Key, MODEL, WEIGHTS};
+use crate::settings::keys::{CTX, ISA, KV_DIR, KV_DISK, KV_KEY_FILE, KV_TYPE, Key, MODEL, ON_OVERFLOW, WEIGHTS};
 
 const EXAMPLES: &str = "\
 The settings are those of `kvist serve`, also in the environment and in the file of --config: give the same ones, or \
@@ -60,6 +60,7 @@ pub fn command() -> Command {
                 .args(prompt.clone())
                 .group(either.clone())
                 .arg(tenant.clone())
+                .arg(setting_arg(&ON_OVERFLOW).help_heading("Store"))
                 .arg(
                     Arg::new("url")
                         .long("url")

@@ -2,28 +2,41 @@
 
 use serde_json::{Value, json};
 
-use crate::child::Served;
+use crate::child::{Served, piped};
 use crate::temp::TempDir;
 
-/// Goes on with a conversation, and returns its usage.
+fn value(answer: &str) -> Value {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+    serde_json::from_str(body).unwrap()
+}
+
+/// Goes on with a conversation, and returns its usage, which must be what was foretold of it.
 fn turn(served: &Served, messages: &mut Vec<Value>, more: Value) -> Value {
     let n = messages.len() / 2;
     let told = format!("Tell me part {n}. What did Lily and her dog do in the park with the big red ball that day?");
     messages.push(json!({"role": "user", "content": told}));
     let mut body = json!({"messages": messages, "max_tokens": 24, "temperature": 0});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let foretold = value(&served.ask("POST", "/v1/kvist/explain", &body.to_string()));
     let answer = served.ask("POST", "/v1/chat/completions", &body.to_string());
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
-    let answer: Value = serde_json::from_str(body).unwrap();
+    let head = answer.split_once("\r\n\r\n").unwrap().0;
+    let answer = value(&answer);
     messages.push(answer["choices"][0]["message"].clone());
     let usage = &answer["usage"];
     let dropped = &usage["kvist"]["dropped_tokens"];
     assert_eq!(head.contains("x-kvist-dropped-tokens: "), !dropped.is_null(), "{answer}");
-    json!({
+    let usage = json!({
         "prompt": usage["prompt_tokens"], "cached": usage["prompt_tokens_details"]["cached_tokens"],
         "dropped": dropped.as_u64().unwrap_or(0), "carried": usage["kvist"]["carried"] == json!(true),
-    })
+    });
+    let same = (&foretold["tokens"], &foretold["dropped"]) == (&usage["prompt"], &usage["dropped"]);
+    assert!(same && usage["carried"] == json!(!foretold["carried"].is_null()), "{foretold} {usage}");
+    // In 8 bits rows of a sealed chunk may have to run again.
+    let found = number(&foretold, "ram").max(number(&foretold, "ram") / 64 * 64 + number(&foretold, "disk"));
+    assert_eq!(found + number(&foretold, "computed"), number(&usage, "prompt"), "{foretold}");
+    assert!(number(&usage, "cached") <= found && found < number(&usage, "cached") + 64, "{foretold} {usage}");
+    usage
 }
 
 fn number(usage: &Value, name: &str) -> u64 {
@@ -100,7 +113,15 @@ fn the_oldest_turns_go_and_the_rest_keeps_its_kv_also_over_a_restart() {
             assert_eq!(again, *usage, "{kv_type}: turn {i}, cuts {moves:?}");
         }
         assert_eq!(killed.messages, whole.messages);
+        // What is on disk can be told without a server, too.
         killed.restart();
+        let mut args = vec!["cache", "explain", "--messages", "-", "--json"];
+        args.extend(killed.args.iter().map(String::as_str));
+        let (told, errors, code) = piped(&args, &json!(killed.messages).to_string());
+        assert_eq!(code, Some(0), "{errors}");
+        let told: Value = serde_json::from_str(&told).unwrap();
+        assert!(number(&told, "dropped") > 0 && told["carried"].is_u64(), "{told}");
+        assert!(number(&told, "disk") > 0 && number(&told, "computed") < 128, "{told}");
         let usage = killed.turn(json!({}));
         assert!(usage["carried"] == json!(true) && computed(&usage) < 128, "{usage}");
 

@@ -2,19 +2,16 @@
 
 use std::sync::Arc;
 
-use kvist_base::TokenId;
-use kvist_engine::Carry;
-use kvist_text::{ChatInput, ChatTemplate, Prompt, splice};
+use kvist_text::{ChatInput, ChatTemplate, splice};
 
 use crate::api::assembly::Prepared;
 use crate::api::error::ApiError;
 use crate::api::generate::{Job, Kind, params};
 use crate::api::json::{Fields, parse_object};
-use crate::api::overflow::{Cut, OnOverflow, cut, earlier, turns};
-use crate::api::params::{Bounds, MAX_TOP, Params};
+use crate::api::overflow::{Left, OnOverflow, Text};
+use crate::api::params::{Bounds, MAX_TOP};
 use crate::api::tools::{ToolRequest, check_calls, shown};
 use crate::app::{Caller, Serving};
-use crate::auth::Tenant;
 use crate::config::TextParts;
 
 /// Parses a body and tokenises its conversation. Takes time with the length of the conversation.
@@ -37,43 +34,17 @@ pub fn job(serving: &Serving, caller: &Caller, bounds: &Bounds, body: &[u8]) -> 
     let reading = tools.reading(serving, prompt.thinking);
     params.structured = params.structured.or_else(|| tools.structured(serving, prompt.thinking));
     let mut prepared = Prepared { spliced: prompt.spliced, key: Some(prompt.key), reading, ..Prepared::default() };
-    match drop_turns(serving, &caller.tenant, &input, template, &prompt, &params) {
-        Some((cut, carry, ids)) => {
-            let carry = carry.map(Arc::new);
-            prepared = Prepared { ids, carry, dropped: cut.end - cut.start, ..prepared };
+    let whole = params.keep_last.is_some() || params.prompt_logprobs.is_some();
+    let overflow = serving.overflow(&caller.tenant, if whole { OnOverflow::Error } else { params.on_overflow }, true);
+    let text = Text { tokenizer: &serving.text.tokenizer, template, input: &input };
+    match overflow.left(text, &prompt, params.max_tokens) {
+        Some(Left { dropped, carry, ids }) => {
+            prepared = Prepared { ids, carry: carry.map(Arc::new), dropped, ..prepared };
         }
         None => prepared.ids = prompt.ids,
     }
     let ignored = map.unknown();
     Ok(Job { kind: Kind::Chat, params, prompts: vec![prepared], logprobs, echo_logprobs: None, ignored })
-}
-
-/// Of a conversation that does not fit: what is dropped, how what is left keeps its KV, and its tokens.
-fn drop_turns(
-    serving: &Serving,
-    tenant: &Tenant,
-    input: &ChatInput,
-    template: &ChatTemplate,
-    prompt: &Prompt,
-    params: &Params,
-) -> Option<(Cut, Option<Carry>, Vec<TokenId>)> {
-    let OnOverflow::Truncate { exact } = params.on_overflow else { return None };
-    let (length, room) = (prompt.ids.len(), serving.room);
-    // A reply of which nothing is said may take an eighth of the context.
-    let reserve = params.max_tokens.map_or(room / 8, |n| n as usize).max(1);
-    if length + reserve <= room || params.keep_last.is_some() || params.prompt_logprobs.is_some() {
-        return None;
-    }
-    let (head, turns) = turns(&serving.text.tokenizer, template, input, prompt);
-    let cut = cut(length, head, turns.iter().copied(), room, reserve)?;
-    if !exact {
-        let store = serving.tier.as_ref().map(|tier| tier.store());
-        let before = earlier(&turns, room, cut);
-        if let Some((carry, ids)) = serving.carried.path(tenant, &prompt.ids, cut, &before, store) {
-            return Some((cut, Some(carry), ids));
-        }
-    }
-    Some((cut, None, [&prompt.ids[..cut.start], &prompt.ids[cut.end..]].concat()))
 }
 
 /// The conversation of a body, with all that its template is told. `now`: seconds since 1970.

@@ -15,7 +15,8 @@ pub fn asked(serving: &Serving, caller: &Caller, bounds: &Bounds, body: &[u8]) -
     let fields = Fields(&map);
     serving.check_model(fields.string("model")?, bounds)?;
     let check = |bytes| serving.check_length(bytes);
-    let asked = Asked::parse(&serving.text, &serving.replies, caller.tenant.domain, bounds.now, &check, fields)?;
+    let overflow = serving.overflow(&caller.tenant, bounds.on_overflow, false);
+    let asked = Asked::parse(&serving.text, &serving.replies, overflow, bounds.now, &check, fields)?;
     if asked.ids.is_empty() {
         return Err(ApiError::field("prompt", "it is empty"));
     }
@@ -26,7 +27,7 @@ pub fn asked(serving: &Serving, caller: &Caller, bounds: &Bounds, body: &[u8]) -
     if asked.ids.len() > serving.room {
         let (room, tokens) = (serving.room, asked.ids.len());
         return Err(ApiError::context_length(format!(
-            "the context is {room} tokens, but the prompt alone has {tokens}; what a cut would leave of it is not explained"
+            "the context is {room} tokens, but the prompt alone has {tokens}"
         )));
     }
     Ok(asked)
@@ -36,12 +37,12 @@ pub fn asked(serving: &Serving, caller: &Caller, bounds: &Bounds, body: &[u8]) -
 pub async fn answer(serving: &Serving, caller: &Caller, asked: Asked) -> Result<Value, ApiError> {
     let domain = caller.tenant.domain;
     let stopped = || ApiError::unavailable("the engine has stopped");
-    let prospect = serving.runner.prospect(domain, asked.ids.clone()).map_err(|e| match e {
+    let prospect = serving.runner.prospect(domain, asked.ids.clone(), asked.carry.clone()).map_err(|e| match e {
         Unavailable::Busy => ApiError::busy("too many requests arrived at once"),
         Unavailable::Gone => stopped(),
     })?;
     let prospect = prospect.await.map_err(|_| stopped())?;
-    let stored = serving.tier.as_ref().and_then(|tier| nearest(tier.store(), domain, &asked.ids));
+    let stored = serving.tier.as_ref().and_then(|tier| nearest(tier.store(), domain, &asked));
     let explained = Explained::new(&serving.text.tokenizer, &asked, &prospect, true, stored.as_ref());
     let disk_rate = serving.tier.as_ref().map(|tier| tier.sums().rate);
     let mut told = serde_json::to_value(&explained).map_err(|e| ApiError::internal(e.to_string()))?;

@@ -14,6 +14,9 @@ use crate::auth::Tenant;
 const SINKS: usize = 4;
 /// Earlier cuts of a conversation that are looked for in the store, the latest ones.
 const MOST_EARLIER: usize = 8;
+/// A namespace that nothing is in, and the one under which the store is asked for others.
+const NOWHERE: DomainId = DomainId::carried((1 << 31) - 2);
+const SCRATCH: DomainId = DomainId::carried((1 << 31) - 1);
 /// Ids of dropped tokens that are remembered, over all conversations.
 const MOST_TOKENS: usize = 8 << 20;
 /// Kind of the store's notes that hold what a namespace was cut from.
@@ -42,7 +45,7 @@ pub struct Cut {
 /// Where a prompt of `length` tokens is cut so that it and `reserve` more fit into `room`: behind `head`, the tokens of the
 /// system prompt, and up to the first of the ascending `turns` behind what must go. What must go grows in steps of a
 /// quarter of the room, so that later turns find the same cut. `None`: it fits, or no cut makes it fit.
-pub fn cut(length: usize, head: usize, turns: impl Iterator<Item = usize>, room: usize, reserve: usize) -> Option<Cut> {
+fn cut(length: usize, head: usize, turns: impl Iterator<Item = usize>, room: usize, reserve: usize) -> Option<Cut> {
     let start = head.max(SINKS);
     // Chunks at both borders are kept whole.
     let over = (length + reserve + 2 * CHUNK).checked_sub(room).filter(|_| length + reserve > room)?;
@@ -55,7 +58,7 @@ pub fn cut(length: usize, head: usize, turns: impl Iterator<Item = usize>, room:
 
 /// The cuts that [`cut`] may have made of the same conversation when it was shorter, the latest first: at a turn, or inside one
 /// that was then the last.
-pub fn earlier(turns: &[usize], room: usize, cut: Cut) -> Vec<Cut> {
+fn earlier(turns: &[usize], room: usize, cut: Cut) -> Vec<Cut> {
     let step = (room / 4).next_multiple_of(CHUNK);
     let steps = (cut.start..cut.end).step_by(step).skip(1);
     let ends = steps.flat_map(|least| [Some(least), turns.iter().copied().find(|&turn| turn >= least)]);
@@ -67,12 +70,8 @@ pub fn earlier(turns: &[usize], room: usize, cut: Cut) -> Vec<Cut> {
 
 /// Tokens of a prompt before its first message that is no instruction, and the tokens at which its user messages begin.
 /// Empty where the template does not write messages one after another, or where texts and tokens do not agree.
-pub fn turns(
-    tokenizer: &Tokenizer,
-    template: &ChatTemplate,
-    input: &ChatInput,
-    prompt: &Prompt,
-) -> (usize, Vec<usize>) {
+fn turns(text: Text, prompt: &Prompt) -> (usize, Vec<usize>) {
+    let Text { tokenizer, template, input } = text;
     let mut ends = Vec::with_capacity(prompt.ids.len());
     let mut bytes = 0;
     for &id in &prompt.ids {
@@ -93,6 +92,72 @@ pub fn turns(
     let head = if first == 0 { 0 } else { starts_at(first).unwrap_or(0) };
     let users = (first + 1..input.messages.len()).filter(|&k| role(k) == "user");
     (head, users.filter_map(starts_at).collect())
+}
+
+/// Whose conversation it is.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    pub domain: DomainId,
+    /// What a store calls the domain.
+    pub name: String,
+}
+
+impl From<&Tenant> for Owner {
+    fn from(tenant: &Tenant) -> Owner {
+        Owner { domain: tenant.domain, name: tenant.store_name() }
+    }
+}
+
+/// Whether a conversation that does not fit is cut, and where what is left of it lies.
+pub struct Overflow<'a> {
+    pub on: OnOverflow,
+    /// Tokens that prompt and reply may have together.
+    pub room: usize,
+    pub owner: Owner,
+    pub carried: &'a Carried,
+    pub store: Option<&'a Store>,
+    /// Off: nothing is noted, for who only asks.
+    pub make: bool,
+}
+
+/// What is left of a conversation that did not fit.
+pub struct Left {
+    pub dropped: usize,
+    /// How it keeps its KV; `None`: it is computed anew.
+    pub carry: Option<Carry>,
+    pub ids: Vec<TokenId>,
+}
+
+impl Overflow<'_> {
+    /// `None`: it fits with a reply of `max_tokens`, or it may not be cut, or no cut makes it fit.
+    pub fn left(&self, text: Text, prompt: &Prompt, max_tokens: Option<u32>) -> Option<Left> {
+        let OnOverflow::Truncate { exact } = self.on else { return None };
+        let Overflow { room, owner, carried, store, make, .. } = self;
+        let (ids, room) = (&prompt.ids, *room);
+        // A reply of which nothing is said may take an eighth of the context.
+        let reserve = max_tokens.map_or(room / 8, |n| n as usize).max(1);
+        if ids.len() + reserve <= room {
+            return None;
+        }
+        let (head, turns) = turns(text, prompt);
+        let cut = cut(ids.len(), head, turns.iter().copied(), room, reserve)?;
+        let dropped = cut.end - cut.start;
+        if !exact {
+            let before = earlier(&turns, room, cut);
+            if let Some((carry, ids)) = carried.path(owner, ids, cut, &before, *store, *make) {
+                return Some(Left { dropped, carry: Some(carry), ids });
+            }
+        }
+        Some(Left { dropped, carry: None, ids: [&ids[..cut.start], &ids[cut.end..]].concat() })
+    }
+}
+
+/// How a conversation became a prompt.
+#[derive(Clone, Copy)]
+pub struct Text<'a> {
+    pub tokenizer: &'a Tokenizer,
+    pub template: &'a ChatTemplate,
+    pub input: &'a ChatInput<'a>,
 }
 
 /// The namespaces of carried paths, by owner, cut and all tokens up to the cut's end.
@@ -118,13 +183,13 @@ struct Space {
 }
 
 impl Space {
-    fn is(&self, owner: &Tenant, cut: Cut, ids: &[TokenId]) -> bool {
+    fn is(&self, owner: &Owner, cut: Cut, ids: &[TokenId]) -> bool {
         self.owner == owner.domain && self.cut == cut && ids.starts_with(&self.tokens)
     }
 }
 
 impl Spaces {
-    fn find(&self, owner: &Tenant, cut: Cut, ids: &[TokenId]) -> Option<DomainId> {
+    fn find(&self, owner: &Owner, cut: Cut, ids: &[TokenId]) -> Option<DomainId> {
         self.entries.iter().find(|e| e.is(owner, cut, ids)).map(|e| e.space)
     }
 
@@ -132,7 +197,7 @@ impl Spaces {
     /// but one that the store knows.
     fn enter(
         &mut self,
-        owner: &Tenant,
+        owner: &Owner,
         cut: Cut,
         ids: &[TokenId],
         store: Option<&Store>,
@@ -156,14 +221,16 @@ impl Spaces {
 
 impl Carried {
     /// The carried path of a prompt, and its tokens. `before`: the cuts from which this one may have moved, which a process
-    /// before this one may have made; see [`earlier`]. `None`: the cut drops no whole chunk.
+    /// before this one may have made; see [`earlier`]. Without `make` nothing is noted, and a path that is not known has a
+    /// namespace in which nothing is. `None`: the cut drops no whole chunk.
     pub fn path(
         &self,
-        owner: &Tenant,
+        owner: &Owner,
         ids: &[TokenId],
         cut: Cut,
         before: &[Cut],
         store: Option<&Store>,
+        make: bool,
     ) -> Option<(Carry, Vec<TokenId>)> {
         let (mut carry, kept) = Carry::new(ids, cut.start, cut.end, DomainId(0))?;
         let mut inner = self.lock();
@@ -172,8 +239,8 @@ impl Carried {
                 inner.enter(owner, cut, ids, store, false);
             }
         }
-        carry.space =
-            inner.find(owner, cut, ids).or_else(|| inner.enter(owner, cut, ids, store, true)).expect("it is made");
+        let known = inner.find(owner, cut, ids);
+        carry.space = known.or_else(|| inner.enter(owner, cut, ids, store, make)).unwrap_or(NOWHERE);
         // Earlier cuts of the same conversation, the last one first; then the whole conversation.
         let earlier = |e: &&Space| {
             e.owner == owner.domain && e.cut.start == cut.start && e.cut.end < cut.end && ids.starts_with(&e.tokens)
@@ -198,24 +265,23 @@ impl Carried {
 
 /// Makes a namespace known to the store under a name that a later process finds again. What it was cut from stands beside
 /// it and is compared: a digest alone never answers. Without `make` only one that the store knows. Whether it does now.
-fn keep(store: &Store, owner: &Tenant, cut: Cut, tokens: &[TokenId], space: DomainId, make: bool) -> bool {
+fn keep(store: &Store, owner: &Owner, cut: Cut, tokens: &[TokenId], space: DomainId, make: bool) -> bool {
     let words = [cut.start as u64, cut.end as u64].map(u64::to_le_bytes).concat();
     let ids: Vec<u8> = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
     let digest = Sha256::new().chain_update(&words).chain_update(&ids).finalize();
     let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    let scratch = DomainId(u32::MAX);
-    let name = format!("{} / carried {hex}", owner.store_name());
+    let name = format!("{} / carried {hex}", owner.name);
     // Without a place in the store it is kept in RAM alone.
-    if !make && !store.knows(&name) || store.register(scratch, &name).is_err() {
+    if !make && !store.knows(&name) || store.register(SCRATCH, &name).is_err() {
         return false;
     }
     let parts: Vec<&[u8]> = ids.chunks(kvist_store::NOTE_MOST / 2).collect();
-    let known = store.notes(scratch, CARRIED);
+    let known = store.notes(SCRATCH, CARRIED);
     let told =
         |i: usize| known.iter().find(|(key, _)| *key == (i as u32).to_le_bytes()).map(|(_, value)| value.as_slice());
     let same = parts.iter().enumerate().all(|(i, part)| told(i) == Some(*part));
     let new = make && known.is_empty() && {
-        let put = |(i, part): (usize, &&[u8])| store.put_note(scratch, CARRIED, &(i as u32).to_le_bytes(), part);
+        let put = |(i, part): (usize, &&[u8])| store.put_note(SCRATCH, CARRIED, &(i as u32).to_le_bytes(), part);
         parts.iter().enumerate().all(put)
     };
     (same || new) && store.register(space, &name).is_ok()
@@ -277,10 +343,10 @@ mod tests {
     #[test]
     fn names_are_by_owner_cut_and_every_token() {
         let carried = Carried::default();
-        let tenant = |n: u32| Tenant { name: format!("{n}").into(), domain: DomainId(n) };
+        let tenant = |n: u32| Owner { name: format!("{n}"), domain: DomainId(n) };
         let ids: Vec<TokenId> = (0..3000).collect();
         let space = |owner: u32, ids: &[TokenId], end: usize| {
-            carried.path(&tenant(owner), ids, Cut { start: 100, end }, &[], None).unwrap().0
+            carried.path(&tenant(owner), ids, Cut { start: 100, end }, &[], None, true).unwrap().0
         };
         let first = space(2, &ids, 700);
         assert_eq!(space(2, &ids, 700).space, first.space);

@@ -136,17 +136,12 @@ impl Params {
     pub fn parse(fields: Fields, bounds: &Bounds) -> Result<Params, ApiError> {
         refuse_unsupported(fields)?;
         let n = fields.int("n", 1, i64::from(bounds.max_n))?.unwrap_or(1) as u32;
-        let mut most = None;
-        // No limit is a negative number in llama-server's own field only: elsewhere it is more likely a mistake.
-        for (name, least) in [("max_completion_tokens", 0), ("max_tokens", 0), ("n_predict", -1)] {
-            let value = fields.int(name, least, i64::from(i32::MAX))?;
-            most = most.or(value);
-        }
+        let most = most_tokens(fields)?;
         let least = if bounds.may_hurry { i32::MIN } else { 0 };
         Ok(Params {
             model: fields.string("model")?.map(str::to_owned),
             n,
-            max_tokens: most.and_then(|n| u32::try_from(n).ok()),
+            max_tokens: max_tokens(most),
             to_the_end: most == Some(-1),
             sampling: sampling(fields, bounds)?,
             edits: Arc::new(edits(fields)?),
@@ -158,7 +153,7 @@ impl Params {
             priority: fields.int("priority", i64::from(least), i64::from(i32::MAX))?.unwrap_or(0) as i32,
             ttft_slo: bounds.ttft_slo,
             stream: stream(fields)?,
-            on_overflow: on_overflow(fields, bounds)?,
+            on_overflow: on_overflow(fields, bounds.on_overflow)?,
             keep_last: keep_last(fields)?,
             prompt_logprobs: prompt_logprobs(fields)?,
             return_ids: fields.boolean("return_token_ids")?.unwrap_or(false),
@@ -166,6 +161,21 @@ impl Params {
             structured: structured::parse(fields)?,
         })
     }
+}
+
+/// How long a reply may get, as the body says; negative: up to the end of the context.
+pub fn most_tokens(fields: Fields) -> Result<Option<i64>, ApiError> {
+    let mut most = None;
+    // No limit is a negative number in llama-server's own field only: elsewhere it is more likely a mistake.
+    for (name, least) in [("max_completion_tokens", 0), ("max_tokens", 0), ("n_predict", -1)] {
+        let value = fields.int(name, least, i64::from(i32::MAX))?;
+        most = most.or(value);
+    }
+    Ok(most)
+}
+
+pub fn max_tokens(most: Option<i64>) -> Option<u32> {
+    most.and_then(|n| u32::try_from(n).ok())
 }
 
 fn stops(fields: Fields) -> Result<Vec<String>, ApiError> {
@@ -213,10 +223,10 @@ fn keep_last(fields: Fields) -> Result<Option<KeepLast>, ApiError> {
 }
 
 /// `truncation` as in OpenAI's Responses API, and in this server's own words; `exact` belongs to it.
-fn on_overflow(fields: Fields, bounds: &Bounds) -> Result<OnOverflow, ApiError> {
+pub fn on_overflow(fields: Fields, default: OnOverflow) -> Result<OnOverflow, ApiError> {
     let exact = fields.boolean("exact")?;
     let asked = match fields.string("truncation")? {
-        None => bounds.on_overflow,
+        None => default,
         Some("auto" | "truncate") => OnOverflow::Truncate { exact: false },
         Some("disabled" | "error") => OnOverflow::Error,
         Some(other) => {

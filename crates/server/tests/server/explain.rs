@@ -3,7 +3,7 @@
 use kvist_base::DomainId;
 use kvist_engine::Prospect;
 use kvist_server::explain::{Asked, Explained, Why};
-use kvist_server::{Keys, ServerConfig};
+use kvist_server::{Carried, Keys, OnOverflow, Overflow, Owner, ServerConfig};
 use kvist_store::Nearest;
 use kvist_text::ReplyTable;
 use serde_json::{Value, json};
@@ -104,7 +104,15 @@ fn a_tenant_is_told_of_its_own() {
 fn what_the_disk_has_is_told_with_its_reason() {
     let (text, _) = parts();
     let body = json!({"prompt": STORY.repeat(12)}).to_string();
-    let asked = Asked::read(&text, &ReplyTable::new(0), DomainId(1), 0, body.as_bytes()).unwrap();
+    let overflow = Overflow {
+        on: OnOverflow::Error,
+        room: 4096,
+        owner: Owner { domain: DomainId(1), name: "operator".into() },
+        carried: &Carried::default(),
+        store: None,
+        make: false,
+    };
+    let asked = Asked::read(&text, &ReplyTable::new(0), overflow, 0, body.as_bytes()).unwrap();
     let (ids, all) = (&asked.ids, asked.ids.len());
     let whole = all / 64 * 64;
     assert!(all > 192 && whole < all);
