@@ -9,6 +9,7 @@ use kvist_base::{CHUNK, ChunkId, DomainId, Executor, Gone, Residency, StepOutput
 use kvist_engine::{Effect, Engine, EngineConfig, Finish, Request, RequestId, Sampling};
 use kvist_sim::{Manners, Random, SimTier};
 
+use crate::carried;
 use crate::recorder::{Bits, Recorder};
 
 /// Something that makes executors for one model on one ISA path.
@@ -38,6 +39,8 @@ pub struct Report {
     pub with_reopens: u64,
     /// Cases in which chunks came from a tier.
     pub with_loads: u64,
+    /// Cases in which KV was carried over a cut.
+    pub with_cuts: u64,
 }
 
 impl Report {
@@ -51,6 +54,7 @@ impl Report {
         self.with_losses += o.with_losses;
         self.with_reopens += o.with_reopens;
         self.with_loads += o.with_loads;
+        self.with_cuts += o.with_cuts;
     }
 }
 
@@ -60,7 +64,8 @@ impl std::fmt::Display for Report {
         write!(
             f,
             "{} cases, {} bit patterns compared; cases with hits {:.1} %, evictions {:.1} %, cancels {:.1} %, \
-             preemptions {:.1} %, lost slices {:.1} %, chunks reopened {:.1} %, loads from a tier {:.1} %",
+             preemptions {:.1} %, lost slices {:.1} %, chunks reopened {:.1} %, loads from a tier {:.1} %, \
+             cuts {:.1} %",
             self.cases,
             self.compared,
             share(self.with_hits),
@@ -69,7 +74,8 @@ impl std::fmt::Display for Report {
             share(self.with_preemptions),
             share(self.with_losses),
             share(self.with_reopens),
-            share(self.with_loads)
+            share(self.with_loads),
+            share(self.with_cuts)
         )
     }
 }
@@ -107,8 +113,11 @@ struct Case {
     tier: Option<Manners>,
 }
 
-/// Runs the case of `seed` on `subject`.
+/// Runs the case of `seed` on `subject`: every seventh is one of a conversation that outgrows its context.
 pub fn run(seed: u64, subject: &dyn Subject) -> Result<Report, String> {
+    if seed % 7 == 3 {
+        return carried::run(seed, subject);
+    }
     let case = draw(seed, subject);
     let told = |e: String| format!("seed {seed}, {}: {e}", subject.name());
     let mut truth = Recorder::new(subject.executor(case.chunks.max(64), 80, 1));

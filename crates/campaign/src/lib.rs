@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bitwise;
+mod carried;
 pub mod fuzz;
 pub mod kill;
 pub mod ledger;

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use kvist_base::DomainId;
 use kvist_kernels::Isa;
@@ -15,6 +17,7 @@ use kvist_store::{Encryption, Fingerprint, OpenError, Restored, Store, StoreConf
 use crate::failure::{Failure, Result};
 use crate::load::{self, Plan};
 use crate::model::Chosen;
+use crate::progress::Progress;
 use crate::settings::keys::{KV_DIR, KV_DISK, KV_KEY_FILE, KV_TYPE};
 use crate::settings::{Origin, Settings, Value};
 use crate::size::human;
@@ -22,6 +25,8 @@ use crate::{complain, hub};
 
 /// The budget where none is given: this, or a tenth of what is free.
 const DEFAULT_BUDGET: u64 = 10 << 30;
+/// How often somebody who waits for a digest looks how far it is.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What the settings say of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,12 +85,18 @@ impl Opened {
 }
 
 /// A digest of the model's files that is made while the model loads.
-pub struct Digest(std::thread::JoinHandle<std::io::Result<[u8; 32]>>);
+pub struct Digest {
+    thread: std::thread::JoinHandle<std::io::Result<[u8; 32]>>,
+    /// Bytes that were read.
+    done: Arc<AtomicU64>,
+}
 
 impl Digest {
     /// Begins to read `files`; `seed` stands for what is in no file.
     pub fn begin(files: Vec<PathBuf>, seed: Vec<u8>) -> Digest {
-        Digest(std::thread::spawn(move || {
+        let done = Arc::new(AtomicU64::new(0));
+        let read = Arc::clone(&done);
+        let thread = std::thread::spawn(move || {
             let mut hasher = blake3::Hasher::new();
             hasher.update(&seed);
             let mut buffer = vec![0; 1 << 20];
@@ -93,20 +104,33 @@ impl Digest {
                 let mut file = File::open(path)?;
                 hasher.update(&file.metadata()?.len().to_le_bytes());
                 loop {
-                    match file.read(&mut buffer)? {
-                        0 => break,
-                        n => hasher.update(&buffer[..n]),
-                    };
+                    let n = file.read(&mut buffer)?;
+                    if n == 0 {
+                        break;
+                    }
+                    hasher.update(&buffer[..n]);
+                    read.fetch_add(n as u64, Ordering::Relaxed);
                 }
             }
             Ok(*hasher.finalize().as_bytes())
-        }))
+        });
+        Digest { thread, done }
     }
 
     /// Waits for its end.
     pub fn take(self) -> Result<[u8; 32]> {
-        let read = self.0.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread that reads them panicked")));
+        let read =
+            self.thread.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread that reads them panicked")));
         read.map_err(|e| Failure::new(format!("the model's files: {e}"), "check the disk"))
+    }
+
+    /// Waits for its end and shows how far it is, of about `total` bytes.
+    pub fn take_shown(self, progress: &Progress, total: u64) -> Result<[u8; 32]> {
+        while !self.thread.is_finished() {
+            progress.bytes(self.done.load(Ordering::Relaxed).min(total), total);
+            std::thread::sleep(LOOK);
+        }
+        self.take()
     }
 }
 
@@ -169,11 +193,16 @@ pub fn config(
     let rotations = chosen.config.ropes.iter().map(|rope| rope.rotation(context));
     let rest = (rotations.collect::<Vec<_>>(), chosen.form, codec, isa, NUMERICS_VERSION);
     hasher.update(format!("{rest:?}").as_bytes());
-    let text = format!("{} {} {codec} {isa} numerics {NUMERICS_VERSION}", chosen.name, chosen.kind());
-    let fingerprint = Fingerprint { digest: *hasher.finalize().as_bytes(), text };
+    let fingerprint = Fingerprint { digest: *hasher.finalize().as_bytes(), text: text(chosen, settings, isa) };
     let layout = chosen.config.layout_of(load::codec(codec));
     let slices = layout.layers.iter().map(|layer| layer.bytes).collect();
     StoreConfig::new(wish.dir.clone(), wish.budget, fingerprint, slices, wish.encryption.clone())
+}
+
+/// What a fingerprint is of, for people.
+pub fn text(chosen: &Chosen, settings: &Settings, isa: Isa) -> String {
+    let codec = settings.text(&KV_TYPE).unwrap_or_default();
+    format!("{} {} {codec} {isa} numerics {NUMERICS_VERSION}", chosen.name, chosen.kind())
 }
 
 /// What is told of a store that cannot be opened.

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use kvist_base::{DomainId, Micros, TokenId};
-use kvist_engine::{Edits, Request, RequestId, Sampling};
+use kvist_base::{CHUNK, DomainId, Micros, TokenId};
+use kvist_engine::{Carry, CarrySource, Edits, Request, RequestId, Sampling};
 
 use crate::constraint::SimConstraint;
 use crate::random::Random;
@@ -28,6 +28,17 @@ pub struct Workload {
     pub gap: Micros,
     /// Constraints carry a deliberate bug.
     pub broken_constraints: bool,
+    /// Percent of the requests that go on with a conversation behind a cut.
+    pub carried: usize,
+}
+
+/// A whole conversation, and a cut that was made of it.
+struct Cut {
+    owner: DomainId,
+    start: usize,
+    end: usize,
+    ids: Vec<TokenId>,
+    space: DomainId,
 }
 
 /// Lengths around every border that the tree and the kernels have.
@@ -37,9 +48,17 @@ impl Workload {
     pub fn generate(&self, random: &mut Random) -> Vec<Arrival> {
         let mut at = 0;
         let mut prompts: Vec<Vec<TokenId>> = Vec::new();
+        let (mut wholes, mut cuts) = (Vec::new(), Vec::new());
         (0..self.requests)
             .map(|id| {
                 at += random.below(2 * self.gap as usize + 1) as Micros;
+                if random.chance(self.carried)
+                    && let Some(request) = self.carried(random, &mut wholes, &mut cuts)
+                {
+                    // What is left may come as an exact path, too.
+                    prompts.push(request.prompt.clone());
+                    return Arrival { at, request: Request { id: RequestId(id as u64), ..request } };
+                }
                 let prompt = self.prompt(random, &prompts);
                 prompts.push(prompt.clone());
                 let most = self.context - prompt.len();
@@ -71,9 +90,58 @@ impl Workload {
                     priority: if random.chance(20) { random.below(3) as i32 - 1 } else { 0 },
                     ttft_slo: if random.chance(10) { Some(200_000) } else { None },
                 };
+                wholes.push((request.domain, request.prompt.clone()));
                 Arrival { at, request }
             })
             .collect()
+    }
+
+    /// What is left behind a cut of an earlier conversation, which goes on. `None`: no cut of it leaves what fits.
+    fn carried(
+        &self,
+        random: &mut Random,
+        wholes: &mut Vec<(DomainId, Vec<TokenId>)>,
+        cuts: &mut Vec<Cut>,
+    ) -> Option<Request> {
+        let pick = random.below(wholes.len().max(1));
+        let (owner, mut ids) = wholes.get(pick)?.clone();
+        let more = random.pick(&[0, 1, 64, 100, 200]);
+        ids.extend((0..more).map(|_| random.below(self.vocab) as TokenId));
+        // Mostly where the last one began, so that it moves.
+        let same = cuts.iter().rev().find(|cut| cut.owner == owner && ids.starts_with(&cut.ids));
+        let start = same.filter(|_| random.chance(80)).map_or_else(|| random.pick(&[0, 4, 64, 100]), |cut| cut.start);
+        let end = start + random.pick(&[64, 100, 128, 200, 400]);
+        if end >= ids.len() {
+            return None;
+        }
+        let until = ids[..end / CHUNK * CHUNK].to_vec();
+        let known = |cut: &&Cut| (cut.owner, cut.start, cut.end) == (owner, start, end) && cut.ids == until;
+        let space = match cuts.iter().find(known) {
+            Some(cut) => cut.space,
+            None => DomainId::carried(cuts.len() as u32),
+        };
+        let (mut carry, prompt) = Carry::new(&ids, start, end, space)?;
+        if prompt.len() > self.context * 3 / 4 {
+            return None;
+        }
+        for cut in cuts.iter().filter(|cut| (cut.owner, cut.start) == (owner, start) && cut.end < end) {
+            if let Some((earlier, tokens)) =
+                Carry::new(&ids, start, cut.end, cut.space).filter(|_| ids.starts_with(&cut.ids))
+            {
+                let shift = carry.shift - earlier.shift;
+                carry.sources.push(CarrySource { space: cut.space, tokens: tokens.into(), shift });
+            }
+        }
+        carry.sources.reverse();
+        carry.sources.push(CarrySource { space: owner, tokens: ids.as_slice().into(), shift: carry.shift });
+        if !cuts.iter().any(|cut| cut.space == space) {
+            cuts.push(Cut { owner, start, end, ids: until, space });
+        }
+        wholes.push((owner, ids));
+        let most = random.pick(&[1, 5, 40, 130]).min(self.context - prompt.len()) as u32;
+        let n = if random.chance(80) { 1 } else { 1 + random.below(self.max_n as usize) as u32 };
+        let request = Request::greedy(RequestId(0), owner, prompt, most);
+        Some(Request { carry: Some(Arc::new(carry)), n, ..request })
     }
 
     fn prompt(&self, random: &mut Random, earlier: &[Vec<TokenId>]) -> Vec<TokenId> {

@@ -16,6 +16,7 @@ fn every_request_ends_once_with_the_tokens_it_would_get_alone() {
     assert!(total.lost_rows > 1000 && total.aborted_steps > 100 && total.overdue > 100, "{total:?}");
     assert!(total.loads > 800 && total.read_ahead > 100 && total.dropped > 0 && total.missed > 40, "{total:?}");
     assert!(total.reopened > 1000, "{total:?}");
+    assert!(total.behind_cuts > 500 && total.carried > 50_000, "{total:?}");
     assert!(total.constrained > 1000 && total.complete > 500, "{total:?}");
     assert!(total.cached_tokens * 10 > total.prompt_tokens, "{total:?}");
 }

@@ -37,6 +37,9 @@ pub struct StoreConfig {
     /// Threads that read; one more writes. 0: none, the caller gives the store its time ([`crate::Store::turn`]).
     pub io_threads: usize,
     pub fingerprint: Fingerprint,
+    /// What stands in the segments that are meant, where it was found there ([`crate::fingerprints`]) and is not made of the
+    /// fingerprint: for looking after a store without knowing what its chunks are of.
+    pub identity: Option<[u8; 32]>,
     /// Bytes of each layer's slice of a chunk.
     pub slices: Vec<usize>,
     pub encryption: Encryption,
@@ -63,6 +66,7 @@ impl StoreConfig {
             notes: 16 << 20,
             io_threads: 4,
             fingerprint,
+            identity: None,
             slices,
             encryption,
             segment: None,
@@ -89,6 +93,9 @@ impl StoreConfig {
 
     /// The digest that stands in segments: of the fingerprint, and of all else that the meaning of bytes depends on.
     pub(crate) fn identity(&self) -> Key {
+        if let Some(identity) = self.identity {
+            return identity;
+        }
         let mut bytes = self.fingerprint.digest.to_vec();
         bytes.extend((kvist_base::CHUNK as u64).to_le_bytes());
         bytes.push(match self.mode() {

@@ -34,7 +34,7 @@ pub mod vfs;
 pub use admin::{Checked, Entry, Verified};
 pub use config::{Encryption, Fingerprint, OpenError, StoreConfig};
 pub use load::{Load, Lost, Priority};
-pub use look::{Foreign, Nearest};
+pub use look::{Foreign, Nearest, fingerprints, is_store};
 pub use notes::NOTE_MOST;
 pub use policy::{Facts, Policy, least_recently_used};
 pub use save::{Saved, Turn};

@@ -1,13 +1,15 @@
 //! What can be looked up in a store without reading a chunk.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
 
 use kvist_base::{CHUNK, DomainId, TokenId};
 
-use crate::format::{FILE_HEADER, SegmentHeader};
+use crate::format::{FILE_HEADER, SegmentHeader, segment_sequence};
 use crate::segment::Phase;
 use crate::store::{PIN, Store, tokens_of};
-use crate::vfs::read_exact;
+use crate::vfs::{Vfs, read_exact};
 
 /// Files of the store that are none of ours to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +31,34 @@ pub struct Nearest {
     pub tokens: Vec<TokenId>,
     /// Place of the first chunk on it that is known and not here any more, in tokens.
     pub gone: Option<usize>,
+}
+
+/// Whether a directory has files of a store.
+///
+/// # Errors
+/// If it cannot be listed.
+pub fn is_store(vfs: &dyn Vfs, dir: &Path) -> io::Result<bool> {
+    Ok(vfs
+        .list(dir)?
+        .iter()
+        .any(|name| name == "lock" || name.starts_with("keys-") || segment_sequence(name).is_some()))
+}
+
+/// What the segments in a directory say that they are of: their identities ([`crate::StoreConfig::identity`]), with the
+/// texts of the fingerprints.
+///
+/// # Errors
+/// If the directory cannot be listed. Files that cannot be read, or are damaged, are of nothing.
+pub fn fingerprints(vfs: &dyn Vfs, dir: &Path) -> io::Result<BTreeMap<[u8; 32], String>> {
+    let mut found = BTreeMap::new();
+    for name in vfs.list(dir)?.iter().filter(|name| segment_sequence(name).is_some()) {
+        let mut head = [0; FILE_HEADER];
+        let read = vfs.open(&dir.join(name)).and_then(|file| read_exact(&*file, &mut head, 0));
+        if let Ok(header) = read.map_err(|_| ()).and_then(|()| SegmentHeader::decode(&head).map_err(|_| ())) {
+            found.insert(header.fingerprint, header.text);
+        }
+    }
+    Ok(found)
 }
 
 impl Store {

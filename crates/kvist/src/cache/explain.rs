@@ -48,7 +48,7 @@ pub fn run(matches: &ArgMatches, settings: Settings) -> Result<()> {
 
 /// From the store alone.
 fn offline(matches: &ArgMatches, mut settings: Settings, body: &Value, rate: Option<f64>) -> Result<Value> {
-    let place = Place::find(&mut settings)?;
+    let place = Place::find(&mut settings, true)?;
     let (store, _) = place.look()?;
     let owner = bind(&store, matches.get_one::<String>("tenant").map(String::as_str))?;
     let domain = owner.domain;

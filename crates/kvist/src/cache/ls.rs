@@ -16,7 +16,7 @@ use crate::size::{count, human, thousands};
 const SHOWN: usize = 20;
 
 pub fn run(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
-    let place = Place::find(&mut settings)?;
+    let place = Place::find(&mut settings, false)?;
     let (store, restored) = place.look()?;
     let listing = Listing {
         dir: place.wish.dir.display().to_string(),
@@ -30,6 +30,11 @@ pub fn run(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
         return say(&format!("{:#}\n", listing.json()));
     }
     let mut text = listing.render(if matches.get_flag("all") { usize::MAX } else { SHOWN });
+    if place.unread {
+        text.push_str(
+            "\nthe model's files were not read: explain tells whether they are still those that this is of\n",
+        );
+    }
     if restored.keys_lost {
         text.push_str("\nthe table of keys is damaged: what was sealed under it is lost\n");
     }

@@ -1,15 +1,17 @@
 //! The store that the settings mean, as `serve` with the same settings would find it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kvist_base::DomainId;
 use kvist_kernels::Isa;
 use kvist_server::{OPERATOR, Owner, Tenant};
-use kvist_store::{OpenError, RealVfs, Restored, Store, StoreConfig};
+use kvist_store::{OpenError, RealVfs, Restored, Store, StoreConfig, fingerprints, is_store};
 
 use crate::failure::{Failure, Result};
 use crate::load;
 use crate::model::Chosen;
+use crate::progress::Progress;
 use crate::settings::keys::{CTX, ISA, KV_DISK};
 use crate::settings::{Origin, Settings};
 use crate::store::{self, Digest, PUBLIC_NAME, Wish};
@@ -31,11 +33,15 @@ pub struct Place {
     bounded: bool,
     /// Tokens of the context that was asked for, or that the model has.
     pub context: usize,
+    /// The model's files were not read: they may have changed since.
+    pub unread: bool,
 }
 
 impl Place {
-    /// Resolves the settings and reads the model's files for their digest.
-    pub fn find(settings: &mut Settings) -> Result<Place> {
+    /// Resolves the settings. What a store has is of one model mostly: where nothing depends on the very bytes of the
+    /// model's files (`weights`), they are not read for their digest as long as the store has one fingerprint alone, and it
+    /// is of a model of this name under these settings.
+    pub fn find(settings: &mut Settings, weights: bool) -> Result<Place> {
         let bounded = *settings.origin(&KV_DISK) != Origin::Default;
         let Some(wish) = store::wish(settings) else {
             return Err(Failure::usage(
@@ -45,21 +51,28 @@ impl Place {
         };
         let isa = load::isa(settings.text(&ISA))?;
         let chosen = load::chosen(settings)?;
-        if !wish.dir.is_dir() {
-            return Err(Failure::new(
-                format!("--kv-dir {}: nothing is kept there", wish.dir.display()),
-                "kvist serve makes it and keeps what it computes; name its --kv-dir",
-            ));
-        }
-        let configs = configs(&wish, &chosen, settings, isa)?;
+        check(&wish)?;
+        let known = match weights || chosen.files().0.is_empty() {
+            true => None,
+            false => only(&wish, &store::text(&chosen, settings, isa)),
+        };
+        let unread = known.is_some();
+        let configs = match known {
+            Some(identity) => {
+                let context = settings.number(&CTX).map_or(chosen.config.context, |asked| asked as usize);
+                let config = store::config(&wish, &chosen, settings, context, isa, &[0; 32]);
+                vec![StoreConfig { identity: Some(identity), ..config }]
+            }
+            None => configs(&wish, &chosen, settings, isa)?,
+        };
         let context = settings.number(&CTX).map_or(chosen.config.context, |asked| asked as usize);
-        Ok(Place { chosen, wish, configs, bounded, context })
+        Ok(Place { chosen, wish, configs, bounded, context, unread })
     }
 
     /// Opens it for looking only, beside whoever has it.
     pub fn look(&self) -> Result<(Store, Restored)> {
         let open = |config: &StoreConfig| {
-            Store::read_only(Arc::new(RealVfs::new()), config.clone()).map_err(|e| store::failure(&self.wish, e))
+            Store::read_only(Arc::new(RealVfs::new()), config.clone()).map_err(|e| self.failure(e))
         };
         let mut opened = open(&self.configs[0])?;
         for other in &self.configs[1..] {
@@ -84,14 +97,54 @@ impl Place {
                 format!("--kv-dir {}: the server with pid {pid} has the store", self.wish.dir.display()),
                 "stop it first; ls, explain and verify work beside it",
             )),
-            Err(e) => Err(store::failure(&self.wish, e)),
+            Err(e) => Err(self.failure(e)),
         }
     }
+
+    /// As for a server, without what only a server can do about it.
+    fn failure(&self, error: OpenError) -> Failure {
+        let hint = match &error {
+            OpenError::Key { error, .. } if error.kind() == std::io::ErrorKind::NotFound => {
+                "name the --kv-key-file of the server that keeps it: nothing can be read without that key"
+            }
+            OpenError::Key { .. } => "name the --kv-key-file of the server that keeps it",
+            OpenError::Newer { .. } => "nothing was changed in it; look at it with the kvist that wrote it",
+            OpenError::Layout | OpenError::Io(_) => "check the directory and its rights",
+            OpenError::Locked(_) | OpenError::Budget { .. } => return store::failure(&self.wish, error),
+        };
+        Failure::new(store::failure(&self.wish, error).what, hint)
+    }
+}
+
+/// Whether there is a store that can be looked at.
+fn check(wish: &Wish) -> Result<()> {
+    let what = match is_store(&RealVfs::new(), &wish.dir) {
+        Ok(true) => return Ok(()),
+        Ok(false) => "there is no store in it".into(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => "there is no such directory".into(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => "it is no directory".into(),
+        Err(e) => e.to_string(),
+    };
+    Err(Failure::new(
+        format!("--kv-dir {}: {what}", wish.dir.display()),
+        "kvist serve makes a store and keeps what it computes; name its --kv-dir",
+    ))
+}
+
+/// What stands in all segments of the store, if it is of a fingerprint with this text.
+fn only(wish: &Wish, text: &str) -> Option<[u8; 32]> {
+    let found = fingerprints(&RealVfs::new(), &wish.dir).ok()?;
+    let mut found = found.into_iter();
+    let (identity, theirs) = found.next()?;
+    (theirs == text && found.next().is_none()).then_some(identity)
 }
 
 fn configs(wish: &Wish, chosen: &Chosen, settings: &Settings, isa: Isa) -> Result<Vec<StoreConfig>> {
     let (files, seed) = chosen.files();
-    let weights = Digest::begin(files, seed).take()?;
+    let size = |file: &PathBuf| file.metadata().map_or(0, |m| m.len());
+    let total = files.iter().map(size).sum();
+    let progress = Progress::new(format!("reading {}, whose fingerprint it is", chosen.name));
+    let weights = Digest::begin(files, seed).take_shown(&progress, total)?;
     let contexts = match settings.number(&CTX) {
         Some(asked) => vec![asked as usize],
         None => vec![chosen.config.context, SHORT],

@@ -22,7 +22,7 @@ const TOLD: u64 = 20;
 
 /// Reads everything beside whoever writes it, and changes nothing, so it can be stopped at any time.
 pub fn verify(mut settings: Settings) -> Result<()> {
-    let place = Place::find(&mut settings)?;
+    let place = Place::find(&mut settings, false)?;
     let (store, restored) = place.look()?;
     let chunk = store.config().chunk_bytes() as u64;
     let mut bad = Vec::new();
@@ -73,7 +73,7 @@ pub fn verify(mut settings: Settings) -> Result<()> {
 }
 
 pub fn gc(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
-    let place = Place::find(&mut settings)?;
+    let place = Place::find(&mut settings, matches.get_flag("foreign"))?;
     let store = place.take()?;
     let foreign = matches.get_flag("foreign");
     let removed = if foreign { store.gc() } else { store.compact() };
@@ -90,7 +90,7 @@ pub fn gc(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
 
 pub fn pin(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
     let body = ask::body(matches)?;
-    let place = Place::find(&mut settings)?;
+    let place = Place::find(&mut settings, true)?;
     let store = place.take()?;
     let tenant = matches.get_one::<String>("tenant").map(String::as_str);
     let Owner { domain, name } = bind(&store, tenant)?;
@@ -139,7 +139,7 @@ fn flush(store: &kvist_store::Store) -> Result<()> {
 /// Destroys a tenant's key. Of whichever model, what was sealed under it can never be read again.
 pub fn forget(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
     let tenant = matches.get_one::<String>("tenant").map_or("", String::as_str);
-    let place = Place::find(&mut settings)?;
+    let place = Place::find(&mut settings, false)?;
     let store = place.take()?;
     let known = store.domains();
     let of_tenant = domain_name(Some(tenant));

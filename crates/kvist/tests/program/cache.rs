@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::child::{PATIENCE, Served, kvist, output, serve, texts};
-use crate::temp::TempDir;
+use crate::temp::{SMALL, TempDir};
 
 /// Tokens of a chunk.
 const CHUNK: u64 = 64;
@@ -321,7 +321,7 @@ fn where_nothing_can_be_kept_nothing_is() {
     let (_, errors, code) = output(&["cache", "ls", "--kv-dir", kv.to_str().unwrap()]);
     assert!(code == Some(2) && errors.starts_with("error: --kv-disk off"), "{errors}");
     let (_, errors, code) = output(&["cache", "ls", "--kv-disk", "1GiB", "--kv-dir", kv.to_str().unwrap()]);
-    assert!(code == Some(1) && errors.contains("nothing is kept there"), "{errors}");
+    assert!(code == Some(1) && errors.contains("there is no such directory"), "{errors}");
 
     // Nobody can write there, root neither.
     let nowhere = "/proc/kvist-nowhere";
@@ -437,4 +437,74 @@ fn an_operator_lists_pins_and_verifies() {
     for command in ["ls", "explain", "verify", "gc", "pin", "forget"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command} in\n{help}");
     }
+}
+
+/// What only looks after a store does not read the model for it, and says so; what speaks of the model does.
+#[test]
+fn the_model_is_read_where_its_bytes_matter() {
+    let home = Home::new();
+    let model = home.dir.0.join("small");
+    fs::create_dir(&model).unwrap();
+    for file in fs::read_dir(SMALL).unwrap().flatten() {
+        fs::copy(file.path(), model.join(file.file_name())).unwrap();
+    }
+    let name = model.to_str().unwrap().to_owned();
+    {
+        let mut served = home.serve(&[&name]);
+        ask(&served, None, &conversation());
+        served.signal("TERM");
+        assert_eq!(served.end().0, Some(0));
+    }
+    let unread = "the model's files were not read";
+    let (text, errors, code) = home.cache("ls", &[&name]);
+    assert!(code == Some(0) && text.contains(unread) && text.contains("operator: 1 conversation"), "{text}{errors}");
+    // Where it is of other settings, it is read to know what is of none.
+    let (text, _, code) = home.cache("ls", &[&name, "--kv-type", "kv8"]);
+    assert!(code == Some(0) && !text.contains(unread) && text.contains("not of this model"), "{text}");
+
+    let weights = model.join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    let told = home.json("explain", &[&name, "--messages", &home.file("chat.json", &conversation().to_string())]);
+    assert_eq!(told["why"]["reason"], "other_fingerprint", "{told}");
+    let (text, errors, code) = home.cache("verify", &[&name]);
+    assert!(code == Some(0) && !text.starts_with("0 tokens"), "{text}{errors}");
+    let (text, errors, code) = home.cache("gc", &[&name, "--foreign"]);
+    assert!(code == Some(0) && !text.starts_with("0 B removed"), "{text}{errors}");
+}
+
+#[test]
+fn where_there_is_no_store_it_is_said() {
+    let home = Home::new();
+    let (kv, key) = (home.dir.0.join("kv"), home.dir.0.join("key"));
+    let says = |part: &str| {
+        for command in [&["ls"][..], &["verify"], &["gc"], &["forget", "bob"], &["explain", "--prompt", "x"]] {
+            let (_, errors, code) = home.cache(command[0], &command[1..]);
+            assert!(code == Some(1) && errors.contains(part) && errors.contains("\nhint: "), "{command:?}: {errors}");
+            assert!(!errors.contains("--kv-disk off"), "{errors}");
+        }
+    };
+    says("there is no such directory");
+    fs::write(&kv, "x").unwrap();
+    says("it is no directory");
+    fs::remove_file(&kv).unwrap();
+    fs::create_dir(&kv).unwrap();
+    fs::write(kv.join("notes.txt"), "x").unwrap();
+    says("there is no store in it");
+    assert_eq!((fs::read_dir(&kv).unwrap().count(), key.exists()), (1, false), "looking makes nothing");
+
+    // A name alone is a file where the server was started.
+    let mut command = serve(&["--kv-disk", "1GiB", "--kv-dir", "kv", "--kv-key-file", "key"]);
+    command.current_dir(&home.dir.0);
+    let mut served = Served::of(command);
+    served.signal("TERM");
+    assert_eq!(served.end().0, Some(0));
+    let (text, errors, code) = home.cache("ls", &[]);
+    assert!(code == Some(0) && text.contains(": 0 tokens in 0 B"), "{text}{errors}");
+
+    fs::rename(&key, home.dir.0.join("other")).unwrap();
+    says("name the --kv-key-file of the server");
+    fs::create_dir(&key).unwrap();
+    says("it is no file");
 }

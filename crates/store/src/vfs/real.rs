@@ -126,7 +126,11 @@ impl Vfs for RealVfs {
     fn secret(&self, path: &Path, make: Option<&[u8]>) -> io::Result<Vec<u8>> {
         match options().read(true).open(path) {
             Ok(file) => {
-                let mode = file.metadata()?.mode();
+                let found = file.metadata()?;
+                if !found.is_file() {
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
+                }
+                let mode = found.mode();
                 if mode & 0o077 != 0 {
                     let what = format!("others may read it (mode {:o}); chmod 600 it", mode & 0o777);
                     return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
@@ -137,7 +141,9 @@ impl Vfs for RealVfs {
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound && make.is_some() => {
                 let bytes = make.unwrap_or_default();
-                let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+                let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+                // That of a bare name is empty.
+                let dir = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
                 self.create_dir(dir)?;
                 let new = path.with_extension(format!("{}.new", std::process::id()));
                 let mut file = options().write(true).create(true).truncate(true).open(&new)?;
