@@ -182,7 +182,7 @@ pub fn bind(store: &Store, tenant: Option<&str>) -> Result<Owner> {
 pub fn unknown(name: &str, known: &[String]) -> Failure {
     let known: Vec<&str> = known.iter().map(String::as_str).filter(|name| !name.contains(CARRIED)).collect();
     let hint = match &known[..] {
-        [] => "it knows nobody: was it written with another --kv-key-file?".into(),
+        [] => "nothing is kept in it yet, or it was written with another --kv-key-file".into(),
         known => format!("it knows {}", known.join(", ")),
     };
     Failure::new(format!("the store has no key of {name}"), hint)
