@@ -39,7 +39,7 @@ pub struct EngineStats {
     pub kv_bytes_read: u64,
     pub kv_bytes_unshared: u64,
     pub tier: TierStats,
-    /// Tokens whose KV was carried past a cut.
+    /// Tokens whose KV was carried past a cut: copied, or loads begun for it.
     pub carried_tokens: u64,
     pub cache: CacheStats,
 }

@@ -211,6 +211,8 @@ impl Scrape<'_> {
             "What computing them would have taken, by the times of steps.",
             saved,
         );
+        let carried = s.carried_tokens;
+        out.counter("kvist_kv_carried_tokens", "Tokens whose KV was taken over past a cut, copied or loaded.", carried);
         out.counter("kvist_kv_lost_rows", "Rows thrown back because a chunk was lost.", s.lost_rows);
         let reads = [
             ("counting=\"shared\"".to_owned(), s.kv_bytes_read),

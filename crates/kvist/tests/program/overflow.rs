@@ -114,6 +114,8 @@ fn the_oldest_turns_go_and_the_rest_keeps_its_kv_also_over_a_restart() {
         }
         assert_eq!(killed.messages, whole.messages);
         // What is on disk can be told without a server, too.
+        let metrics = killed.served.ask("GET", "/metrics", "");
+        assert!(metrics.contains("\nkvist_kv_carried_tokens_total{"), "{metrics}");
         killed.restart();
         let mut args = vec!["cache", "explain", "--messages", "-", "--json"];
         args.extend(killed.args.iter().map(String::as_str));
