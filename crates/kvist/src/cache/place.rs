@@ -143,7 +143,7 @@ fn configs(wish: &Wish, chosen: &Chosen, settings: &Settings, isa: Isa) -> Resul
     let (files, seed) = chosen.files();
     let size = |file: &PathBuf| file.metadata().map_or(0, |m| m.len());
     let total = files.iter().map(size).sum();
-    let progress = Progress::new(format!("reading {}, whose fingerprint it is", chosen.name));
+    let progress = Progress::new(format!("reading {} for its fingerprint", chosen.name));
     let weights = Digest::begin(files, seed).take_shown(&progress, total)?;
     let contexts = match settings.number(&CTX) {
         Some(asked) => vec![asked as usize],

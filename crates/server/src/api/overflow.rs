@@ -234,12 +234,14 @@ impl Carried {
     ) -> Option<(Carry, Vec<TokenId>)> {
         let (mut carry, kept) = Carry::new(ids, cut.start, cut.end, DomainId(0))?;
         let mut inner = self.lock();
-        for &cut in before {
-            if inner.find(owner, cut, ids).is_none() {
-                inner.enter(owner, cut, ids, store, false);
+        let known = inner.find(owner, cut, ids);
+        if known.is_none() {
+            for &cut in before {
+                if inner.find(owner, cut, ids).is_none() {
+                    inner.enter(owner, cut, ids, store, false);
+                }
             }
         }
-        let known = inner.find(owner, cut, ids);
         carry.space = known.or_else(|| inner.enter(owner, cut, ids, store, make)).unwrap_or(NOWHERE);
         // Earlier cuts of the same conversation, the last one first; then the whole conversation.
         let earlier = |e: &&Space| {
