@@ -1,9 +1,11 @@
 //! Words that every other crate shares: ids, dtypes, the chunk layout table, the step plan and the traits
-//! at the engine's borders ([`Executor`], [`Residency`], [`Tier`], [`Constraint`], [`Clock`]). Standard library only, no I/O, no policy.
+//! at the engine's borders ([`Executor`], [`Residency`], [`Tier`], [`Constraint`], [`Clock`]), and the
+//! order of [`eviction`] that all tiers share. Standard library only, no I/O, nothing that learns.
 #![forbid(unsafe_code)]
 
 mod clock;
 mod constraint;
+pub mod eviction;
 mod ids;
 mod layout;
 mod plan;

@@ -11,7 +11,6 @@ mod children;
 mod claim;
 mod cut;
 mod evict;
-mod guard;
 mod integrity;
 mod model;
 mod nearest;

@@ -20,6 +20,8 @@ pub struct Unsaved {
     pub chunks: Vec<ChunkId>,
     /// The slabs before them on the path, as far as they have arrived: the last ones.
     pub above: Vec<ChunkId>,
+    /// What is expected of them, those above first.
+    pub classes: Vec<Class>,
 }
 
 impl Cache {
@@ -136,7 +138,10 @@ impl Cache {
             let last = list[chunks.len() - 1];
             let domain = self.arena[first.index].domain;
             let (tokens, above) = (self.path_to(last.index), self.above(first.index));
-            out = Some(Unsaved { domain, tokens, chunks, above });
+            let run = list.iter().take(chunks.len()).map(|id| self.arena[id.index].class);
+            let of = |&chunk| self.arena.of_chunk(chunk).map_or(Class::UNKNOWN, |index| self.arena[index].class);
+            let classes = above.iter().map(of).chain(run).collect();
+            out = Some(Unsaved { domain, tokens, chunks, above, classes });
         }
         self.unsaved = Some(list);
         out

@@ -5,10 +5,9 @@ use std::collections::VecDeque;
 use kvist_base::{CHUNK, ChunkId, DomainId, Micros, TokenId};
 
 use crate::campaign::Canary;
-use crate::guard::Guards;
 use crate::node::{Arena, NodeId, ROOT};
 use crate::path::Path;
-use crate::policy::{Order, Queue, Returns};
+use crate::policy::{Guards, Order, Queue, Returns, Valuation};
 
 #[derive(Clone, Copy, Debug)]
 pub struct CacheConfig {
@@ -80,8 +79,8 @@ pub struct Cache {
     pub(crate) now: Micros,
     /// Counts the plans: see [`Cache::begin`].
     pub(crate) turn: u64,
-    pub(crate) parity: u32,
-    pub(crate) order: Order,
+    /// What it is worth to hold a chunk, as `returns` says.
+    pub(crate) valuation: Valuation,
     pub(crate) pinned: u32,
     pub(crate) linked: u32,
     pub(crate) tokens: u64,
@@ -97,17 +96,18 @@ pub struct Cache {
 
 impl Cache {
     pub fn new(config: CacheConfig) -> Cache {
+        let returns = Returns::new(Returns::memory(config.slabs as usize));
+        let worths = returns.worths().clone();
         Cache {
             arena: Arena::new(config.slabs, config.open),
             queue: Queue::default(),
-            returns: Returns::new(Returns::memory(config.slabs as usize)),
+            returns,
             guards: Guards::default(),
             claimed: Vec::new(),
             epoch: 0,
             now: 0,
             turn: 1,
-            parity: config.parity,
-            order: config.order,
+            valuation: Valuation { order: config.order, parity: config.parity, worths },
             pinned: 0,
             linked: 0,
             tokens: 0,
@@ -158,7 +158,7 @@ impl Cache {
             debug_assert!(start + found.n >= path.used, "tokens differ from those of the path");
             path.used = start + found.n;
             let node = &mut self.arena[found.node];
-            if self.order != Order::Fifo {
+            if self.valuation.counts_uses() {
                 node.last = self.now;
             }
             if current != Some(found.node) {

@@ -1,9 +1,11 @@
 //! When requests come and end: what the tree learns of who comes back, and when.
 
+use std::sync::Arc;
+
 use kvist_base::{CHUNK, DomainId, Micros, TokenId};
 
 use crate::path::Path;
-use crate::policy::{Class, End, Order, Place, Visit, cost};
+use crate::policy::{Class, End, Order, Place, Valuation, Visit};
 use crate::tree::Cache;
 
 impl Cache {
@@ -17,6 +19,7 @@ impl Cache {
 
     /// A request ends, or one of its choices: to be called before [`Cache::release`]. `tokens` begin with those of the
     /// path, of which the first `prompt` are the prompt. From now on the path's nodes are held as long as is worth it.
+    /// Returns the classes of its whole chunks, where the order goes by them.
     pub fn leave(
         &mut self,
         path: &mut Path,
@@ -25,7 +28,7 @@ impl Cache {
         prompt: usize,
         visit: &Visit,
         now: Micros,
-    ) {
+    ) -> Vec<Class> {
         self.sync(path);
         self.now = self.now.max(now);
         let used = &tokens[..path.used];
@@ -38,36 +41,41 @@ impl Cache {
             reply: used.len().saturating_sub(prompt) as u32,
             open: whole < used.len(),
         };
-        if self.order != Order::Returns {
-            let nodes = path.nodes.iter().filter(|_| self.order == Order::Lru);
-            return nodes.for_each(|node| self.arena[node.index].last = self.now);
+        if self.valuation.order != Order::Returns {
+            let nodes = path.nodes.iter().filter(|_| self.valuation.counts_uses());
+            nodes.for_each(|node| self.arena[node.index].last = self.now);
+            return Vec::new();
         }
         let arena = &mut self.arena;
         let last = self.now;
+        let mut classes = Vec::with_capacity(keys.len());
         self.returns.leave(last, visit, &end, &keys, |level, class| {
             let node = &mut arena[path.nodes[level].index];
             (node.class, node.last) = (class, last);
+            classes.push(class);
         });
+        if !Arc::ptr_eq(&self.valuation.worths, self.returns.worths()) {
+            self.valuation.worths = Arc::clone(self.returns.worths());
+        }
+        classes.truncate(whole / CHUNK);
+        classes
+    }
+
+    /// What it is worth to hold a chunk, as far as is known now.
+    pub fn valuation(&self) -> &Valuation {
+        &self.valuation
     }
 
     /// Where a node without pins and children stands in the eviction queue.
     pub(crate) fn place(&self, index: u32) -> Place {
         let node = &self.arena[index];
-        let band = match self.order {
-            Order::Returns => node.class.index() as u32 * cost::BANDS + cost::band(node.depth, self.parity),
-            Order::Fifo | Order::Lru => 0,
-        };
+        let band = self.valuation.band(node.class, node.depth);
         let guard = self.guards.rank(index).map_or(0, |rank| 1 + u64::from(u32::MAX - rank));
         Place { guard, band, last: node.last, tie: 0 }
     }
 
-    /// What is saved by holding such a node: returns per time, times the cost to compute it again; or just its order.
     pub(crate) fn worth(&self, band: u32, last: Micros) -> u128 {
-        if self.order != Order::Returns {
-            return u128::from(last);
-        }
-        let class = Class::from_index((band / cost::BANDS) as usize);
-        u128::from(self.returns.worth(class, last, self.now)) * u128::from(cost::cost(band % cost::BANDS))
+        self.valuation.worth(band, last, self.now)
     }
 }
 

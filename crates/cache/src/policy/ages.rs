@@ -1,35 +1,8 @@
 //! When chunks of a class come back: a life table, and what follows from it for one that has waited a while.
 //!
-//! Ages are cut at quarters of octaves: a return is as likely to be told apart from another after a second as after an
-//! hour. All arithmetic is addition, multiplication and division, which give the same bits on every platform.
+//! All arithmetic is addition, multiplication and division, which give the same bits on every platform.
 
-use kvist_base::Micros;
-
-/// Ages: 0, a quarter of a second, and on in quarters of octaves to nine hours.
-pub const AGES: usize = 62;
-/// Quarters of octaves in 2^-16.
-const STEPS: [Micros; 4] = [65536, 77936, 92682, 110218];
-const FIRST: Micros = 250_000;
-
-const EDGES: [Micros; AGES] = {
-    let mut edges = [0; AGES];
-    let mut k = 1;
-    while k < AGES {
-        edges[k] = ((FIRST << ((k - 1) / 4)) * STEPS[(k - 1) % 4]) >> 16;
-        k += 1;
-    }
-    edges
-};
-
-/// The age at which interval `k` begins.
-pub fn edge(k: usize) -> Micros {
-    EDGES[k]
-}
-
-/// The interval in which an age lies.
-pub fn interval(age: Micros) -> usize {
-    EDGES.partition_point(|&edge| edge <= age) - 1
-}
+use kvist_base::eviction::{AGES, edge};
 
 /// Of an octave's end, the octave's intervals.
 pub fn octave(end: usize) -> Option<std::ops::Range<usize>> {
@@ -93,7 +66,7 @@ pub fn worths(hazards: &[f64; AGES]) -> [u64; AGES] {
         let (mut left, mut chance, mut time, mut best) = (1.0, 0.0, 0.0, 0.0f64);
         for k in from..AGES - 1 {
             chance += left * hazards[k];
-            time += left * (EDGES[k + 1] - EDGES[k]) as f64 * (1.0 - hazards[k] / 2.0);
+            time += left * (edge(k + 1) - edge(k)) as f64 * (1.0 - hazards[k] / 2.0);
             left *= 1.0 - hazards[k];
             best = best.max(chance / time);
         }
@@ -107,29 +80,14 @@ pub fn worths(hazards: &[f64; AGES]) -> [u64; AGES] {
     worths
 }
 
-/// The worth at an age, between those at the ends of its interval.
-pub fn at(worths: &[u64; AGES], age: Micros) -> u64 {
-    let k = interval(age);
-    if k + 1 == AGES {
-        return worths[k];
-    }
-    let (a, b) = (i128::from(worths[k]), i128::from(worths[k + 1]));
-    let (since, width) = (i128::from(age - EDGES[k]), i128::from(EDGES[k + 1] - EDGES[k]));
-    (a + (b - a) * since / width) as u64
-}
-
 #[cfg(test)]
 mod tests {
+    use kvist_base::eviction::interval;
+
     use super::*;
 
     #[test]
-    fn intervals() {
-        assert_eq!((interval(0), interval(FIRST - 1), interval(FIRST), interval(Micros::MAX)), (0, 0, 1, AGES - 1));
-        for k in 0..AGES {
-            assert_eq!(interval(edge(k)), k);
-        }
-        assert_eq!((edge(5), edge(9)), (2 * FIRST, 4 * FIRST));
-        assert_eq!(edge(AGES - 1), FIRST << 15, "nine hours in quarters of a second");
+    fn octaves() {
         assert_eq!((octave(1), octave(5), octave(6)), (Some(0..1), Some(1..5), None));
     }
 
@@ -150,8 +108,9 @@ mod tests {
         table.came[back] = 500.0;
         let all = hazards(&table);
         let worths = worths(&class_hazards(&table, &all));
-        assert!(at(&worths, 1_000_000) < at(&worths, 50_000_000));
-        assert!(at(&worths, 50_000_000) > 10 * at(&worths, 300_000_000), "{worths:?}");
+        let at = |age| worths[interval(age)];
+        assert!(at(1_000_000) < at(50_000_000));
+        assert!(at(50_000_000) > 10 * at(300_000_000), "{worths:?}");
         let peak = (0..AGES).max_by_key(|&k| worths[k]).unwrap();
         assert!(worths[..=peak].is_sorted() && worths[peak..].is_sorted_by(|a, b| a >= b), "one peak");
     }

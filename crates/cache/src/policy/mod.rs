@@ -1,23 +1,19 @@
-//! Who goes first when room is needed. Shared by the tree, the tiers below it and the replay of traces; nothing here
-//! reads a clock, and everything is a function of what was told before.
+//! What is learnt of who comes back, and how far to look ahead. Shared by the tree and the replay of traces; nothing here
+//! reads a clock, and everything is a function of what was told before. The order in which chunks go is
+//! [`kvist_base::eviction`], which every tier shares.
 //!
-//! - [`Returns`] learns which chunks come back, and when: the default.
-//! - [`Queue`] orders what may be evicted, by class and last use, so that a victim is found among the ends of classes.
+//! - [`Returns`] learns which chunks come back, and when, and says what it is worth to hold them.
 //! - [`Windows`] says how far into the queue of waiting requests to look.
 
 mod ages;
-pub mod cost;
 mod facts;
 mod odds;
-mod order;
-mod queue;
 mod returns;
 #[cfg(test)]
 mod tests;
 mod window;
 
 pub use facts::Facts;
-pub use order::Order;
-pub use queue::{Place, Queue};
-pub use returns::{Class, End, Returns, Visit};
+pub use kvist_base::eviction::{Class, Guards, Order, Place, Queue, Valuation, Worths, cost};
+pub use returns::{End, Returns, Visit};
 pub use window::Windows;

@@ -4,7 +4,8 @@
 //! The odds are those of having come back by an age, and all ages share the weights of the facts: what is learnt at the
 //! first ages is there before anything could come back at the later ones.
 
-use crate::policy::ages::AGES;
+use kvist_base::eviction::AGES;
+
 use crate::policy::facts::{BINS, Bins, FACTS};
 
 const RATE: f64 = 0.05;

@@ -6,18 +6,16 @@
 //! The past fades with the number of uses. No clock is read, nothing is random: equal calls give equal answers.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use kvist_base::Micros;
+use kvist_base::eviction::{AGES, Class, Worths, edge, interval};
 
-use crate::policy::ages::{self, AGES, LifeTable};
+use crate::policy::ages::{self, LifeTable};
 use crate::policy::facts::{Bins, Facts};
 use crate::policy::odds::Odds;
 
-/// Chunks that are about as likely to come back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Class(u8);
-
-const CLASSES: usize = 20;
+const CLASSES: usize = Class::COUNT;
 /// Width of a class in the logarithm of odds.
 const WIDTH: f64 = 0.7;
 /// A class also goes by half of what its neighbours say.
@@ -25,25 +23,8 @@ const NEIGHBOURS: f64 = 0.5;
 /// Parts of the memory after which the past fades and worths are computed anew.
 const PARTS: u64 = 64;
 
-impl Class {
-    pub const COUNT: usize = CLASSES;
-    /// Of chunks of which nothing is known.
-    pub const UNKNOWN: Class = Class((CLASSES / 2) as u8);
-
-    pub fn index(self) -> usize {
-        self.0 as usize
-    }
-
-    /// # Panics
-    /// If there is no such class.
-    pub fn from_index(index: usize) -> Class {
-        assert!(index < CLASSES, "class {index} of {CLASSES}");
-        Class(index as u8)
-    }
-
-    fn of(odds: f64) -> Class {
-        Class((odds / WIDTH + CLASSES as f64 / 2.0).clamp(0.0, CLASSES as f64 - 1.0) as u8)
-    }
+fn class_of(odds: f64) -> Class {
+    Class::from_index((odds / WIDTH + CLASSES as f64 / 2.0).clamp(0.0, CLASSES as f64 - 1.0) as usize)
 }
 
 /// A request under way, as [`Returns::arrive`] saw it.
@@ -92,7 +73,7 @@ pub struct Returns {
     facts: u16,
     /// How much each octave's end says of returns: the returns of the octave, next to the octave that has most.
     shares: [f64; AGES],
-    worths: Vec<[u64; AGES]>,
+    worths: Arc<Worths>,
     faded: u64,
     renewed: u64,
 }
@@ -111,7 +92,7 @@ impl Returns {
             odds: Odds::NEW,
             facts: u16::MAX,
             shares: [0.0; AGES],
-            worths: Vec::new(),
+            worths: Arc::default(),
             faded: 0,
             renewed: 0,
         };
@@ -164,7 +145,7 @@ impl Returns {
         if last.out {
             last.out = false;
             last.gap = Some(age);
-            self.tables[last.class.index()].came[ages::interval(age)] += f64::from(last.weight);
+            self.tables[last.class.index()].came[interval(age)] += f64::from(last.weight);
         }
     }
 
@@ -189,7 +170,7 @@ impl Returns {
             let alike = if i < known { known } else { keys.len() - known };
             let mut bins = facts.bins();
             (0..bins.len()).filter(|&i| self.facts >> i & 1 == 0).for_each(|i| bins[i] = 0);
-            let of = Class::of(self.odds.of(&bins));
+            let of = class_of(self.odds.of(&bins));
             let weight = 1.0 / (alike as f64).sqrt();
             self.tables[of.index()].waited[0] += weight;
             self.note(Use {
@@ -211,7 +192,12 @@ impl Returns {
 
     /// What it is worth to hold a chunk of this class that was last used at `last`: returns per 2^40 microseconds.
     pub fn worth(&self, class: Class, last: Micros, now: Micros) -> u64 {
-        ages::at(&self.worths[class.index()], now.saturating_sub(last))
+        self.worths.at(class, now.saturating_sub(last))
+    }
+
+    /// What chunks are worth as far as is known: another table each time that it was computed anew.
+    pub fn worths(&self) -> &Arc<Worths> {
+        &self.worths
     }
 
     /// Share of a class's chunks that came back, of late.
@@ -260,7 +246,7 @@ impl Returns {
         let oldest = self.count - self.uses.len() as u64;
         for k in 1..AGES {
             let mut number = self.reached[k].max(oldest);
-            while number < self.count && self.now - self.get(number).at >= ages::edge(k) {
+            while number < self.count && self.now - self.get(number).at >= edge(k) {
                 let slot = self.slot(number);
                 let reached = &self.uses[slot];
                 let weight = f64::from(reached.weight);
@@ -295,15 +281,14 @@ impl Returns {
         let mut all = LifeTable::EMPTY;
         self.tables.iter().for_each(|table| all.add(table, 1.0));
         let hazards = ages::hazards(&all);
-        self.worths = (0..CLASSES)
-            .map(|class| {
-                let mut table = self.tables[class].clone();
-                for beside in [class.wrapping_sub(1), class + 1] {
-                    self.tables.get(beside).into_iter().for_each(|beside| table.add(beside, NEIGHBOURS));
-                }
-                ages::worths(&ages::class_hazards(&table, &hazards))
-            })
-            .collect();
+        let row = |class: usize| {
+            let mut table = self.tables[class].clone();
+            for beside in [class.wrapping_sub(1), class + 1] {
+                self.tables.get(beside).into_iter().for_each(|beside| table.add(beside, NEIGHBOURS));
+            }
+            ages::worths(&ages::class_hazards(&table, &hazards))
+        };
+        self.worths = Arc::new(Worths::new((0..CLASSES).map(row).collect()));
         for k in 0..AGES {
             self.shares[k] = ages::octave(k).map_or(0.0, |octave| all.came[octave].iter().sum());
         }

@@ -1,6 +1,6 @@
 //! What it costs to compute a chunk again, in bands: chunks of a band are taken to cost the same.
 
-use kvist_base::CHUNK;
+use crate::CHUNK;
 
 /// Quarters of octaves in 2^-16.
 const STEPS: [u64; 4] = [65536, 77936, 92682, 110218];

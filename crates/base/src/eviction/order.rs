@@ -8,7 +8,7 @@ pub enum Order {
     Fifo,
     /// What was used longest ago.
     Lru,
-    /// What is expected to return least for the time for which it is held: see [`crate::policy::Returns`].
+    /// What is expected to return least for the time for which it is held: what classes are worth is learnt.
     #[default]
     Returns,
 }
