@@ -1,6 +1,7 @@
 //! What lies below RAM, as the engine sees it: it asks and orders, and nothing blocks. The slices themselves go past the
 //! engine, by way of [`crate::Residency`], into the executor's pool.
 
+use crate::eviction::{Class, Valuation};
 use crate::{ChunkId, DomainId, Micros, TokenId};
 
 /// Name of a load, unique for the life of the engine.
@@ -39,7 +40,8 @@ pub struct LoadState {
     pub lost: Option<usize>,
 }
 
-/// A tier below RAM. What it finds may be lost by the time it is loaded; what it loads is verified.
+/// A tier below RAM. What it finds may be lost by the time it is loaded; what it loads is verified. A tier that never drops
+/// anything need not listen to who wants what.
 pub trait Tier: Send {
     /// What could be loaded of `tokens` for `domain` behind the first `from` tokens, a multiple of [`crate::CHUNK`].
     fn probe(&self, domain: DomainId, tokens: &[TokenId], from: usize) -> Found;
@@ -65,4 +67,23 @@ pub trait Tier: Send {
 
     /// Ends a load, finished or not: nothing of it is asked for any more.
     fn end(&mut self, load: LoadId);
+
+    /// Chunks that it has room for.
+    fn capacity(&self) -> u64 {
+        u64::MAX
+    }
+
+    /// A request waits that will use this path: what the tier holds of it goes last, that of the worst rank first (0 is
+    /// served next). A ticket wants one path until [`Tier::unwant`]; asking again replaces it.
+    fn want(&mut self, _ticket: u64, _domain: DomainId, _tokens: &[TokenId], _rank: u32) {}
+
+    /// Ends what [`Tier::want`] began.
+    fn unwant(&mut self, _ticket: u64) {}
+
+    /// A request ended that used these whole chunks, in `domain` or public. `classes`: what is expected of each from now
+    /// on; none where the order does not go by them.
+    fn left(&mut self, _domain: DomainId, _tokens: &[TokenId], _classes: &[Class]) {}
+
+    /// What it is worth to hold a chunk from now on.
+    fn value(&mut self, _valuation: &Valuation) {}
 }

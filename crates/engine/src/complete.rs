@@ -224,6 +224,7 @@ impl Engine {
                     furthest: 0,
                     suspect: false,
                     read_ahead: false,
+                    wants: false,
                     computes: false,
                     constraint: s.constraint.clone(),
                     step: StepRows::default(),

@@ -182,6 +182,7 @@ impl Engine {
             furthest: 0,
             suspect: false,
             read_ahead: false,
+            wants: false,
             computes: false,
             step: StepRows::default(),
             constraint,
@@ -210,6 +211,7 @@ impl Engine {
             self.cache.protect(sequence.ticket(), domain, &sequence.tokens, sequence.rank());
         }
         self.waiting.push(sequence);
+        self.look_ahead();
         Ok(())
     }
 
@@ -298,9 +300,13 @@ impl Engine {
     pub(crate) fn finish(&mut self, now: Micros, mut sequence: Sequence, reason: Finish) {
         let id = sequence.id;
         self.cache.unprotect(sequence.ticket());
+        self.unwant(&mut sequence);
         let state = self.requests.get_mut(&id).expect("a sequence belongs to a known request");
         let (path, tokens) = (&mut sequence.path, &sequence.tokens);
-        self.cache.leave(path, sequence.domain, tokens, state.prompt, &state.visit, now);
+        let classes = self.cache.leave(path, sequence.domain, tokens, state.prompt, &state.visit, now);
+        let used = sequence.path.used;
+        self.tell_left(sequence.domain, &sequence.tokens[..used], &classes);
+        let state = self.requests.get_mut(&id).expect("it was there");
         self.cache.release(sequence.path);
         let choices = if state.forked { sequence.choice..sequence.choice + 1 } else { 0..state.request.n };
         state.open -= choices.len() as u32;

@@ -21,6 +21,7 @@ mod sampler;
 mod sequence;
 mod softmax;
 mod tier;
+mod want;
 
 pub use adjust::{Edits, Seen, adjust};
 pub use assemble::{Assembler, Place};

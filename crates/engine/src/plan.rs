@@ -32,6 +32,7 @@ impl Engine {
         self.starved = false;
         if !gave_way {
             self.admit(now);
+            self.look_ahead();
             self.read_ahead(now);
         }
         loop {
@@ -71,7 +72,7 @@ impl Engine {
         s.seen = None;
         s.cached_guess = s.tokens.len() - 1;
         if self.config.look_ahead {
-            self.cache.protect(s.ticket(), s.domain, &s.tokens, 0);
+            self.cache.protect(s.ticket(), s.domain, &s.tokens, s.rank());
         }
         self.requests.get_mut(&s.id).expect("known").preemptions += 1;
         self.stats.preemptions += 1;
@@ -148,7 +149,10 @@ impl Engine {
             let (domain, carry, tokens) = (s.domain, s.carry.clone(), std::mem::take(&mut s.tokens));
             let expected = self.expect(domain, &tokens, carry.as_deref());
             let s = &mut self.waiting[self.probe_cursor];
-            (s.tokens, s.cached_guess) = (tokens, expected);
+            s.tokens = tokens;
+            if std::mem::replace(&mut s.cached_guess, expected) != expected {
+                self.look_again(self.probe_cursor);
+            }
         }
     }
 
@@ -209,6 +213,11 @@ impl Engine {
             if !self.load_more(i, now) || !self.may_run(i) {
                 self.held_up = true;
                 continue;
+            }
+            if self.running[i].wants && self.running[i].pending() <= CHUNK {
+                let mut s = std::mem::replace(&mut self.running[i], Sequence::vacant());
+                self.unwant(&mut s);
+                self.running[i] = s;
             }
             let s = &self.running[i];
             if s.pending() == 1 && rows < self.config.max_step_rows {

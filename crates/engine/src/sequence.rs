@@ -39,6 +39,8 @@ pub struct Sequence {
     pub suspect: bool,
     /// While it waits: what the tier has for it is on its way.
     pub read_ahead: bool,
+    /// The tier was told that it wants what is there for it.
+    pub wants: bool,
     /// What it loaded came too slowly: it computes the rest itself.
     pub computes: bool,
     /// Stands after the last token drawn, whatever rows are still to run: setbacks and preemption do not move it.
@@ -94,6 +96,7 @@ impl Sequence {
             furthest: 0,
             suspect: false,
             read_ahead: false,
+            wants: false,
             computes: false,
             constraint: None,
             step: StepRows::default(),
@@ -116,9 +119,9 @@ impl Sequence {
         self.number << 16 | u64::from(self.choice)
     }
 
-    /// When it will be served next to others, as far as arrival says.
+    /// When it will be served next to others, as far as arrival says; who was preempted comes before them.
     pub fn rank(&self) -> u32 {
-        u32::try_from(self.number).unwrap_or(u32::MAX)
+        if self.seniority.is_some() { 0 } else { u32::try_from(self.number).unwrap_or(u32::MAX) }
     }
 
     /// Unique among sequences.

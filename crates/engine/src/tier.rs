@@ -5,9 +5,12 @@
 //! the rest will have arrived by the time that the layers get to it (CachedAttention section 3.2.1: a read-ahead of
 //! `B * (T_load * L_hist - T_pref * L_new)` bytes), and then runs, each layer waiting for its slices alone.
 
+use std::sync::Arc;
+
 use kvist_base::{
     CHUNK, ChunkId, DomainId, Found, Load, LoadId, LoadState, Micros, Prepare, StepOutput, Tier, TokenId,
 };
+use kvist_cache::policy::{Valuation, Worths};
 use kvist_cache::{Cache, NodeId, Unsaved};
 
 use crate::carry::Carry;
@@ -30,6 +33,8 @@ pub(crate) struct Tiers {
     next: u64,
     /// Steps start while their later layers are still on their way.
     layer_wise: bool,
+    /// What the tier was told that chunks are worth.
+    told: Option<Arc<Worths>>,
 }
 
 struct Active {
@@ -62,7 +67,15 @@ impl Active {
 
 impl Tiers {
     pub fn new(tier: Box<dyn Tier>) -> Tiers {
-        Tiers { tier, active: Vec::new(), next: 0, layer_wise: true }
+        Tiers { tier, active: Vec::new(), next: 0, layer_wise: true, told: None }
+    }
+
+    /// Tells the tier what chunks are worth, if that has changed.
+    pub fn value(&mut self, valuation: &Valuation) {
+        if self.told.as_ref().is_none_or(|told| !Arc::ptr_eq(told, &valuation.worths)) {
+            self.tier.value(valuation);
+            self.told = Some(Arc::clone(&valuation.worths));
+        }
     }
 }
 
@@ -87,7 +100,7 @@ pub(crate) enum For {
 impl Engine {
     /// The same engine over a tier. To be called before the first request.
     pub fn with_tier(mut self, tier: Box<dyn Tier>) -> Engine {
-        self.tiers = Some(Tiers::new(tier));
+        self.tiers.insert(Tiers::new(tier)).value(self.cache.valuation());
         self
     }
 

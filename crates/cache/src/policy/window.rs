@@ -13,7 +13,7 @@ pub struct Windows {
 impl Windows {
     /// `memory`: chunks that memory has room for, those in use by running requests not counted. `disk`: chunks below it.
     pub fn new(memory: u64, disk: u64) -> Windows {
-        Windows { fetch: memory, keep: memory + disk }
+        Windows { fetch: memory, keep: memory.saturating_add(disk) }
     }
 
     /// How many of the waiting requests, which want `chunks` each, lie within a bound.
