@@ -317,6 +317,7 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
             slower: 1,
             lost: per_myriad,
             missed: random.pick(&[0, 0, 200]),
+            capacity: u64::MAX,
         }),
         open: if !subject.encodes() {
             0

@@ -41,11 +41,11 @@ impl Keeper {
             && let Some(unsaved) = engine.unsaved()
         {
             match self.hand_over(&unsaved, executor) {
-                Saved::Queued(_) | Saved::Known => engine.saved(unsaved.chunks.len()),
-                Saved::Full => self.later = now + LATER,
+                Some(Saved::Queued(_) | Saved::Known) | None => engine.saved(unsaved.chunks.len()),
+                Some(Saved::Full) => self.later = now + LATER,
                 // The store says why in its statistics, and takes up saving by itself.
-                Saved::Off if self.tier.store().stats().degraded.is_some() => self.later = now + 20 * LATER,
-                Saved::Off | Saved::Parentless => {
+                Some(Saved::Off) if self.tier.store().stats().degraded.is_some() => self.later = now + 20 * LATER,
+                Some(Saved::Off | Saved::Parentless) => {
                     self.refused += unsaved.chunks.len() as u64;
                     engine.saved(unsaved.chunks.len());
                 }
@@ -53,8 +53,9 @@ impl Keeper {
         }
     }
 
-    fn hand_over(&self, unsaved: &Unsaved, executor: &dyn Executor) -> Saved {
-        let Unsaved { domain, tokens, chunks, above } = unsaved;
+    /// `None`: the first of them is not worth the room that it would take, so that none can be saved.
+    fn hand_over(&self, unsaved: &Unsaved, executor: &dyn Executor) -> Option<Saved> {
+        let Unsaved { domain, tokens, chunks, above, classes } = unsaved;
         let first = tokens.len() / CHUNK - chunks.len();
         let store = self.tier.store();
         let read = |chunks: &[ChunkId]| -> Vec<Vec<u8>> {
@@ -68,18 +69,31 @@ impl Keeper {
         // A domain's files hold whole paths: what is above and is not there goes first, as where a tenant's conversation
         // begins with a public prompt.
         let known = store.probe(*domain, tokens, 0) / CHUNK;
+        if known == first + chunks.len() {
+            return Some(Saved::Known);
+        }
         let missing = first.saturating_sub(known);
         if missing > above.len() {
-            return Saved::Parentless;
+            return Some(Saved::Parentless);
         }
-        for (i, part) in above[above.len() - missing..].chunks(EXTENT).enumerate() {
-            let at = first - missing + i * EXTENT;
-            match store.save(*domain, &tokens[..(at + part.len()) * CHUNK], at, read(part)) {
+        let (above, chunks) = (&above[above.len() - missing..], &chunks[known.saturating_sub(first)..]);
+        let classes = &classes[classes.len() - missing - chunks.len()..];
+        // Before a byte is copied.
+        let worthy = store.admit(*domain, tokens, known, missing, classes).checked_sub(missing).filter(|&n| n > 0)?;
+        let save = |at: usize, part: &[ChunkId]| {
+            let path = &tokens[..(at + part.len()) * CHUNK];
+            let saved = store.save(*domain, path, at, read(part));
+            // What ended already is told of no more.
+            store.expect(*domain, path, at, &classes[at - known..]);
+            saved
+        };
+        for (i, part) in above.chunks(EXTENT).enumerate() {
+            match save(known + i * EXTENT, part) {
                 Saved::Queued(_) | Saved::Known => {}
-                other => return other,
+                other => return Some(other),
             }
         }
-        store.save(*domain, tokens, first, read(chunks))
+        Some(save(known + missing, &chunks[..worthy]))
     }
 }
 

@@ -274,6 +274,8 @@ impl Scrape<'_> {
             [("budget", e.budget), ("damaged", e.damaged), ("abandoned", e.abandoned), ("forgotten", e.forgotten)];
         let gone: Vec<_> = gone.iter().map(|(kind, n)| (format!("reason=\"{kind}\""), *n)).collect();
         out.counters("kvist_disk_evictions", "Chunks that left the disk.", &gone);
+        let refused = "Chunks that were not saved as they were worth less than what would have had to go.";
+        out.counter("kvist_disk_not_admitted", refused, s.not_admitted);
         out.gauge("kvist_disk_read_rate", "Bytes per second that loads are believed to take.", sums.rate);
         out.gauge("kvist_disk_load_seconds", "Seconds from the beginning of loads to their end.", sums.seconds);
         out.gauge("kvist_disk_waited_seconds", "Seconds of these that steps waited for slices.", sums.waited);

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvist_base::{AllResident, ChunkId, Executor, Gone, Micros, Residency, StepOutput, TokenId};
+use kvist_base::{AllResident, ChunkId, DomainId, Executor, Gone, Micros, Residency, StepOutput, Tier, TokenId};
 use kvist_engine::{Effect, Engine, EngineConfig, Finish, Refusal, Request, RequestId, Usage, sample};
 
 use crate::executor::{CostModel, SimExecutor, SimModel};
@@ -85,6 +85,8 @@ pub enum Canary {
     SharedConstraint,
     /// Chunks on their way are taken for arrived.
     NoWaiting,
+    /// A request wants what the tier holds for ever.
+    StaleWant,
 }
 
 /// Gives up on a chunk now and then.
@@ -158,6 +160,7 @@ pub fn run(seed: u64, canary: Canary) -> Result<Report, String> {
         layer: random.pick(&[1, 100, 10_000]),
         slower: random.pick(&[1, 1, 100]),
         lost: random.pick(&[0, 0, 30]),
+        capacity: random.pick(&[0, 10, u64::MAX]),
         missed: random.pick(&[0, 300, 2000]),
     };
     let tier = random.chance(50).then(|| SimTier::new(&executor.info().layout, manners));
@@ -227,6 +230,15 @@ impl Run {
             }
             self.disturb();
             self.engine.check_integrity()?;
+            if let Some(tier) = &mut self.tier {
+                if self.canary == Canary::StaleWant && self.random.chance(2) {
+                    tier.want(1 << 50, DomainId(2), &[], 0);
+                }
+                let (told, want) = (tier.wants(), self.engine.wants());
+                if told != want {
+                    return Err(format!("{want} sequences want what the tier holds, it was told of {told}"));
+                }
+            }
             let planned = self.engine.plan(self.now).is_some();
             if planned {
                 self.step(&mut output)?;
@@ -428,6 +440,9 @@ impl Run {
         self.report.carried += stats.carried_tokens;
         if self.tier.as_ref().is_some_and(|tier| tier.loading() > 0) {
             return Err("chunks are on their way at the end".into());
+        }
+        if self.tier.as_ref().is_some_and(|tier| tier.wants() > 0) {
+            return Err("somebody wants what the tier holds at the end".into());
         }
         for (id, seen) in &self.seen {
             let usage = seen.done.ok_or(format!("request {} never ended", id.0))?;

@@ -1,8 +1,9 @@
 //! A tier that keeps chunks in a map, loads them at a drawn pace, and loses a slice now and then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kvist_base::eviction::Class;
 use kvist_base::{
     CHUNK, ChunkId, ChunkLayout, DomainId, Executor, Found, Gone, Load, LoadId, LoadState, Micros, Residency, Tier,
     TokenId,
@@ -25,6 +26,8 @@ pub struct Manners {
     pub slower: u64,
     /// Slices of ten thousand that are lost: of those that are asked for, on their way or not.
     pub lost: u64,
+    /// Chunks that it says it has room for.
+    pub capacity: u64,
     /// Chunks of ten thousand of which the tier finds out by itself, between two plans.
     pub missed: u64,
 }
@@ -45,6 +48,8 @@ struct Inner {
     loads: BTreeMap<LoadId, Way>,
     places: BTreeMap<ChunkId, (LoadId, usize)>,
     filled: u64,
+    /// Tickets of who waits.
+    wants: BTreeSet<u64>,
 }
 
 /// A load.
@@ -73,6 +78,7 @@ impl SimTier {
             loads: BTreeMap::new(),
             places: BTreeMap::new(),
             filled: 0,
+            wants: BTreeSet::new(),
         };
         SimTier { inner: Arc::new(Mutex::new(inner)) }
     }
@@ -82,6 +88,7 @@ impl SimTier {
         let mut inner = self.lock();
         inner.loads.clear();
         inner.places.clear();
+        inner.wants.clear();
         drop(inner);
         self.clone()
     }
@@ -116,6 +123,11 @@ impl SimTier {
     /// Chunks that are on their way.
     pub fn loading(&self) -> usize {
         self.lock().places.len()
+    }
+
+    /// Requests that are said to want something.
+    pub fn wants(&self) -> usize {
+        self.lock().wants.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -189,6 +201,23 @@ impl Tier for SimTier {
         let mut inner = self.lock();
         inner.loads.remove(&load).expect("a load that was not ended");
         inner.places.retain(|_, place| place.0 != load);
+    }
+
+    fn capacity(&self) -> u64 {
+        self.lock().manners.capacity
+    }
+
+    fn want(&mut self, ticket: u64, domain: DomainId, _: &[TokenId], _: u32) {
+        assert!(domain != DomainId::PUBLIC, "nobody waits in the public domain");
+        self.lock().wants.insert(ticket);
+    }
+
+    fn unwant(&mut self, ticket: u64) {
+        assert!(self.lock().wants.remove(&ticket), "ticket {ticket} wants nothing");
+    }
+
+    fn left(&mut self, _: DomainId, tokens: &[TokenId], classes: &[Class]) {
+        assert!(tokens.len().is_multiple_of(CHUNK) && [0, tokens.len() / CHUNK].contains(&classes.len()));
     }
 }
 

@@ -24,9 +24,15 @@ fn every_request_ends_once_with_the_tokens_it_would_get_alone() {
 /// A campaign that cannot fail proves nothing.
 #[test]
 fn canaries_are_caught() {
-    for canary in
-        [Canary::TwiceTold, Canary::HiddenLoss, Canary::DeafCancel, Canary::SharedConstraint, Canary::NoWaiting]
-    {
+    let canaries = [
+        Canary::TwiceTold,
+        Canary::HiddenLoss,
+        Canary::DeafCancel,
+        Canary::SharedConstraint,
+        Canary::NoWaiting,
+        Canary::StaleWant,
+    ];
+    for canary in canaries {
         assert!(
             (0..200).any(|seed| !matches!(std::panic::catch_unwind(|| run(seed, canary)), Ok(Ok(_)))),
             "{canary:?} went unnoticed"

@@ -9,7 +9,8 @@ const CHUNKS: u64 = HISTORY as u64 / 64;
 const COST: CostModel = CostModel { step: 500, row: 20, kilotoken: 10 };
 
 /// A tier that loads at once.
-const QUICK: Manners = Manners { seed: 3, room: 100, pace: 100, layer: 1, slower: 1, lost: 0, missed: 0 };
+const QUICK: Manners =
+    Manners { seed: 3, room: 100, pace: 100, layer: 1, slower: 1, lost: 0, capacity: u64::MAX, missed: 0 };
 
 struct Machine {
     engine: Engine,

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use kvist_base::{CHUNK, TokenId};
+use kvist_base::eviction::{Class, Leaf, Leaves};
+use kvist_base::{CHUNK, Micros, TokenId};
 
 use crate::crypto::{Key, Tag, keyed};
 use crate::keys::DomainKeys;
@@ -40,7 +41,8 @@ pub(crate) struct Node {
     pub data: Data,
     /// Time of the last use in microseconds; negative: before this process.
     pub used: i64,
-    pub uses: u32,
+    /// What is expected of it since a request that used it ended in this process.
+    pub class: Class,
     pub pinned: bool,
 }
 
@@ -68,6 +70,8 @@ pub(crate) struct Index {
     pub domains: Vec<Domain>,
     nodes: Vec<Option<Node>>,
     free: Vec<NodeId>,
+    /// The stored chunks that may go, in order.
+    pub leaves: Leaves,
     /// A broken comparison, so that tests can show that they would notice.
     pub by_hash_only: bool,
 }
@@ -149,7 +153,7 @@ impl Index {
             chain: chain(&self.domains[domain].keys.chain, &above, tokens),
             data: Data::Absent,
             used: 0,
-            uses: 0,
+            class: Class::UNKNOWN,
             pinned: false,
         };
         let id = self.free.pop().unwrap_or_else(|| {
@@ -158,7 +162,10 @@ impl Index {
         });
         self.nodes[id as usize] = Some(node);
         match parent {
-            Some(parent) => self.node_mut(parent).children.insert(at, id),
+            Some(parent) => {
+                self.node_mut(parent).children.insert(at, id);
+                self.refresh(parent);
+            }
             None => self.domains[domain].roots.insert(at, id),
         }
         id
@@ -178,12 +185,35 @@ impl Index {
         })
     }
 
+    /// Whether a node may go, and what its place among those that may follows from.
+    fn leaf(&self, id: NodeId) -> Option<Leaf> {
+        let node = self.get(id)?;
+        let may_go = node.children.is_empty() && !node.pinned && matches!(node.data, Data::Stored(_));
+        may_go.then(|| Leaf { class: node.class, depth: node.depth, last: moment(node.used) })
+    }
+
+    /// To be called after a change of what decides whether a node may go, and when.
+    pub fn refresh(&mut self, id: NodeId) {
+        let leaf = self.leaf(id);
+        if self.leaves.standing(id) != leaf {
+            self.leaves.stand(id, leaf);
+        }
+    }
+
+    /// A node is used.
+    pub fn touch(&mut self, id: NodeId, now: i64) {
+        if self.leaves.valuation().counts_uses() {
+            self.node_mut(id).used = now;
+            self.refresh(id);
+        }
+    }
+
     /// Removes the node if nothing is in it or below it, and then its ancestors likewise.
     pub fn prune(&mut self, mut id: NodeId) {
         loop {
             let node = self.node(id);
             if node.present() || !node.children.is_empty() || node.pinned {
-                return;
+                return self.refresh(id);
             }
             let (domain, parent) = (node.domain, node.parent);
             let list = match parent {
@@ -193,6 +223,7 @@ impl Index {
             list.retain(|&c| c != id);
             self.nodes[id as usize] = None;
             self.free.push(id);
+            self.leaves.left(id, parent);
             match parent {
                 Some(parent) => id = parent,
                 None => return,
@@ -230,8 +261,13 @@ impl Index {
                 return Err(format!("node {id} is at the wrong depth"));
             }
         }
-        Ok(())
+        self.leaves.check(|id| self.leaf(id), |id| self.get(id).is_some())
     }
+}
+
+/// A time of use as the order of eviction counts, in which there is room for what was before this process.
+pub(crate) fn moment(time: i64) -> Micros {
+    (time + (1 << 62)) as Micros
 }
 
 /// Chain key of a path whose last chunk is `tokens` and whose rest is called `above`.

@@ -19,7 +19,6 @@ mod keys;
 mod load;
 mod look;
 mod notes;
-mod policy;
 mod random;
 mod reclaim;
 mod recover;
@@ -29,6 +28,7 @@ mod state;
 mod stats;
 mod store;
 mod tier;
+mod value;
 pub mod vfs;
 
 pub use admin::{Checked, Entry, Verified};
@@ -36,7 +36,6 @@ pub use config::{Encryption, Fingerprint, OpenError, StoreConfig};
 pub use load::{Load, Lost, Priority};
 pub use look::{Foreign, Nearest, fingerprints, is_store};
 pub use notes::NOTE_MOST;
-pub use policy::{Facts, Policy, least_recently_used};
 pub use save::{Saved, Turn};
 #[doc(hidden)]
 pub use state::Canary;

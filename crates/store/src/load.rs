@@ -204,9 +204,7 @@ impl Shared {
                 chunks.push((sources.len() - 1, 0));
                 continue;
             };
-            let node = state.index.node_mut(id);
-            node.used = now;
-            node.uses += 1;
+            state.index.touch(id, now);
             let node = state.index.node(id);
             let place = match &node.data {
                 Data::Absent => {

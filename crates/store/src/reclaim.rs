@@ -1,21 +1,24 @@
 //! Room: the least valuable chunks leave the index, segments with the most dead bytes are copied and removed. What is copied
 //! stays as it was encrypted, and is durable before its source goes.
 
-use std::collections::BinaryHeap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::append::{Placed, Record, Writer};
 use crate::crypto::TAG;
 use crate::format::{Kind, META_MOST, RECORD_HEADER, RecordHeader};
-use crate::index::{Data, NodeId, Place};
-use crate::policy::Facts;
+use crate::index::{NodeId, Place, moment};
 use crate::segment::{Phase, Segment, SegmentFile};
-use crate::state::{Shared, State, lock};
+use crate::state::{Shared, State};
 use crate::vfs::read_exact;
 
 /// Bytes that are copied at a time.
 const PIECE: usize = 1 << 20;
+
+/// Chunks that are evicted with the lock held once, and how long it is left to others then.
+const ROUND: u64 = 64;
+const BREATH: Duration = Duration::from_micros(100);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Room {
@@ -23,29 +26,6 @@ pub(crate) enum Room {
     /// When readers let go of files that are to be removed.
     Later,
     None,
-}
-
-/// A leaf in the order of eviction: the least worth first.
-struct Leaf(f64, NodeId);
-
-impl PartialEq for Leaf {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Leaf {}
-
-impl PartialOrd for Leaf {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Leaf {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        other.0.total_cmp(&self.0).then(other.1.cmp(&self.1))
-    }
 }
 
 /// Part of an extent that is copied.
@@ -83,11 +63,11 @@ impl Shared {
             self.remove_doomed();
             // A disk that is slow to answer is not waited for with the lock held that the engine needs.
             let free = self.vfs.free(&self.config.dir).unwrap_or(u64::MAX);
-            let victim = {
+            let limit = {
                 let mut state = self.state();
                 let allowed = self.allowed(&state, free);
-                let bytes = state.bytes();
-                if bytes + need <= allowed {
+                state.allowed = allowed;
+                if state.bytes() + need <= allowed {
                     return Ok(Room::There);
                 }
                 if let Some(sequence) = first_useless(&state) {
@@ -101,61 +81,63 @@ impl Shared {
                     self.settle_notes(w)?;
                     continue;
                 }
-                let limit = (allowed / 8 * 7).saturating_sub(need);
-                if state.live() > limit {
-                    self.evict(&mut state, limit.saturating_sub(segment / 4));
-                }
+                full(allowed).saturating_sub(need)
+            };
+            if self.state().live() > limit {
+                self.evict(limit.saturating_sub(segment / 4));
+            }
+            let victim = {
+                let state = self.state();
+                let bytes = state.bytes();
                 let dead = |s: &Segment| s.dead();
                 let closed = state.segments.iter().filter(|(_, s)| s.phase == Phase::Closed && s.live > 0);
                 // Copying what is nearly all alive gives nearly nothing; and if the last copy gave nothing, no other will.
                 let gains = std::mem::replace(&mut least, bytes) > bytes;
                 match closed.max_by_key(|(_, s)| dead(s)) {
                     _ if first_useless(&state).is_some() => continue,
-                    Some((&sequence, s)) if gains && s.dead() >= s.bytes / 16 => sequence,
+                    Some((&sequence, s)) if gains && s.dead() >= s.bytes / 16 => Some(sequence),
                     _ if !state.doomed.is_empty() => return Ok(Room::Later),
-                    _ => {
-                        let live = state.live();
-                        if self.evict(&mut state, live.saturating_sub(segment / 2)) == 0 {
-                            return Ok(Room::None);
-                        }
-                        least = u64::MAX;
-                        continue;
-                    }
+                    _ => None,
                 }
             };
-            self.copy_segment(w, victim)?;
+            if let Some(victim) = victim {
+                self.copy_segment(w, victim)?;
+                continue;
+            }
+            let live = self.state().live();
+            if self.evict(live.saturating_sub(segment / 2)) == 0 {
+                return Ok(Room::None);
+            }
+            least = u64::MAX;
         }
     }
 
-    /// Takes the least valuable chunks out of the index until no more than `live` bytes are left; how many went.
-    fn evict(&self, state: &mut State, live: u64) -> u64 {
-        let policy = Arc::clone(&lock(&self.policy));
-        let (now, stored) = (self.vfs.now() as i64, self.geometry.weight());
-        let leaf = |state: &State, id: NodeId| {
-            let node = state.index.node(id);
-            let free = node.children.is_empty() && !node.pinned && matches!(node.data, Data::Stored(_));
-            let facts = Facts {
-                depth: node.depth,
-                bytes: stored,
-                idle: now.saturating_sub(node.used).max(0) as u64,
-                uses: node.uses,
-            };
-            free.then(|| Leaf(policy(&facts), id))
-        };
-        let mut leaves: BinaryHeap<Leaf> = state.index.ids().filter_map(|id| leaf(state, id)).collect();
+    /// Takes the least valuable chunks out of the index until no more than `live` bytes are left; how many went. The engine
+    /// needs the lock: it is let go of again and again.
+    fn evict(&self, live: u64) -> u64 {
         let mut gone = 0;
-        while state.live() > live
-            && let Some(Leaf(_, id)) = leaves.pop()
-        {
-            let parent = state.index.node(id).parent;
+        loop {
+            let round = self.evict_some(&mut self.state(), live);
+            gone += round;
+            if round < ROUND {
+                return gone;
+            }
+            // Whoever waits for the lock would not get it from a thread that takes it again at once.
+            std::thread::sleep(BREATH);
+        }
+    }
+
+    fn evict_some(&self, state: &mut State, live: u64) -> u64 {
+        let (now, stored) = (moment(self.vfs.now() as i64), self.geometry.weight());
+        let over = state.live().saturating_sub(live).div_ceil(stored).min(ROUND);
+        for gone in 0..over {
+            let Some(id) = state.index.leaves.victim(now) else { return gone };
             let chain = state.index.node(id).chain;
             state.ghosts.add(&chain);
             state.drop_chunk(id, stored);
             state.counters.evicted.budget += 1;
-            gone += 1;
-            leaves.extend(parent.filter(|&p| state.index.get(p).is_some()).and_then(|p| leaf(state, p)));
         }
-        gone
+        over
     }
 
     /// Writes what is wanted of a segment to the open one, and removes it.
@@ -322,6 +304,11 @@ impl Shared {
             }
         }
     }
+}
+
+/// Of the bytes that files may take, those that chunks may: what is dead needs some, too, until it is copied away.
+pub(crate) fn full(allowed: u64) -> u64 {
+    allowed / 8 * 7
 }
 
 /// A segment that can go at once: of something else, the oldest first, or with nothing in it that is wanted.

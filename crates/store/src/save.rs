@@ -110,15 +110,16 @@ impl Shared {
         for (tokens, bytes) in new {
             let id = state.index.child_or_insert(domain, parent, tokens);
             parent = Some(id);
-            let node = state.index.node_mut(id);
-            node.used = now;
-            if node.present() {
+            if state.index.node(id).present() {
+                state.index.touch(id, now);
                 // Between new ones, one that was here: it ends an extent.
                 state.counters.known += 1;
                 push(state, &mut run);
                 continue;
             }
             let bytes = Arc::new(bytes);
+            let node = state.index.node_mut(id);
+            node.used = now;
             node.data = Data::Queued(Arc::clone(&bytes));
             state.counters.returned += u64::from(state.ghosts.take(&node.chain));
             state.queued += bytes.len() as u64;

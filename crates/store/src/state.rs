@@ -14,7 +14,6 @@ use crate::index::{Data, Index, NodeId, Place};
 use crate::keys::{KeyTable, Master};
 use crate::load::LoadQueue;
 use crate::notes::Notes;
-use crate::policy::Policy;
 use crate::segment::{Geometry, Phase, Segment, SegmentFile};
 use crate::stats::Counters;
 use crate::vfs::{DirLock, Vfs};
@@ -34,6 +33,8 @@ pub enum Canary {
     SkipSync,
     /// A sync that failed is tried again, as if that meant anything.
     RetrySync,
+    /// What waiting requests want goes like anything else.
+    IgnoreWants,
 }
 
 /// A run of chunks that waits to be written; each of its nodes is the parent of the next.
@@ -110,6 +111,8 @@ pub(crate) struct State {
     pub health: Health,
     pub counters: Counters,
     pub ghosts: Ghosts,
+    /// Bytes that files may take, when the writer last looked.
+    pub allowed: u64,
     /// Somebody waits for everything to be durable.
     pub flush: u32,
     pub stop: bool,
@@ -129,7 +132,6 @@ pub(crate) struct Shared {
     pub state: Mutex<State>,
     /// Held while segments are written, copied or removed.
     pub writer: Mutex<Writer>,
-    pub policy: Mutex<Arc<Policy>>,
     /// There is something to write, or to stop for.
     pub work: Condvar,
     /// Something was written or became durable.
@@ -205,6 +207,7 @@ impl State {
         let segment = self.segments.get_mut(&place.segment).expect("chunks are stored in segments that are there");
         segment.extents[place.extent as usize].nodes[usize::from(place.chunk)] = Some(id);
         segment.live += stored;
+        self.index.refresh(id);
     }
 
     /// Everything up to the last save that was taken from the queue is durable.

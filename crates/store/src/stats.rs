@@ -12,6 +12,7 @@ pub(crate) struct Counters {
     pub known: u64,
     pub full: u64,
     pub off: u64,
+    pub not_admitted: u64,
     pub loads: u64,
     pub loaded: u64,
     pub lost: u64,
@@ -67,6 +68,8 @@ pub struct StoreStats {
     pub known: u64,
     pub refused_full: u64,
     pub refused_off: u64,
+    /// Worth less than what would have had to go for them.
+    pub not_admitted: u64,
     pub loads: u64,
     /// Slices.
     pub loaded: u64,

@@ -13,7 +13,6 @@ use crate::index::{Data, NodeId};
 use crate::keys::Master;
 use crate::load::{Load, LoadQueue, Priority};
 use crate::notes::NOTE_MOST;
-use crate::policy::{Policy, least_recently_used};
 use crate::recover::{Recovery, check_versions};
 use crate::save::{Saved, Turn};
 use crate::segment::{Geometry, Phase};
@@ -89,6 +88,7 @@ impl Store {
         restored.notes = state.notes.count() as u64;
         state.notes.set_limit(config.notes);
         state.notes_durable = state.notes.waiting.is_empty();
+        state.allowed = config.budget.saturating_sub(config.segment_bytes());
         if read_only {
             state.unsettled.clear();
         }
@@ -104,7 +104,6 @@ impl Store {
             canary,
             state: Mutex::new(state),
             writer: Mutex::new(Writer { next, ..Writer::default() }),
-            policy: Mutex::new(Arc::new(least_recently_used)),
             work: Condvar::new(),
             progress: Condvar::new(),
             loads: LoadQueue::default(),
@@ -256,11 +255,6 @@ impl Store {
         self.shared().read_turn()
     }
 
-    /// Orders chunks for eviction from now on.
-    pub fn set_policy(&self, policy: Arc<Policy>) {
-        *lock(&self.shared().policy) = policy;
-    }
-
     pub fn stats(&self) -> StoreStats {
         let shared = self.shared();
         let state = shared.state();
@@ -285,6 +279,7 @@ impl Store {
             known: c.known,
             refused_full: c.full,
             refused_off: c.off,
+            not_admitted: c.not_admitted,
             loads: c.loads,
             loaded: c.loaded,
             lost: c.lost,

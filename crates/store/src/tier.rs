@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use kvist_base::eviction::{Class, Valuation};
 use kvist_base::{CHUNK, ChunkId, DomainId, Found, Gone, LoadId, LoadState, Micros, Residency, Tier, TokenId};
 
 use crate::load::{Load, Priority};
@@ -259,6 +260,27 @@ impl Tier for StoreTier {
 
     fn forget(&mut self, load: LoadId, place: usize) {
         self.lock().places.retain(|_, at| *at != (load, place));
+    }
+
+    fn capacity(&self) -> u64 {
+        self.store.capacity()
+    }
+
+    fn want(&mut self, ticket: u64, domain: DomainId, tokens: &[TokenId], rank: u32) {
+        self.store.want(ticket, domain, tokens, rank);
+    }
+
+    fn unwant(&mut self, ticket: u64) {
+        self.store.unwant(ticket);
+    }
+
+    fn left(&mut self, domain: DomainId, tokens: &[TokenId], classes: &[Class]) {
+        self.store.expect(DomainId::PUBLIC, tokens, 0, classes);
+        self.store.expect(domain, tokens, 0, classes);
+    }
+
+    fn value(&mut self, valuation: &Valuation) {
+        self.store.value(valuation);
     }
 
     fn end(&mut self, load: LoadId) {

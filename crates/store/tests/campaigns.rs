@@ -72,3 +72,15 @@ fn flips_would_tell_of_tags_that_are_not_looked_at() {
         assert!(what.contains("is wrong"), "{canary:?}: {what}");
     }
 }
+
+#[test]
+fn chunks_go_in_the_order_of_a_model_that_sorts_all_of_them() {
+    let mut total = Report::default();
+    for seed in 0..40 {
+        total.add(&campaign::order(seed).unwrap());
+    }
+    println!("{total}, {} not admitted", total.refused);
+    assert!(total.evicted > 4_000 && total.refused > 300, "{total}, {} not admitted", total.refused);
+    let what = caught(|seed| campaign::order_with(seed, Canary::IgnoreWants));
+    assert!(what.contains("went"), "{what}");
+}

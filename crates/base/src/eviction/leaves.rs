@@ -105,15 +105,19 @@ impl Leaves {
         Some(self.queue.victim(|band, last| self.valuation.worth(band, last, now))?.1)
     }
 
-    /// Whether a new chunk below `above` is to take the place of the next that would go. Not if it is worth less than that;
-    /// nor, where waiting requests want all that is here, if none of a better rank may want it.
-    pub fn admits(&self, class: Class, depth: u32, above: Option<u32>, now: Micros) -> bool {
+    /// How many of new chunks, each below the one before and the first below `above`, are to take the place of the next that
+    /// would go: those before the first that is worth less than that; where waiting requests want all that is here, none
+    /// unless some of a better rank may want them. `chunks`: class and depth.
+    pub fn admits(&self, chunks: impl Iterator<Item = (Class, u32)>, above: Option<u32>, now: Micros) -> usize {
         let worth = |band, last| self.valuation.worth(band, last, now);
-        let Some((victim, _)) = self.queue.victim(worth) else { return true };
-        // Who wants the path to the chunk above may go on with this one.
+        let victim = self.queue.victim(worth).map(|(place, _)| (place.guard, worth(place.band, place.last)));
+        // Who wants the path to the chunk above may go on with these.
         let guard = above.map_or(0, |above| self.guard(above));
-        let unwanted = victim.guard == 0 && worth(self.valuation.band(class, depth), now) >= worth(victim.band, victim.last);
-        guard > victim.guard || unwanted
+        let takes = |&(class, depth): &(Class, u32)| {
+            let new = || worth(self.valuation.band(class, depth), now);
+            victim.is_none_or(|(wanted, least)| guard > wanted || wanted == 0 && new() >= least)
+        };
+        chunks.take_while(takes).count()
     }
 
     fn guard(&self, node: u32) -> u64 {
@@ -197,17 +201,21 @@ mod tests {
         }
         let worths = std::sync::Arc::new(crate::eviction::Worths::new(rows));
         let mut leaves = Leaves::default();
-        let admits = |leaves: &Leaves, class| leaves.admits(Class::from_index(class), 0, Some(3), 100);
+        let below = |leaves: &Leaves, classes: &[usize], above| {
+            leaves.admits(classes.iter().map(|&class| (Class::from_index(class), 0)), above, 100)
+        };
+        let admits = |leaves: &Leaves, class| below(leaves, &[class], Some(3)) == 1;
         assert!(admits(&leaves, 0), "nothing would have to go for it");
         leaves.stand(3, leaf(1));
         assert!(admits(&leaves, 0), "by last use the newest is always worth most");
         leaves.value(&Valuation { order: Order::Returns, worths, ..Valuation::default() });
         assert!(!admits(&leaves, 9) && admits(&leaves, 10) && admits(&leaves, 11));
+        assert_eq!(below(&leaves, &[12, 10, 9, 15], Some(3)), 2, "nothing is saved below what is not");
         // All that is here is wanted, as is what comes below it, by none of a better rank.
         leaves.want(1, 3, 5);
         assert!(!admits(&leaves, 11));
         leaves.stand(4, leaf(1));
         leaves.want(2, 4, 6);
-        assert!(admits(&leaves, 0) && !leaves.admits(Class::from_index(19), 0, None, 100));
+        assert!(admits(&leaves, 0) && below(&leaves, &[19], None) == 0);
     }
 }

@@ -10,6 +10,6 @@ mod shelf;
 mod users;
 
 pub use paced::Costs;
-pub use run::{Experiment, Outcome, run};
-pub use shelf::{Policy, Shelf};
+pub use run::{Experiment, Outcome, Policy, run};
+pub use shelf::{Counts, Shelf};
 pub use users::Users;

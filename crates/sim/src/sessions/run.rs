@@ -2,18 +2,38 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::fmt;
 
 use kvist_base::{CHUNK, DomainId, Executor, Micros, StepOutput, TokenId};
-use kvist_cache::policy::{End, Visit};
+use kvist_cache::policy::Order;
 use kvist_engine::{Effect, Engine, EngineConfig, Request, RequestId};
 
 use crate::random::Random;
 use crate::replay::{self, Trace};
 use crate::sessions::paced::{Costs, Paced};
-use crate::sessions::shelf::{Policy, Shelf, keys};
+use crate::sessions::shelf::{Counts, Shelf, keys};
 use crate::sessions::users::{Conversation, Users, exponential};
 
 const WHO: DomainId = DomainId(2);
+
+/// Of memory and disk together, as the engine is configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    pub order: Order,
+    /// What waiting requests want is read ahead, and goes last.
+    pub queue_aware: bool,
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match (self.order, self.queue_aware) {
+            (Order::Lru, true) => "queue-aware".into(),
+            (order, true) => format!("queue-aware {order}"),
+            (order, false) => order.to_string(),
+        };
+        f.pad(&name)
+    }
+}
 
 /// What is run.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +71,8 @@ pub struct Outcome {
     /// Of which before the request was admitted: mean.
     pub queued: Micros,
     pub took: Micros,
+    /// Chunks that the disk did not take in.
+    pub not_admitted: u64,
     /// Requests waiting, on average over turns.
     pub waiting: f64,
 }
@@ -77,7 +99,6 @@ struct Talk {
     conversation: Conversation,
     /// Length of the history before this turn.
     history: usize,
-    visit: Visit,
     submitted: Micros,
     first: Option<Micros>,
     reply: u32,
@@ -99,7 +120,8 @@ struct Loop {
     record: Vec<(Vec<u64>, bool)>,
     ttfts: Vec<Micros>,
     outcome: Outcome,
-    waited_for: u64,
+    /// What the disk had counted when measuring began.
+    before: Counts,
     began: Micros,
 }
 
@@ -118,9 +140,10 @@ pub fn run(experiment: Experiment) -> Result<Outcome, String> {
         itl_target: 1_000_000,
         order: policy.order,
         look_ahead: policy.queue_aware,
+        saves: true,
         ..EngineConfig::default()
     };
-    let shelf = Shelf::new(policy, disk, pool, layers, memory.max(longest), costs);
+    let shelf = Shelf::new(disk, layers, memory.max(longest), costs);
     let engine = Engine::new(config, executor.info().clone()).with_tier(Box::new(shelf.clone()));
     let mut run = Loop {
         experiment,
@@ -136,7 +159,7 @@ pub fn run(experiment: Experiment) -> Result<Outcome, String> {
         record: Vec::new(),
         ttfts: Vec::new(),
         outcome: Outcome::default(),
-        waited_for: 0,
+        before: Counts::default(),
         began: 0,
     };
     run.drive()?;
@@ -166,6 +189,7 @@ impl Loop {
                 self.now += if plan.rows.is_empty() { 1 } else { self.executor.took };
                 self.shelf.pass(self.now);
                 self.engine.complete(self.now, &output);
+                self.shelf.save_all(&mut self.engine);
                 self.collect();
                 continue;
             }
@@ -189,14 +213,13 @@ impl Loop {
     fn think(&mut self, conversation: Conversation, at: Micros, reply: u32, history: usize) {
         self.number += 1;
         self.thinking.push(Reverse((at, self.number)));
-        let talk = Talk { conversation, history, visit: Visit::default(), submitted: 0, first: None, reply };
+        let talk = Talk { conversation, history, submitted: 0, first: None, reply };
         self.talks.insert(self.number, talk);
     }
 
     fn speak(&mut self, at: Micros, number: u64) -> Result<(), String> {
         let talk = self.talks.get_mut(&number).expect("somebody who thinks");
         let prompt: Vec<TokenId> = talk.conversation.tokens.clone();
-        talk.visit = self.shelf.wait(number, &keys(&prompt));
         talk.submitted = at;
         let request = Request::greedy(RequestId(number), WHO, prompt, talk.reply);
         self.engine.submit(self.now, request).map_err(|refusal| refusal.to_string())?;
@@ -214,25 +237,21 @@ impl Loop {
                 }
                 Effect::Done { id, usage } => {
                     let talk = self.talks.remove(&id.0).expect("somebody who asked");
-                    self.done(id.0, talk, usage);
+                    self.done(talk, usage);
                 }
                 Effect::Finished { .. } | Effect::PromptLogprobs { .. } => {}
             }
         }
     }
 
-    fn done(&mut self, number: u64, mut talk: Talk, usage: kvist_engine::Usage) {
+    fn done(&mut self, mut talk: Talk, usage: kvist_engine::Usage) {
         let tokens = &talk.conversation.tokens;
         // The last token drawn has no KV.
         let used = keys(&tokens[..tokens.len() - 1]);
-        let fresh = usage.prompt.saturating_sub((talk.visit.known * CHUNK) as u32);
-        let open = !(tokens.len() - 1).is_multiple_of(CHUNK);
-        let end = End { prompt: usage.prompt, fresh, reply: usage.generated, open };
-        self.shelf.end(number, &used, &talk.visit, &end);
         let counts = self.done >= self.experiment.warm_up;
         self.record.push((used, counts));
         self.done += 1;
-        let (waited_for, ..) = self.shelf.counts();
+        let now = self.shelf.counts();
         if counts {
             self.outcome.turns += 1;
             self.outcome.history += talk.history as u64;
@@ -241,7 +260,7 @@ impl Loop {
             self.outcome.queued += usage.timings.queued;
             self.ttfts.push(talk.first.unwrap_or(self.now) - talk.submitted);
         } else {
-            (self.began, self.waited_for, self.outcome.waiting) = (self.now, waited_for, 0.0);
+            (self.began, self.before, self.outcome.waiting) = (self.now, now, 0.0);
         }
         let history = tokens.len();
         match self.experiment.users.speak(&mut talk.conversation) {
@@ -269,10 +288,12 @@ impl Loop {
     }
 
     fn finish(mut self) -> Outcome {
-        let (waited_for, ..) = self.shelf.counts();
+        let counts = self.shelf.counts();
         let turns = self.outcome.turns.max(1);
         self.outcome.optimum = self.optimum();
-        self.outcome.in_memory = self.outcome.cached.saturating_sub((waited_for - self.waited_for) * CHUNK as u64);
+        self.outcome.in_memory =
+            self.outcome.cached.saturating_sub((counts.waited_for - self.before.waited_for) * CHUNK as u64);
+        self.outcome.not_admitted = counts.not_admitted - self.before.not_admitted;
         self.outcome.took = self.now - self.began;
         self.outcome.queued /= turns as Micros;
         self.outcome.waiting /= turns as f64;

@@ -1,33 +1,15 @@
-//! A disk of so many chunks: what it holds, what it gives up, and how long loads take.
+//! A disk of so many chunks: what it holds, what it gives up, and how long loads take. What goes, and what is not taken in,
+//! follows from what the engine tells of it and from the order that the store goes by, too ([`Leaves`]).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kvist_base::eviction::{Class, Leaf, Leaves, Valuation};
 use kvist_base::{CHUNK, ChunkId, DomainId, Found, Gone, Load, LoadId, LoadState, Micros, Residency, Tier, TokenId};
-use kvist_cache::policy::{Class, End, Order, Place, Queue, Returns, Visit, Windows};
+use kvist_engine::Engine;
 
 use crate::random::mix;
 use crate::sessions::paced::Costs;
-
-/// Of memory and disk together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    pub order: Order,
-    /// What waiting requests want is read ahead, and goes last.
-    pub queue_aware: bool,
-}
-
-impl fmt::Display for Policy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match (self.order, self.queue_aware) {
-            (Order::Lru, true) => "queue-aware".into(),
-            (order, true) => format!("queue-aware {order}"),
-            (order, false) => order.to_string(),
-        };
-        f.pad(&name)
-    }
-}
 
 /// Digests of a text's whole chunks, each of all tokens up to its end.
 pub fn keys(tokens: &[TokenId]) -> Vec<u64> {
@@ -52,16 +34,10 @@ struct Chunk {
     key: u64,
     parent: Option<u32>,
     children: u32,
-    depth: u32,
-    class: Class,
-    last: Micros,
-    /// In the order in which they will be served, the first waiting request that wants it.
-    wanted: BTreeSet<u64>,
-    place: Option<Place>,
+    leaf: Leaf,
 }
 
 struct Inner {
-    policy: Policy,
     capacity: usize,
     costs: Costs,
     layers: usize,
@@ -70,18 +46,21 @@ struct Inner {
     by_key: HashMap<u64, u32>,
     chunks: Vec<Option<Chunk>>,
     free: Vec<u32>,
-    queue: Queue,
-    returns: Returns,
-    /// Waiting requests by number: the chunks that they want, and whether they lie within the window.
-    waiting: BTreeMap<u64, (Vec<u64>, bool)>,
-    windows: Windows,
+    leaves: Leaves,
     loads: BTreeMap<LoadId, Way>,
     /// When the disk has read what it was asked for so far.
     busy: Micros,
-    /// Chunks loaded that somebody had to wait for, and read ahead.
-    waited_for: u64,
-    ahead: u64,
-    evicted: u64,
+    counts: Counts,
+}
+
+/// Chunks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Loaded, of which somebody had to wait for them, and read ahead.
+    pub waited_for: u64,
+    pub ahead: u64,
+    pub evicted: u64,
+    pub not_admitted: u64,
 }
 
 struct Way {
@@ -92,10 +71,9 @@ struct Way {
 }
 
 impl Shelf {
-    /// `capacity` chunks below a memory of `memory` chunks, in `layers` layers; `room` of them may be on their way.
-    pub fn new(policy: Policy, capacity: usize, memory: usize, layers: usize, room: usize, costs: Costs) -> Shelf {
+    /// `capacity` chunks in `layers` layers; `room` of them may be on their way.
+    pub fn new(capacity: usize, layers: usize, room: usize, costs: Costs) -> Shelf {
         let inner = Inner {
-            policy,
             capacity,
             costs,
             layers,
@@ -104,15 +82,10 @@ impl Shelf {
             by_key: HashMap::new(),
             chunks: Vec::new(),
             free: Vec::new(),
-            queue: Queue::default(),
-            returns: Returns::new(Returns::memory(capacity)),
-            waiting: BTreeMap::new(),
-            windows: Windows::new(memory as u64, capacity as u64),
+            leaves: Leaves::default(),
             loads: BTreeMap::new(),
             busy: 0,
-            waited_for: 0,
-            ahead: 0,
-            evicted: 0,
+            counts: Counts::default(),
         };
         Shelf { inner: Arc::new(Mutex::new(inner)) }
     }
@@ -127,43 +100,28 @@ impl Shelf {
         inner.loads.values().map(|way| way.done).filter(|&done| done > inner.now).min()
     }
 
-    /// A request waits from now on: `number` says when it will be served.
-    pub fn wait(&self, number: u64, keys: &[u64]) -> Visit {
+    /// Takes what the engine has to be saved, as the server does it: whole paths, and what is worth its room.
+    pub fn save_all(&self, engine: &mut Engine) {
         let mut inner = self.lock();
-        let now = inner.now;
-        inner.waiting.insert(number, (keys.to_vec(), false));
-        inner.look();
-        inner.returns.arrive(now, keys.iter().copied(), |_| None)
-    }
-
-    /// A request ended, which used these chunks, all of them in memory: those that the disk does not hold are written.
-    pub fn end(&self, number: u64, keys: &[u64], visit: &Visit, end: &End) {
-        let mut inner = self.lock();
-        let inner = &mut *inner;
-        if let Some((wanted, true)) = inner.waiting.remove(&number) {
-            wanted.iter().for_each(|&key| inner.want(key, number, false));
-        }
-        inner.look();
-        inner.save(keys);
-        let mut classes = vec![Class::UNKNOWN; keys.len()];
-        inner.returns.leave(inner.now, visit, end, keys, |i, class| classes[i] = class);
-        for (key, class) in keys.iter().zip(classes) {
-            if let Some(&i) = inner.by_key.get(key) {
-                let chunk = inner.chunks[i as usize].as_mut().expect("held");
-                chunk.class = class;
-                if inner.policy.order != Order::Fifo {
-                    chunk.last = inner.now;
-                }
-                inner.refresh(i);
+        while let Some(unsaved) = engine.unsaved() {
+            let keys = keys(&unsaved.tokens);
+            let known = keys.iter().take_while(|key| inner.by_key.contains_key(key)).count();
+            let missing = (keys.len() - known).saturating_sub(unsaved.chunks.len());
+            if missing <= unsaved.above.len() && known < keys.len() {
+                let classes = &unsaved.classes[unsaved.classes.len() - (keys.len() - known)..];
+                inner.save(&keys, known, missing, classes);
             }
+            engine.saved(unsaved.chunks.len());
         }
-        inner.trim();
     }
 
-    /// Chunks loaded that somebody had to wait for, chunks read ahead, chunks evicted.
-    pub fn counts(&self) -> (u64, u64, u64) {
-        let inner = self.lock();
-        (inner.waited_for, inner.ahead, inner.evicted)
+    pub fn counts(&self) -> Counts {
+        self.lock().counts
+    }
+
+    /// Requests that are said to want something.
+    pub fn wants(&self) -> usize {
+        self.lock().leaves.tickets()
     }
 
     pub fn held(&self) -> usize {
@@ -176,104 +134,62 @@ impl Shelf {
 }
 
 impl Inner {
-    /// Who waits within the window wants its chunks, who does not does not.
-    fn look(&mut self) {
-        if !self.policy.queue_aware {
-            return;
-        }
-        let sizes = self.waiting.values().map(|(keys, _)| keys.len() as u64);
-        let within = Windows::requests(self.windows.keep, sizes);
-        let moved =
-            |(i, (&number, (_, wants))): (usize, (&u64, &(Vec<u64>, bool)))| ((i < within) != *wants).then_some(number);
-        let moved: Vec<u64> = self.waiting.iter().enumerate().filter_map(moved).collect();
-        for number in moved {
-            let (keys, wants) = self.waiting.get_mut(&number).expect("it waits");
-            *wants = !*wants;
-            let (keys, wants) = (keys.clone(), *wants);
-            keys.iter().for_each(|&key| self.want(key, number, wants));
-        }
-    }
-
-    fn want(&mut self, key: u64, number: u64, wants: bool) {
-        let Some(&i) = self.by_key.get(&key) else { return };
-        let chunk = self.chunks[i as usize].as_mut().expect("held");
-        if wants {
-            chunk.wanted.insert(number);
-        } else {
-            chunk.wanted.remove(&number);
-        }
-        self.refresh(i);
+    fn chunk(&mut self, i: u32) -> &mut Chunk {
+        self.chunks[i as usize].as_mut().expect("held")
     }
 
     fn refresh(&mut self, i: u32) {
-        let chunk = self.chunks[i as usize].as_mut().expect("held");
-        let guard = chunk.wanted.first().map_or(0, |number| u64::MAX - number);
-        let band = if self.policy.order == Order::Returns { chunk.class.index() as u32 } else { 0 };
-        let place = Place { guard, band, last: chunk.last, tie: u32::MAX - chunk.depth };
-        let place = (chunk.children == 0).then_some(place);
-        if place != chunk.place {
-            if let Some(old) = chunk.place {
-                self.queue.remove(old, i);
-            }
-            if let Some(new) = place {
-                self.queue.insert(new, i);
-            }
-            chunk.place = place;
-        }
+        let chunk = self.chunk(i);
+        let leaf = (chunk.children == 0).then_some(chunk.leaf);
+        self.leaves.stand(i, leaf);
     }
 
-    fn save(&mut self, keys: &[u64]) {
-        let mut parent = None;
-        for (depth, &key) in keys.iter().enumerate() {
-            if let Some(&i) = self.by_key.get(&key) {
-                parent = Some(i);
-                continue;
-            }
-            let wants = |(&number, (keys, wants)): (&u64, &(Vec<u64>, bool))| {
-                (*wants && keys.get(depth) == Some(&key)).then_some(number)
-            };
-            let wanted = self.waiting.iter().filter_map(wants).collect();
-            let chunk = Chunk {
-                key,
-                parent,
-                children: 0,
-                depth: depth as u32,
-                class: Class::UNKNOWN,
-                last: self.now,
-                wanted,
-                place: None,
-            };
-            let i = self.free.pop().unwrap_or(self.chunks.len() as u32);
-            if i as usize == self.chunks.len() {
+    /// A chunk is used; `class`: what is expected of it now, if that is told.
+    fn touch(&mut self, key: u64, class: Option<Class>) {
+        let Some(&i) = self.by_key.get(&key) else { return };
+        let (now, counts) = (self.now, self.leaves.valuation().counts_uses());
+        let leaf = &mut self.chunk(i).leaf;
+        leaf.class = class.unwrap_or(leaf.class);
+        leaf.last = if counts { now } else { leaf.last };
+        self.refresh(i);
+    }
+
+    /// New chunks of a path, behind the first `known`; the first `again` of them were offered before.
+    fn save(&mut self, keys: &[u64], known: usize, again: usize, classes: &[Class]) {
+        let mut parent = known.checked_sub(1).map(|above| self.by_key[&keys[above]]);
+        let new = classes.len();
+        let mut admitted = new;
+        if self.by_key.len() + new > self.capacity {
+            let chunks = classes.iter().copied().zip(known as u32..);
+            admitted = self.leaves.admits(chunks, parent, self.now);
+            self.counts.not_admitted += (new - admitted).min(new - again) as u64;
+        }
+        for (i, &class) in classes.iter().enumerate().take(admitted) {
+            let (key, depth) = (keys[known + i], (known + i) as u32);
+            let chunk = Chunk { key, parent, children: 0, leaf: Leaf { class, depth, last: self.now } };
+            let at = self.free.pop().unwrap_or(self.chunks.len() as u32);
+            if at as usize == self.chunks.len() {
                 self.chunks.push(Some(chunk));
             } else {
-                self.chunks[i as usize] = Some(chunk);
+                self.chunks[at as usize] = Some(chunk);
             }
-            self.by_key.insert(key, i);
+            self.by_key.insert(key, at);
             if let Some(parent) = parent {
-                self.chunks[parent as usize].as_mut().expect("held").children += 1;
+                self.chunk(parent).children += 1;
                 self.refresh(parent);
             }
-            self.refresh(i);
-            parent = Some(i);
+            self.refresh(at);
+            parent = Some(at);
         }
-    }
-
-    fn trim(&mut self) {
         while self.by_key.len() > self.capacity {
-            let Inner { policy, returns, now, queue, .. } = self;
-            let worth = |band: u32, last| match policy.order {
-                Order::Returns => returns.worth(Class::from_index(band as usize), last, *now),
-                Order::Fifo | Order::Lru => last,
-            };
-            let (place, i) = queue.victim(worth).expect("leaves");
-            queue.remove(place, i);
+            let i = self.leaves.victim(self.now).expect("leaves");
             let chunk = self.chunks[i as usize].take().expect("held");
             self.by_key.remove(&chunk.key);
             self.free.push(i);
-            self.evicted += 1;
+            self.counts.evicted += 1;
+            self.leaves.left(i, chunk.parent);
             if let Some(parent) = chunk.parent {
-                self.chunks[parent as usize].as_mut().expect("it had a child").children -= 1;
+                self.chunk(parent).children -= 1;
                 self.refresh(parent);
             }
         }
@@ -302,9 +218,11 @@ impl Tier for Shelf {
         let begun = inner.busy.max(inner.now);
         let done = begun + inner.costs.seek + inner.costs.chunk * load.chunks.len() as Micros;
         inner.busy = done;
-        let chunks = load.chunks.len();
+        let (keys, chunks) = (keys(load.tokens), load.chunks.len());
+        keys[keys.len() - chunks..].iter().for_each(|&key| inner.touch(key, None));
         inner.loads.insert(load.id, Way { chunks, begun, done, waited_for: load.urgent });
-        *(if load.urgent { &mut inner.waited_for } else { &mut inner.ahead }) += chunks as u64;
+        let counts = &mut inner.counts;
+        *(if load.urgent { &mut counts.waited_for } else { &mut counts.ahead }) += chunks as u64;
     }
 
     fn hurry(&mut self, load: LoadId) {
@@ -313,8 +231,8 @@ impl Tier for Shelf {
         let way = inner.loads.get_mut(&load).expect("a load that was not ended");
         if way.done > now && !std::mem::replace(&mut way.waited_for, true) {
             let chunks = way.chunks as u64;
-            inner.waited_for += chunks;
-            inner.ahead -= chunks;
+            inner.counts.waited_for += chunks;
+            inner.counts.ahead -= chunks;
         }
     }
 
@@ -330,6 +248,33 @@ impl Tier for Shelf {
 
     fn end(&mut self, load: LoadId) {
         self.lock().loads.remove(&load);
+    }
+
+    fn capacity(&self) -> u64 {
+        self.lock().capacity as u64
+    }
+
+    fn want(&mut self, ticket: u64, _: DomainId, tokens: &[TokenId], rank: u32) {
+        let mut inner = self.lock();
+        let found = keys(tokens).iter().map_while(|key| inner.by_key.get(key).copied()).last();
+        match found {
+            Some(last) => inner.leaves.want(ticket, last, rank),
+            None => inner.leaves.unwant(ticket),
+        }
+    }
+
+    fn unwant(&mut self, ticket: u64) {
+        self.lock().leaves.unwant(ticket);
+    }
+
+    fn left(&mut self, _: DomainId, tokens: &[TokenId], classes: &[Class]) {
+        let mut inner = self.lock();
+        let keys = keys(tokens);
+        keys.into_iter().enumerate().for_each(|(i, key)| inner.touch(key, classes.get(i).copied()));
+    }
+
+    fn value(&mut self, valuation: &Valuation) {
+        self.lock().leaves.value(valuation);
     }
 }
 

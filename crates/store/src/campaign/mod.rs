@@ -6,6 +6,7 @@ mod faults;
 mod flips;
 pub mod fuzz;
 mod kill;
+mod order;
 mod world;
 
 use std::fmt;
@@ -14,6 +15,7 @@ pub use crash::{crash, crash_with};
 pub use faults::{faults, faults_with};
 pub use flips::{Flips, STORE_BITS};
 pub use kill::{Victim, inspect};
+pub use order::{order, order_with};
 
 /// What a campaign did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub struct Report {
     pub durable: u64,
     /// Chunks that were evicted while the workloads ran.
     pub evicted: u64,
+    /// Chunks that were not worth the room that they would have taken.
+    pub refused: u64,
     /// Bytes copied to make room.
     pub copied: u64,
     /// Notes that had to be found.
@@ -44,6 +48,7 @@ impl Report {
         self.served += o.served;
         self.durable += o.durable;
         self.evicted += o.evicted;
+        self.refused += o.refused;
         self.copied += o.copied;
         self.notes += o.notes;
         self.missed += o.missed;

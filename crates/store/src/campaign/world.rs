@@ -19,7 +19,7 @@ use crate::vfs::SimVfs;
 
 pub(super) const DIR: &str = "/store";
 const DOMAINS: usize = 3;
-const SLICES: [usize; 3] = [260, 36, 190];
+pub(super) const SLICES: [usize; 3] = [260, 36, 190];
 const NOTE: u8 = 3;
 
 /// Chunks of a path, by number.
