@@ -102,6 +102,11 @@ enum Campaign {
         #[command(flatten)]
         common: Common,
     },
+    /// The order in which the store's chunks go, against a model that sorts all leaves; each seed is a workload.
+    StoreOrder {
+        #[command(flatten)]
+        common: Common,
+    },
     /// The store with every bit of its files turned around, one at a time; each seed is a KiB of them.
     StoreFlips {
         #[command(flatten)]
@@ -201,6 +206,11 @@ fn main() -> ExitCode {
             let result =
                 parallel::seeds(common.seeds.clone(), common.jobs, store::faults, |a: &mut StoreReport, b| a.add(&b));
             report("store-faults", commit, common, "simulated".into(), result.map(|r| r.to_string()))
+        }
+        Campaign::StoreOrder { common } => {
+            let result =
+                parallel::seeds(common.seeds.clone(), common.jobs, store::order, |a: &mut StoreReport, b| a.add(&b));
+            report("store-order", commit, common, "simulated".into(), result.map(|r| r.to_string()))
         }
         Campaign::StoreFlips { common } => {
             let result = store::Flips::new(5, kvist_store::Canary::None).and_then(|flips| {

@@ -200,6 +200,12 @@ impl Index {
         }
     }
 
+    /// Since when a new node counts as used.
+    pub fn arrival(&self, id: NodeId, now: i64) -> i64 {
+        let above = self.node(id).parent.map(|above| moment(self.node(above).used));
+        self.leaves.valuation().arrival(above, moment(now)) as i64 - (1 << 62)
+    }
+
     /// A node is used.
     pub fn touch(&mut self, id: NodeId, now: i64) {
         if self.leaves.valuation().counts_uses() {

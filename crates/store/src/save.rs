@@ -118,6 +118,7 @@ impl Shared {
                 continue;
             }
             let bytes = Arc::new(bytes);
+            let now = state.index.arrival(id, now);
             let node = state.index.node_mut(id);
             node.used = now;
             node.data = Data::Queued(Arc::clone(&bytes));

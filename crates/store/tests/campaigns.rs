@@ -79,8 +79,8 @@ fn chunks_go_in_the_order_of_a_model_that_sorts_all_of_them() {
     for seed in 0..40 {
         total.add(&campaign::order(seed).unwrap());
     }
-    println!("{total}, {} not admitted", total.refused);
-    assert!(total.evicted > 4_000 && total.refused > 300, "{total}, {} not admitted", total.refused);
+    println!("{total}");
+    assert!(total.evicted > 4_000 && total.refused > 100, "{total}");
     let what = caught(|seed| campaign::order_with(seed, Canary::IgnoreWants));
     assert!(what.contains("went"), "{what}");
 }

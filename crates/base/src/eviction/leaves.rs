@@ -183,7 +183,8 @@ mod tests {
     #[test]
     fn a_want_moves_up_when_the_end_of_its_path_goes() {
         let mut leaves = Leaves::default();
-        (leaves.stand(2, leaf(50)), leaves.stand(9, leaf(60)));
+        leaves.stand(2, leaf(50));
+        leaves.stand(9, leaf(60));
         leaves.want(1, 2, 0);
         leaves.left(2, Some(1));
         leaves.stand(1, leaf(5));

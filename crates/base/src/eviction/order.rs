@@ -4,7 +4,8 @@ use std::str::FromStr;
 /// What goes first among chunks that no waiting request wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
-    /// What came first.
+    /// What came first. In tiers below memory a conversation counts as a whole, from its beginning on, as sessions do in
+    /// AttentionStore.
     Fifo,
     /// What was used longest ago.
     Lru,

@@ -108,6 +108,14 @@ impl Valuation {
         }
     }
 
+    /// Since when a new chunk counts as used, where the one above it does since `above`.
+    pub fn arrival(&self, above: Option<Micros>, now: Micros) -> Micros {
+        match self.order {
+            Order::Fifo => above.unwrap_or(now),
+            Order::Lru | Order::Returns => now,
+        }
+    }
+
     /// Whether a chunk's place depends on when it was used, and not only on when it came.
     pub fn counts_uses(&self) -> bool {
         self.order != Order::Fifo

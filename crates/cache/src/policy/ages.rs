@@ -64,10 +64,10 @@ pub fn class_hazards(table: &LifeTable, all: &[f64; AGES]) -> [f64; AGES] {
 pub fn worths(hazards: &[f64; AGES]) -> [u64; AGES] {
     let mut worths: [u64; AGES] = std::array::from_fn(|from| {
         let (mut left, mut chance, mut time, mut best) = (1.0, 0.0, 0.0, 0.0f64);
-        for k in from..AGES - 1 {
-            chance += left * hazards[k];
-            time += left * (edge(k + 1) - edge(k)) as f64 * (1.0 - hazards[k] / 2.0);
-            left *= 1.0 - hazards[k];
+        for (k, hazard) in hazards.iter().enumerate().take(AGES - 1).skip(from) {
+            chance += left * hazard;
+            time += left * (edge(k + 1) - edge(k)) as f64 * (1.0 - hazard / 2.0);
+            left *= 1.0 - hazard;
             best = best.max(chance / time);
         }
         (best * (1u64 << 40) as f64) as u64

@@ -166,7 +166,9 @@ impl Inner {
         }
         for (i, &class) in classes.iter().enumerate().take(admitted) {
             let (key, depth) = (keys[known + i], (known + i) as u32);
-            let chunk = Chunk { key, parent, children: 0, leaf: Leaf { class, depth, last: self.now } };
+            let above = parent.map(|parent| self.chunk(parent).leaf.last);
+            let last = self.leaves.valuation().arrival(above, self.now);
+            let chunk = Chunk { key, parent, children: 0, leaf: Leaf { class, depth, last } };
             let at = self.free.pop().unwrap_or(self.chunks.len() as u32);
             if at as usize == self.chunks.len() {
                 self.chunks.push(Some(chunk));

@@ -64,7 +64,11 @@ impl fmt::Display for Report {
             "{} states, {} chunks served and compared, {} durable ones and ",
             self.states, self.served, self.durable
         )?;
-        write!(f, "{} notes found; {} evicted, {} bytes copied, ", self.notes, self.evicted, self.copied)?;
+        write!(
+            f,
+            "{} notes found; {} evicted, {} not admitted, {} bytes copied, ",
+            self.notes, self.evicted, self.refused, self.copied
+        )?;
         write!(f, "{} missed, {} not opened, {} pauses", self.missed, self.unopened, self.paused)
     }
 }

@@ -155,7 +155,7 @@ pub(super) fn valuation(random: &mut Random) -> Valuation {
         row
     };
     let worths = Arc::new(Worths::new((0..Class::COUNT).map(&mut row).collect()));
-    let order = [Order::Returns, Order::Returns, Order::Lru][random.below(3)];
+    let order = [Order::Returns, Order::Returns, Order::Lru, Order::Fifo][random.below(4)];
     Valuation { order, parity: [64, 16384][random.below(2)], worths }
 }
 
@@ -261,10 +261,10 @@ impl Run {
     }
 
     fn touch(&mut self, (at, ids): &Name, known: usize, classes: &[Class]) {
-        let now = self.now();
+        let (now, fifo) = (self.now(), self.model.valuation.order == Order::Fifo);
         for n in 0..known {
             let chunk = self.model.chunks.get_mut(&(*at, ids[..=n].to_vec())).expect("known");
-            chunk.last = now;
+            chunk.last = if fifo { chunk.last } else { now };
             chunk.class = classes.get(n).copied().unwrap_or(chunk.class);
         }
     }
@@ -304,7 +304,11 @@ impl Run {
         }
         for n in known..known + admitted {
             let class = if classed { classes[n - known] } else { Class::UNKNOWN };
-            let chunk = Chunk { class, last: self.now(), stored: false, pinned: false };
+            let began = match self.model.valuation.order {
+                Order::Fifo if n > 0 => Some(self.model.chunks[&(name.0, name.1[..n].to_vec())].last),
+                _ => None,
+            };
+            let chunk = Chunk { class, last: began.unwrap_or(self.now()), stored: false, pinned: false };
             self.model.chunks.insert((name.0, name.1[..=n].to_vec()), chunk);
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvist_base::eviction::Class;
 use kvist_base::{CHUNK, DomainId, TokenId};
 
 use super::Report;
@@ -41,6 +42,8 @@ pub(super) struct World {
     canary: Canary,
     pub store: Option<Store>,
     rng: Random,
+    /// Of what changes nothing but the order in which chunks go.
+    mind: Random,
     pub paths: Vec<(usize, Ids)>,
     /// Of each path, its tokens and what its chunks hold: worked out once.
     oracle: Vec<(Vec<TokenId>, Vec<Vec<u8>>)>,
@@ -108,6 +111,7 @@ impl World {
             canary,
             store: None,
             rng,
+            mind: Random::new(seed ^ 0x6d69_6e64),
             paths: Vec::new(),
             oracle: Vec::new(),
             notes: BTreeMap::new(),
@@ -219,6 +223,7 @@ impl World {
                 }
             }
         }
+        self.change_mind();
         if let Some(store) = &self.store {
             store.check()?;
             // The simulated file system counts in pages.
@@ -228,6 +233,23 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Other chunks are wanted, or worth something.
+    fn change_mind(&mut self) {
+        let Some(store) = self.store.as_ref().filter(|_| !self.paths.is_empty()) else { return };
+        let (at, ids) = &self.paths[self.mind.below(self.paths.len())];
+        let ticket = self.mind.below(4) as u64;
+        match self.mind.below(10) {
+            0 | 1 => store.want(ticket, domain(*at), &tokens(ids), self.mind.below(9) as u32),
+            2 => store.unwant(ticket),
+            3 | 4 => {
+                let classes = ids.iter().map(|_| Class::from_index(self.mind.below(Class::COUNT)));
+                store.expect(domain(*at), &tokens(ids), 0, &classes.collect::<Vec<_>>());
+            }
+            5 => store.value(&super::order::valuation(&mut self.mind)),
+            _ => {}
+        }
     }
 
     pub fn flush(&mut self) {
