@@ -212,6 +212,7 @@ fn draw(seed: u64, subject: &dyn Subject) -> Case {
         manners: Manners {
             seed: random.word(),
             room: random.pick(&[1, 2, 5, 1000]),
+            capacity: u64::MAX,
             pace: random.pick(&[30, 70, 100]),
             layer: 0,
             slower: 1,

@@ -88,7 +88,9 @@ impl Machine {
         }
         self.keeper.save(&mut self.engine, &self.executor, self.now);
         self.vfs.advance(self.now - self.vfs.now());
-        (0..1 + random.below(3)).for_each(|_| drop(self.store.turn()));
+        for _ in 0..1 + random.below(3) {
+            let _ = self.store.turn();
+        }
         for effect in self.engine.take_effects() {
             match effect {
                 Effect::Token { id, token, .. } => {

@@ -8,7 +8,8 @@ use kvist_sim::{CostModel, Manners, SimExecutor, SimModel, SimTier};
 
 const OWNER: DomainId = DomainId(2);
 const COST: CostModel = CostModel { step: 500, row: 20, kilotoken: 10 };
-const QUICK: Manners = Manners { seed: 3, room: 100, pace: 100, layer: 1, slower: 1, lost: 0, missed: 0 };
+const QUICK: Manners =
+    Manners { seed: 3, room: 100, pace: 100, layer: 1, slower: 1, lost: 0, missed: 0, capacity: u64::MAX };
 /// Tokens before the cut, and its two ends.
 const START: usize = 100;
 const ENDS: [usize; 2] = [300, 640];
