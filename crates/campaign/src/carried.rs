@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use kvist_base::{AllResident, CHUNK, DomainId, Executor, Residency, StepOutput, TokenId};
-use kvist_engine::{Carry, CarrySource, Effect, Engine, EngineConfig, EngineStats, Request, RequestId, Usage};
+use kvist_engine::{Carry, CarrySource, Effect, Engine, EngineConfig, Request, RequestId};
 use kvist_sim::{Manners, Random, SimTier};
 
 use crate::bitwise::{Report, Subject};
@@ -56,16 +56,8 @@ pub fn run(seed: u64, subject: &dyn Subject) -> Result<Report, String> {
     if alone.replies != again.replies {
         return Err(told(format!("{:?}, in RAM alone {:?}", again.replies, alone.replies)));
     }
-    Ok(Report {
-        cases: 1,
-        compared: compared as u64,
-        with_cuts: u64::from(again.stats.carried_tokens > 0),
-        with_hits: u64::from(again.hits),
-        with_evictions: u64::from(again.stats.cache.evictions > 0),
-        with_loads: u64::from(again.stats.tier.loads > 0),
-        with_reopens: u64::from(again.stats.cache.reopened > 0),
-        ..Report::default()
-    })
+    let carried = u64::from(again.carried > 0);
+    Ok(Report { compared: compared as u64, with_cuts: carried, ..Report::default() })
 }
 
 struct Outcome {
@@ -74,9 +66,8 @@ struct Outcome {
     layout: kvist_base::ChunkLayout,
     /// Slabs of the longest path.
     longest: u32,
-    hits: bool,
-    /// Of the last engine.
-    stats: EngineStats,
+    /// Tokens that were carried over cuts.
+    carried: u64,
 }
 
 /// The conversation; over a tier, which has the bytes, with slabs for little more than a path of so many.
@@ -93,8 +84,7 @@ fn converse(case: &Case, subject: &dyn Subject, tier: Option<(SimTier, u32)>) ->
         }
     };
     let mut engine = begin(&executor, &tier);
-    let (mut replies, mut hits, mut longest) = (Vec::new(), false, 0);
-    let (mut carried, mut reopened) = (0, 0);
+    let (mut replies, mut longest, mut carried) = (Vec::new(), 0, 0);
     let mut ids = case.first.clone();
     let mut cuts = Vec::new();
     for turn in &case.turns {
@@ -105,8 +95,7 @@ fn converse(case: &Case, subject: &dyn Subject, tier: Option<(SimTier, u32)>) ->
         }
         if let (Some(tier), Before::Restart) = (&mut tier, turn.before) {
             *tier = tier.restarted();
-            let before = engine.stats();
-            (carried, reopened) = (carried + before.carried_tokens, reopened + before.cache.reopened);
+            carried += engine.stats().carried_tokens;
             engine = begin(&executor, &Some(tier.clone()));
         }
         if let (Some(_), Before::Evict) = (&tier, turn.before) {
@@ -114,8 +103,7 @@ fn converse(case: &Case, subject: &dyn Subject, tier: Option<(SimTier, u32)>) ->
         }
         let request = request(&ids, case.start, &cuts, turn.reply);
         longest = longest.max((request.prompt.len() + turn.reply as usize).div_ceil(CHUNK) as u32 + 1);
-        let (reply, usage) = answer(&mut engine, &mut executor, tier.as_ref(), request)?;
-        hits |= usage.cached > 0;
+        let reply = answer(&mut engine, &mut executor, tier.as_ref(), request)?;
         if turn.keeps {
             ids.extend(&reply);
         }
@@ -124,9 +112,7 @@ fn converse(case: &Case, subject: &dyn Subject, tier: Option<(SimTier, u32)>) ->
     if let Some(clash) = executor.clash {
         return Err(clash);
     }
-    let mut stats = engine.stats();
-    (stats.carried_tokens, stats.cache.reopened) = (stats.carried_tokens + carried, stats.cache.reopened + reopened);
-    Ok(Outcome { bits: executor.bits, replies, layout, longest, hits, stats })
+    Ok(Outcome { bits: executor.bits, replies, layout, longest, carried: carried + engine.stats().carried_tokens })
 }
 
 /// What is left of the conversation behind the last of the cuts, carried on from the others and from the whole.
@@ -150,7 +136,7 @@ fn answer(
     executor: &mut Recorder,
     tier: Option<&SimTier>,
     request: Request,
-) -> Result<(Vec<TokenId>, Usage), String> {
+) -> Result<Vec<TokenId>, String> {
     engine.submit(0, request).map_err(|e| e.to_string())?;
     let mut output = StepOutput::default();
     let mut reply = Vec::new();
@@ -166,9 +152,9 @@ fn answer(
         for effect in engine.take_effects() {
             match effect {
                 Effect::Token { token, .. } => reply.push(token),
-                Effect::Done { usage, .. } => {
+                Effect::Done { .. } => {
                     engine.check_integrity()?;
-                    return Ok((reply, usage));
+                    return Ok(reply);
                 }
                 _ => {}
             }

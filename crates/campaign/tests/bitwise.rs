@@ -31,6 +31,7 @@ fn hold(cases: u64, codec: Codec) -> Report {
     at_least(total.with_cancels, 5);
     at_least(total.with_preemptions, 2);
     at_least(total.with_losses, 5);
+    at_least(total.with_cuts, 10);
     total
 }
 
