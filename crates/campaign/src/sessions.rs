@@ -38,9 +38,10 @@ pub struct Args {
     jobs: usize,
 }
 
-const POLICIES: [Policy; 4] = [
+const POLICIES: [Policy; 5] = [
     Policy { order: Order::Fifo, queue_aware: false },
     Policy { order: Order::Lru, queue_aware: false },
+    Policy { order: Order::Returns, queue_aware: false },
     Policy { order: Order::Lru, queue_aware: true },
     Policy { order: Order::Returns, queue_aware: true },
 ];
@@ -48,9 +49,9 @@ const POLICIES: [Policy; 4] = [
 pub fn all(args: Args) -> Result<(), String> {
     let micros = |seconds: f64| (seconds * 1e6) as u64;
     println!(
-        "| users | policy | hits % | in memory % | optimum % | prefill saved % | TTFT s: mean, p50, p99 | of it prefill s | turns/s | waiting |"
+        "| users | policy | hits % | in memory % | optimum % | prefill saved % | TTFT s: mean, p50, p99 | of it prefill s | turns/s | waiting | not admitted |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
     for &count in &args.users {
         let experiment = |policy| Experiment {
             users: Users { count, arrive: args.arrive.map(micros), think: micros(args.think), ..Users::default() },
@@ -80,7 +81,7 @@ fn line(users: usize, policy: Policy, outcome: &Outcome) -> String {
     let (saved, prefill) = (outcome.saved(), mean - outcome.queued as f64 / 1e6);
     let turns = outcome.throughput()[0];
     format!(
-        "| {users} | {policy} | {hits:.1} | {memory:.1} | {optimum:.1} | {saved:.1} | {mean:.1}, {half:.1}, {most:.1} | {prefill:.2} | {turns:.2} | {:.0} |",
-        outcome.waiting
+        "| {users} | {policy} | {hits:.1} | {memory:.1} | {optimum:.1} | {saved:.1} | {mean:.1}, {half:.1}, {most:.1} | {prefill:.2} | {turns:.2} | {:.0} | {} |",
+        outcome.waiting, outcome.not_admitted
     )
 }
