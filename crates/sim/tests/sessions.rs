@@ -51,3 +51,15 @@ fn a_run_is_a_function_of_its_seed() {
     let once = || format!("{:?}", outcome(Order::Returns, true, 40));
     assert_eq!(once(), once());
 }
+
+#[test]
+fn lru_finds_more_than_fifo_until_what_comes_round_does_not_fit() {
+    let hits = |order, aware, users| outcome(order, aware, users).hits()[0];
+    // A queue that is long, conversations that just about fit: the order of AttentionStore.
+    let [fifo, lru] = [Order::Fifo, Order::Lru].map(|order| hits(order, false, 60));
+    let aware = hits(Order::Returns, true, 60);
+    assert!(aware > lru + 8.0 && lru > fifo + 5.0, "{aware} {lru} {fifo}");
+    // All come round in the order in which they went, and more than fits: what LRU drops is what is needed next.
+    let [fifo, lru] = [Order::Fifo, Order::Lru].map(|order| hits(order, false, 80));
+    assert!(fifo > lru + 15.0, "{lru} {fifo}");
+}

@@ -182,3 +182,22 @@ fn what_was_found_is_counted_by_where_it_was() {
     // The chunk behind the history, too, of which the tier knows nothing.
     assert_eq!(counted(&machine), (again, 2 * history, history + 64));
 }
+
+#[test]
+fn as_many_want_what_is_kept_as_memory_and_tier_have_room_for() {
+    let mut machine = Machine::new(Manners { capacity: 50, ..QUICK });
+    let submit = |machine: &mut Machine, id: u64| {
+        let prompt = (0..HISTORY as TokenId).map(|t| (t + id as TokenId) % 90 + 1).collect();
+        machine.engine.submit(machine.now, Request::greedy(RequestId(id), DomainId(2), prompt, 8)).unwrap();
+    };
+    (100..200).for_each(|id| submit(&mut machine, id));
+    // 100 chunks of memory that nobody uses, and 50 below.
+    assert_eq!((machine.tier.wants() as u64, machine.engine.wants() as u64), (150 / CHUNKS, 150 / CHUNKS));
+    // Who goes makes room for who came later.
+    (100..190).for_each(|id| machine.engine.cancel(machine.now, RequestId(id)));
+    submit(&mut machine, 300);
+    assert_eq!(machine.tier.wants(), 11);
+    machine.run(history());
+    (190..200).chain([300]).for_each(|id| machine.engine.cancel(machine.now, RequestId(id)));
+    assert_eq!((machine.tier.wants(), machine.engine.wants()), (0, 0));
+}
