@@ -275,7 +275,9 @@ impl Tier for StoreTier {
     }
 
     fn left(&mut self, domain: DomainId, tokens: &[TokenId], classes: &[Class]) {
-        self.store.expect(DomainId::PUBLIC, tokens, 0, classes);
+        if !domain.is_carried() {
+            self.store.expect(DomainId::PUBLIC, tokens, 0, classes);
+        }
         self.store.expect(domain, tokens, 0, classes);
     }
 

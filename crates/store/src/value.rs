@@ -23,7 +23,9 @@ impl Store {
         }
         let mut state = self.shared().state();
         let state = &mut *state;
-        for (ticket, domain) in tickets(ticket).zip([DomainId::PUBLIC, domain]) {
+        // A carried path finds nothing public.
+        let public = if domain.is_carried() { domain } else { DomainId::PUBLIC };
+        for (ticket, domain) in tickets(ticket).zip([public, domain]) {
             let path = state.bound.get(&domain).map(|&domain| state.index.walk(domain, tokens));
             let last = path.and_then(|path| path.take_while(|&id| state.index.node(id).present()).last());
             match last {
