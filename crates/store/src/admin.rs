@@ -226,6 +226,9 @@ impl Store {
                 return Err(format!("segment {sequence} counts {} live bytes, {live} are", segment.live));
             }
         }
+        if let Some(key) = state.notes.astray(|segment| state.segments.contains_key(&segment)) {
+            return Err(format!("note {key:?} is nowhere and does not wait"));
+        }
         let lost = state.index.ids().find(|&id| match state.index.node(id).data {
             Data::Stored(place) => !state.segments.contains_key(&place.segment),
             _ => false,
