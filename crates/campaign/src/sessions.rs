@@ -1,5 +1,6 @@
 //! `kvist-campaign attention-store`: policies for memory and disk under conversations in a closed loop.
 
+use kvist_base::Micros;
 use kvist_cache::policy::Order;
 use kvist_campaign::parallel;
 use kvist_sim::sessions::{Costs, Experiment, Outcome, Policy, Users, run};
@@ -24,6 +25,23 @@ pub struct Args {
     /// Sequences at a time.
     #[arg(long, default_value_t = 24)]
     batch: usize,
+    /// Mean tokens that a user says, and that are answered.
+    #[arg(long, value_name = "TOKENS", default_value_t = Users::default().says)]
+    says: u32,
+    #[arg(long, value_name = "TOKENS", default_value_t = Users::default().hears)]
+    hears: u32,
+    /// Microseconds of a step, of each of its rows, and of a thousand tokens attended to.
+    #[arg(long, value_name = "MICROS", default_value_t = Costs::default().step)]
+    step: Micros,
+    #[arg(long, value_name = "MICROS", default_value_t = Costs::default().row)]
+    row: Micros,
+    #[arg(long, value_name = "MICROS", default_value_t = Costs::default().kilotoken)]
+    kilotoken: Micros,
+    /// Microseconds until a load begins to arrive, and of each of its chunks.
+    #[arg(long, value_name = "MICROS", default_value_t = Costs::default().seek)]
+    seek: Micros,
+    #[arg(long, value_name = "MICROS", default_value_t = Costs::default().chunk)]
+    chunk: Micros,
     /// Serve in order of arrival instead of the server's order.
     #[arg(long)]
     in_order: bool,
@@ -47,16 +65,25 @@ const POLICIES: [Policy; 5] = [
 ];
 
 pub fn all(args: Args) -> Result<(), String> {
-    let micros = |seconds: f64| (seconds * 1e6) as u64;
+    let micros = |seconds: f64| (seconds * 1e6) as Micros;
+    let Args { step, row, kilotoken, seek, chunk, .. } = args;
+    let costs = Costs { step, row, kilotoken, seek, chunk };
     println!(
         "| users | policy | hits % | in memory % | optimum % | prefill saved % | TTFT s: mean, p50, p99 | of it prefill s | turns/s | waiting | not admitted |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|");
     for &count in &args.users {
         let experiment = |policy| Experiment {
-            users: Users { count, arrive: args.arrive.map(micros), think: micros(args.think), ..Users::default() },
+            users: Users {
+                count,
+                arrive: args.arrive.map(micros),
+                think: micros(args.think),
+                says: args.says,
+                hears: args.hears,
+                ..Users::default()
+            },
             policy,
-            costs: Costs::default(),
+            costs,
             batch: args.batch,
             memory: args.memory.unwrap_or(args.disk / 80).max(1),
             disk: args.disk,

@@ -220,6 +220,7 @@ impl Engine {
                     arrival: s.arrival,
                     number: s.number,
                     cached_guess: s.cached_guess,
+                    rank: 0,
                     setbacks: 0,
                     furthest: 0,
                     suspect: false,

@@ -52,6 +52,8 @@ pub struct TierStats {
     pub read_ahead: u64,
     /// Tokens that loads were begun for.
     pub tokens: u64,
+    /// Of these, those that had not arrived when a request that ran needed them.
+    pub awaited: u64,
     /// Loads that nobody wanted any more.
     pub dropped: u64,
     /// Loads that were given up because computing had become faster.
@@ -88,6 +90,8 @@ pub struct Engine {
     pub(crate) next_number: u64,
     pub(crate) next_seniority: u64,
     pub(crate) probe_cursor: usize,
+    /// Response ratio at which requests were admitted lately.
+    pub(crate) pace: f64,
     pub(crate) stats: EngineStats,
     pub(crate) assembler: Assembler,
     /// By branch of the assembler: index in `running`.
@@ -143,6 +147,7 @@ impl Engine {
             next_number: 0,
             next_seniority: 0,
             probe_cursor: 0,
+            pace: 1.0,
             stats: EngineStats::default(),
             assembler: Assembler::default(),
             planned: Vec::new(),
@@ -165,7 +170,7 @@ impl Engine {
         let held = self.cache.probe(domain, &tokens).div_ceil(CHUNK);
         self.stats.evicted_then_needed += (visit.known.saturating_sub(held) * CHUNK) as u64;
         self.fairness.enter(owner);
-        let sequence = Sequence {
+        let mut sequence = Sequence {
             id,
             choice: 0,
             owner,
@@ -178,6 +183,7 @@ impl Engine {
             arrival: now,
             number: self.next_number,
             cached_guess,
+            rank: 0,
             setbacks: 0,
             furthest: 0,
             suspect: false,
@@ -206,9 +212,10 @@ impl Engine {
             request,
         };
         self.requests.insert(id, state);
+        sequence.rank = self.rank(&sequence, now);
         // The queue's head loses its cached prefix last.
         if self.config.look_ahead {
-            self.cache.protect(sequence.ticket(), domain, &sequence.tokens, sequence.rank());
+            self.cache.protect(sequence.ticket(), domain, &sequence.tokens, sequence.rank);
         }
         self.waiting.push(sequence);
         self.look_ahead();

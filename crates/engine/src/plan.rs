@@ -19,6 +19,8 @@ const PROBES: usize = 8;
 const REPLY: usize = 4096;
 /// Waiting sequences that are tried per plan when the first ones do not fit.
 const BYPASS: usize = 4;
+/// Admissions over which the pace is averaged.
+const PACE: f64 = 32.0;
 
 impl Engine {
     /// Plans the next step, or says that there is nothing to do. The plan stands until `complete` or `abort_step`.
@@ -71,8 +73,9 @@ impl Engine {
         s.step = StepRows::default();
         s.seen = None;
         s.cached_guess = s.tokens.len() - 1;
+        s.rank = 0;
         if self.config.look_ahead {
-            self.cache.protect(s.ticket(), s.domain, &s.tokens, s.rank());
+            self.cache.protect(s.ticket(), s.domain, &s.tokens, 0);
         }
         self.requests.get_mut(&s.id).expect("known").preemptions += 1;
         self.stats.preemptions += 1;
@@ -97,8 +100,8 @@ impl Engine {
     }
 
     fn admit(&mut self, now: Micros) {
-        self.refresh_guesses();
-        let moment = Moment { now, overdue: self.config.overdue, token_cost: self.budget.row_cost() };
+        self.refresh_guesses(now);
+        let moment = self.moment(now);
         let mut passed_over: Vec<(RequestId, u32)> = Vec::new();
         while !self.waiting.is_empty() && passed_over.len() < BYPASS {
             let mut best: Option<(usize, Candidate)> = None;
@@ -117,6 +120,7 @@ impl Engine {
                 return;
             }
             if batch + self.weight(&self.waiting[i]) <= self.config.max_batch && self.seat(i, now) {
+                self.pace += (candidate.response_ratio(&moment) - self.pace) / PACE;
                 continue;
             }
             // Others may use the room that this one cannot, but not past its patience.
@@ -125,6 +129,18 @@ impl Engine {
             }
             passed_over.push(self.waiting[i].key());
         }
+    }
+
+    fn moment(&self, now: Micros) -> Moment {
+        Moment { now, overdue: self.config.overdue, token_cost: self.budget.row_cost() }
+    }
+
+    /// [`Sequence::rank`] as things stand.
+    pub(crate) fn rank(&self, s: &Sequence, now: Micros) -> u32 {
+        if s.seniority.is_some() {
+            return 0;
+        }
+        u32::try_from(self.candidate(s).due(&self.moment(now), self.pace) >> 14).unwrap_or(u32::MAX)
     }
 
     fn candidate(&self, s: &Sequence) -> Candidate {
@@ -142,7 +158,7 @@ impl Engine {
     }
 
     /// The tree changes while sequences wait; a few are looked up again each time.
-    fn refresh_guesses(&mut self) {
+    fn refresh_guesses(&mut self, now: Micros) {
         for _ in 0..PROBES.min(self.waiting.len()) {
             self.probe_cursor = (self.probe_cursor + 1) % self.waiting.len();
             let s = &mut self.waiting[self.probe_cursor];
@@ -153,6 +169,7 @@ impl Engine {
             if std::mem::replace(&mut s.cached_guess, expected) != expected {
                 self.look_again(self.probe_cursor);
             }
+            self.waiting[self.probe_cursor].rank = self.rank(&self.waiting[self.probe_cursor], now);
         }
     }
 
@@ -257,7 +274,7 @@ impl Engine {
     /// The oldest prompt first, so that there is progress; the others as the queue would order them.
     fn order_prompts(&self, prompts: &mut [usize], now: Micros) {
         if prompts.len() > 2 {
-            let moment = Moment { now, overdue: self.config.overdue, token_cost: self.budget.row_cost() };
+            let moment = self.moment(now);
             let candidate = |i: usize| {
                 let s = &self.running[i];
                 Candidate { resumes: None, uncached: s.pending(), ..self.candidate(s) }

@@ -32,6 +32,8 @@ pub struct Sequence {
     pub number: u64,
     /// What the tree would save, at the last look.
     pub cached_guess: usize,
+    /// When it will be served next to others, in units of 16 ms, which last for two years; 0 for who was preempted.
+    pub rank: u32,
     /// Times that a lost chunk threw it back since it last got further than ever.
     pub setbacks: u32,
     pub furthest: usize,
@@ -92,6 +94,7 @@ impl Sequence {
             arrival: 0,
             number: u64::MAX,
             cached_guess: 0,
+            rank: 0,
             setbacks: 0,
             furthest: 0,
             suspect: false,
@@ -117,11 +120,6 @@ impl Sequence {
     /// Name of a waiting sequence's claim to protection from eviction.
     pub fn ticket(&self) -> u64 {
         self.number << 16 | u64::from(self.choice)
-    }
-
-    /// When it will be served next to others, as far as arrival says; who was preempted comes before them.
-    pub fn rank(&self) -> u32 {
-        if self.seniority.is_some() { 0 } else { u32::try_from(self.number).unwrap_or(u32::MAX) }
     }
 
     /// Unique among sequences.

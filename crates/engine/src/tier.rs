@@ -45,6 +45,8 @@ struct Active {
     state: LoadState,
     /// Since when somebody who runs has waited for it.
     since: Option<Micros>,
+    /// Somebody who runs needed it before it had arrived.
+    awaited: bool,
     /// Tokens before it on its path.
     behind: usize,
     /// The tier has it under another path's name: what arrives of it is to be saved under its own.
@@ -262,7 +264,7 @@ impl Engine {
             self.waiting.iter_mut().filter(|s| short.contains(&s.ticket())).for_each(|s| s.read_ahead = false);
         }
         let mut order: Vec<usize> = (0..self.waiting.len()).filter(|&i| !self.waiting[i].read_ahead).collect();
-        order.sort_by_key(|&i| self.waiting[i].number);
+        order.sort_by_key(|&i| (self.waiting[i].rank, self.waiting[i].number));
         for i in order {
             let mut s = std::mem::replace(&mut self.waiting[i], Sequence::vacant());
             let scoring = self.requests[&s.id].scoring();
@@ -273,7 +275,7 @@ impl Engine {
                 if let Some(carry) = s.carry.clone().filter(|_| more) {
                     more = self.load_carried(&mut s, &carry, For::Waiting);
                 }
-                self.cache.protect(s.ticket(), s.domain, &s.tokens, s.rank());
+                self.cache.protect(s.ticket(), s.domain, &s.tokens, s.rank);
                 self.cache.release(std::mem::take(&mut s.path));
             }
             s.read_ahead = more;
@@ -327,7 +329,8 @@ impl Engine {
         let enough = nodes.len() == chunks;
         let behind = used - nodes.len() * CHUNK;
         let nodes = nodes.into_iter().enumerate().collect();
-        tiers.active.push(Active { id, nodes, state, since: None, behind, carried: whence.elsewhere.is_some() });
+        let carried = whence.elsewhere.is_some();
+        tiers.active.push(Active { id, nodes, state, since: None, awaited: false, behind, carried });
         enough
     }
 
@@ -349,8 +352,12 @@ impl Engine {
         // Nobody else is held up by a step that waits: it may wait as long again as it computes.
         let alone = self.running.len() == 1;
         let Some(tiers) = &mut self.tiers else { return true };
-        tiers.active.iter().filter(|load| load.nodes.iter().any(|n| waits.binary_search(&n.1).is_ok())).all(|load| {
+        let awaits = |load: &&mut Active| load.nodes.iter().any(|n| waits.binary_search(&n.1).is_ok());
+        tiers.active.iter_mut().filter(awaits).all(|load| {
             tiers.tier.hurry(load.id);
+            if load.state.layers < layers && !std::mem::replace(&mut load.awaited, true) {
+                self.stats.tier.awaited += (load.nodes.len() * CHUNK) as u64;
+            }
             let early = || match step {
                 Some(step) => in_time(load.state, layers, step, if alone { step } else { step / 20 }),
                 None => alone && load.state.layers > 0 && load.state.left <= UNKNOWN,

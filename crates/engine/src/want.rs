@@ -8,7 +8,7 @@ use crate::sequence::Sequence;
 
 impl Engine {
     /// Who waits within the look-ahead window wants what the tier holds for it, who does not does not: as many of the waiting
-    /// requests, in the order in which they came, as memory and tier have room for together (AttentionStore's L_ew).
+    /// requests, in the order in which they will be served, as memory and tier have room for together (AttentionStore's L_ew).
     pub(crate) fn look_ahead(&mut self) {
         let Some(tiers) = self.tiers.as_mut().filter(|_| self.config.look_ahead && !self.waiting.is_empty()) else {
             return;
@@ -16,14 +16,14 @@ impl Engine {
         let requests = &self.requests;
         let loads = |s: &Sequence| !requests[&s.id].scoring();
         let mut order: Vec<usize> = (0..self.waiting.len()).filter(|&i| loads(&self.waiting[i])).collect();
-        order.sort_unstable_by_key(|&i| (self.waiting[i].rank(), self.waiting[i].ticket()));
+        order.sort_unstable_by_key(|&i| (self.waiting[i].rank, self.waiting[i].ticket()));
         let window = Windows::new(self.cache.available().into(), tiers.tier.capacity()).keep;
         let chunks = order.iter().map(|&i| (self.waiting[i].tokens.len() / CHUNK) as u64);
         let within = Windows::requests(window, chunks);
         for (place, i) in order.into_iter().enumerate() {
             let s = &mut self.waiting[i];
             match (s.wants, place < within) {
-                (false, true) => tiers.tier.want(s.ticket(), s.domain, &s.tokens, s.rank()),
+                (false, true) => tiers.tier.want(s.ticket(), s.domain, &s.tokens, s.rank),
                 (true, false) => tiers.tier.unwant(s.ticket()),
                 _ => continue,
             }
@@ -42,7 +42,7 @@ impl Engine {
             && let s = &self.waiting[i]
             && s.wants
         {
-            tiers.tier.want(s.ticket(), s.domain, &s.tokens, s.rank());
+            tiers.tier.want(s.ticket(), s.domain, &s.tokens, s.rank);
         }
     }
 

@@ -264,6 +264,8 @@ impl Scrape<'_> {
         out.counter("kvist_disk_loads_stalled", "Loads given up because nothing came.", sums.stalls);
         out.counter("kvist_disk_loads_too_slow", "Loads given up because computing was faster.", t.too_slow);
         out.counter("kvist_disk_loading_tokens", "Tokens that loads were begun for.", t.tokens);
+        let awaited = "Tokens of these that had not arrived when a running request needed them.";
+        out.counter("kvist_disk_awaited_tokens", awaited, t.awaited);
         out.counter("kvist_disk_lost_chunks", "Chunks that did not come.", t.lost);
         out.counter("kvist_disk_corrupt_chunks", "Chunks that did not verify.", s.corrupt);
         let errors = [("read", s.read_errors), ("write", s.write_errors), ("sync", s.sync_errors)];
