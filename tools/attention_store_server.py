@@ -230,7 +230,7 @@ class Load:
     async def forget(self):
         while True:
             await asyncio.to_thread(self.server.forget)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)
 
     async def watch(self):
         while True:

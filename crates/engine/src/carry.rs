@@ -159,7 +159,7 @@ impl Engine {
             return None;
         }
         carry.elsewhere(tokens, place).find_map(|(domain, there, at)| {
-            let found = self.found(domain, there, at, place);
+            let found = self.found(domain, there, at, place).unwrap_or_default();
             let parts = [(DomainId::PUBLIC, found.public), (domain, found.own)];
             let (domain, chunks) = parts.into_iter().find(|part| part.1 > 0)?;
             Some((Whence { domain, elsewhere: Some((there, at - place)) }, chunks))

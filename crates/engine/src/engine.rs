@@ -90,7 +90,7 @@ pub struct Engine {
     pub(crate) next_number: u64,
     pub(crate) next_seniority: u64,
     pub(crate) probe_cursor: usize,
-    /// Response ratio at which requests were admitted lately.
+    /// Patience with which requests were admitted lately.
     pub(crate) pace: f64,
     pub(crate) stats: EngineStats,
     pub(crate) assembler: Assembler,
@@ -147,7 +147,7 @@ impl Engine {
             next_number: 0,
             next_seniority: 0,
             probe_cursor: 0,
-            pace: 1.0,
+            pace: 0.0,
             stats: EngineStats::default(),
             assembler: Assembler::default(),
             planned: Vec::new(),

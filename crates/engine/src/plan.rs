@@ -120,7 +120,7 @@ impl Engine {
                 return;
             }
             if batch + self.weight(&self.waiting[i]) <= self.config.max_batch && self.seat(i, now) {
-                self.pace += (candidate.response_ratio(&moment) - self.pace) / PACE;
+                self.pace += (candidate.patience(now) - self.pace) / PACE;
                 continue;
             }
             // Others may use the room that this one cannot, but not past its patience.

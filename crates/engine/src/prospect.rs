@@ -46,7 +46,7 @@ impl Engine {
             let found = tiers.tier.probe(domain, tokens, whole);
             let chunks = found.public + found.own;
             if whole + chunks * CHUNK > ram {
-                let worth = self.found(domain, tokens, whole, whole);
+                let worth = self.found(domain, tokens, whole, whole).unwrap_or_default();
                 prospect.tier = chunks * CHUNK;
                 prospect.loads = worth.public + worth.own > 0;
             }

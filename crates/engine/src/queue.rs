@@ -45,15 +45,19 @@ impl Candidate {
 
     /// Highest response ratio next, on uncached work: (waited + work) / work. Cached-first, short-first, and nobody
     /// starves, since the ratio grows with waiting.
-    pub fn response_ratio(&self, m: &Moment) -> f64 {
+    fn response_ratio(&self, m: &Moment) -> f64 {
         let work = (self.uncached.max(1) as f64 * m.token_cost).max(1.0);
         (m.now.saturating_sub(self.arrival) as f64 + work) / work
     }
 
-    /// When it will be served, if those are that have reached the response ratio `pace`, or are overdue.
+    /// Microseconds waited for each token to compute; what response ratios compare, whatever a token costs.
+    pub fn patience(&self, now: Micros) -> f64 {
+        now.saturating_sub(self.arrival) as f64 / self.uncached.max(1) as f64
+    }
+
+    /// When it will be served, if those are whose patience has come to `pace`, or who are overdue.
     pub fn due(&self, m: &Moment, pace: f64) -> Micros {
-        let work = self.uncached as f64 * m.token_cost;
-        self.arrival + ((pace - 1.0).max(0.0) * work).min(m.overdue as f64) as Micros
+        self.arrival + (pace * self.uncached as f64).min(m.overdue as f64) as Micros
     }
 }
 

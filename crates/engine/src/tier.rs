@@ -141,29 +141,24 @@ impl Engine {
     pub(crate) fn expect(&self, domain: DomainId, tokens: &[TokenId], carry: Option<&Carry>) -> usize {
         let here = self.cache.probe(domain, tokens);
         let whole = here / CHUNK * CHUNK;
-        let found = self.found(domain, tokens, whole, whole);
+        let found = self.found(domain, tokens, whole, whole).unwrap_or_default();
         let whole = whole + (found.public + found.own) * CHUNK;
         let (copied, loaded) = carry.map_or((0, 0), |carry| self.expect_carried(tokens, carry, whole));
         here.max(whole + copied + loaded).min(tokens.len())
     }
 
-    /// What the tier has of `tokens` behind the first `from`, if loading it takes less time than computing it behind the
-    /// first `place` of a path.
-    pub(crate) fn found(&self, domain: DomainId, tokens: &[TokenId], from: usize, place: usize) -> Found {
-        let Some(Tiers { tier, .. }) = &self.tiers else { return Found::default() };
+    /// What the tier has of `tokens` behind the first `from`; `None` if computing it behind the first `place` of a path takes
+    /// less time than loading it now.
+    pub(crate) fn found(&self, domain: DomainId, tokens: &[TokenId], from: usize, place: usize) -> Option<Found> {
+        let Some(Tiers { tier, .. }) = &self.tiers else { return Some(Found::default()) };
         if tokens.len() < from + CHUNK {
-            return Found::default();
+            return Some(Found::default());
         }
         let found = tier.probe(domain, tokens, from);
         let chunks = found.public + found.own;
-        if chunks == 0 {
-            return found;
-        }
-        let computed = self.budget.time_of(chunks * CHUNK, place / CHUNK);
-        if computed.is_some_and(|computed| tier.estimate(chunks) > computed) {
-            return Found::default();
-        }
-        found
+        let slow = |computed| tier.estimate(chunks) > computed;
+        let slow = chunks > 0 && self.budget.time_of(chunks * CHUNK, place / CHUNK).is_some_and(slow);
+        (!slow).then_some(found)
     }
 
     /// Before a plan: drops what was lost, is wanted no more, or takes longer than computing it.
@@ -287,10 +282,13 @@ impl Engine {
     }
 
     /// Takes room for what the tier has behind a path, as far as there is room, and begins to load it. The path then
-    /// leads over it. False: there was not enough room.
+    /// leads over it. False: there was not enough room, or for somebody who waits too much is on its way.
     fn begin_load(&mut self, s: &mut Sequence, who: For) -> bool {
         let whole = s.path.used / CHUNK * CHUNK;
-        let found = self.found(s.domain, &s.tokens, whole, whole);
+        let Some(found) = self.found(s.domain, &s.tokens, whole, whole) else {
+            // Who waits asks again when less is on its way.
+            return who == For::Running || !self.is_loading();
+        };
         if whole + (found.public + found.own) * CHUNK <= s.path.used {
             return true;
         }
