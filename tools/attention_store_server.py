@@ -8,7 +8,7 @@ are those of `kvist-campaign attention-store` (crates/sim/src/sessions/users.rs)
 5.75 on average, and a conversation ends before it fills the context. Lengths follow the context: ShareGPT's at 4,096
 tokens, a quarter of them at 1,024. RAM is what `--batch` conversations at full context take, and a part in 80 of the disk.
 
-Measured are the turns that begin after `--warm-up` of them are done, by the client's clock, by `usage`, and by `/metrics`
+Measured are the turns that end after the first `--warm-up`, by the client's clock, by `usage`, and by `/metrics`
 before and after. Percentages are of the history: tokens of a prompt that were said before in its conversation.
 The embedded model's text makes no sense, and is not looked at.
 """
@@ -193,6 +193,7 @@ class Load:
         # What a turn has beside its words and the reply: the template's tokens, those behind the reply included.
         pair = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "the"}]
         self.frame = server.tokenize(messages=pair + pair[:1])["count"] - probe - 2
+        self.rng = random.Random(args.seed)
         self.done = self.conversations = 0
         self.turns, self.waiting, self.live = [], [], []
         self.warm, self.over = asyncio.Event(), asyncio.Event()
@@ -211,18 +212,17 @@ class Load:
                     break
                 text = " ".join(rng.choices(self.words, k=says - self.frame))
                 messages.append({"role": "user", "content": text})
-                counts = self.warm.is_set()
                 first, text, usage, timings = await self.server.chat(messages, reply)
                 messages.append({"role": "assistant", "content": text})
-                self.note(counts, first, usage, timings, history)
+                self.note(first, usage, timings, history)
                 history = usage["total_tokens"]
                 await asyncio.sleep(rng.expovariate(1 / self.args.think))
 
-    def note(self, counts, first, usage, timings, history):
+    def note(self, first, usage, timings, history):
         self.done += 1
-        if self.done >= self.args.warm_up:
+        if self.done == self.args.warm_up:
             self.warm.set()
-        if counts and not self.over.is_set():
+        elif self.warm.is_set() and not self.over.is_set():
             self.turns.append((first, timings["queued_ms"] / 1e3, usage, history))
             if len(self.turns) >= self.args.turns:
                 self.over.set()
@@ -272,15 +272,16 @@ class Load:
         prompt = sum(usage["prompt_tokens"] for usage in usages)
         computed = prompt - sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
         # Counters run from `before` to `after`, which are not quite the same turns.
-        share = len(self.turns) * statistics.mean(map(lambda u: u["prompt_tokens"], usages)) / max(
-            grew["vllm:prompt_tokens_total"], 1)
+        share = prompt / max(grew["vllm:prompt_tokens_total"], 1)
         percent = 100 / history
-        loaded, awaited = (grew.get(f"kvist_disk_{kind}_tokens_total", 0) * share for kind in ("loading", "awaited"))
+        loaded, awaited, disk = (grew.get(name, 0) * share for name in (
+            "kvist_disk_loading_tokens_total", "kvist_disk_awaited_tokens_total", "kvist_kv_saved_prefill_tokens_total.disk"))
         return {
             "users": self.users, "turns": len(self.turns), "seconds": took, "turns_per_second": len(self.turns) / took,
             "prompt_mean": prompt / len(self.turns),
             "reply_mean": statistics.mean(usage["completion_tokens"] for usage in usages),
             "found": found * percent, "found_in_ram": (found - awaited) * percent, "awaited_from_disk": awaited * percent,
+            "from_disk": disk * percent,
             "loaded": loaded * percent,
             "ttft_mean": statistics.mean(ttft), "ttft_p50": percentile(ttft, 50), "ttft_p99": percentile(ttft, 99),
             "prefill_mean": statistics.mean(turn[0] - turn[1] for turn in self.turns),
@@ -294,21 +295,22 @@ class Load:
         }
 
 
-HEAD = ["users", "found %", "in RAM", "awaited", "loaded", "TTFT s: mean, p50, p99", "of it prefill", "turns/s", "computed",
+# In RAM when the turn came, or not and waited for; used of what was loaded, and all that was loaded.
+HEAD = ["users", "found %", "in RAM", "awaited", "from disk", "loaded", "TTFT s: mean, p50, p99", "of it prefill", "turns/s", "computed",
         "saved %", "waiting"]
 
 
 def line(o):
     ttft = ", ".join(f"{o[f'ttft_{kind}']:.2f}" for kind in ("mean", "p50", "p99"))
     return [o["users"], f"{o['found']:.1f}", f"{o['found_in_ram']:.1f}", f"{o['awaited_from_disk']:.1f}",
-            f"{o['loaded']:.1f}", ttft, f"{o['prefill_mean']:.3f}", f"{o['turns_per_second']:.1f}", o["computed"],
+            f"{o['from_disk']:.1f}", f"{o['loaded']:.1f}", ttft, f"{o['prefill_mean']:.3f}", f"{o['turns_per_second']:.1f}", o["computed"],
             f"{o['saved_percent']:.1f}", f"{o['waiting']:.0f}"]
 
 
 def tier_line(o):
     c = {name: o["counters"].get(name, 0) for name in (
         "kvist_disk_load_seconds", "kvist_disk_waited_seconds", "kvist_disk_read_bytes_total", "kvist_disk_written_bytes_total",
-        "kvist_disk_copied_bytes_total", "kvist_kv_evictions_total", "kvist_disk_evictions_total.budget",
+        "kvist_disk_copied_bytes_total", "kvist_kv_evictions_total.room", "kvist_disk_evictions_total.budget",
         "kvist_disk_lost_chunks_total", "kvist_disk_corrupt_chunks_total", "kvist_disk_never_saved_tokens_total",
         "vllm:num_preemptions_total", "kvist_disk_loads_total.urgent", "kvist_disk_loads_total.read_ahead")}
     load, waited, read, written, copied, ram, disk, lost, corrupt, never, preempted, urgent, ahead = c.values()
@@ -322,12 +324,37 @@ def tier_line(o):
             f" {o['reply_mean']:.0f}; {o['turns']} turns in {o['seconds']:.0f} s")
 
 
+async def rates(load):
+    """What steps take on this machine, as options of `kvist-campaign attention-store`."""
+    def message(tokens):
+        return [{"role": "user", "content": " ".join(load.rng.choices(load.words, k=tokens - load.frame))}]
+
+    async def prompt(tokens):
+        replies = [await load.server.chat(message(tokens), 2) for _ in range(9)]
+        return statistics.median(timings["prompt_ms"] for *_, timings in replies) * 1e3
+
+    async def step(sequences, tokens=200):
+        replies = []
+        for _ in range(5):
+            replies += await asyncio.gather(*(load.server.chat(message(300), tokens) for _ in range(sequences)))
+        return statistics.median(timings["predicted_ms"] for *_, timings in replies) / (tokens - 1) * 1e3
+
+    # Half the length has a quarter of the tokens attended to: thousands of them are n^2 / 2000.
+    short, long = await prompt(250), await prompt(500)
+    attended = max((await prompt(1000) - 2 * long) / 250, 0)
+    row = max((long - short - attended * 94) / 250, 1)
+    batch = load.args.batch
+    fixed = max(await step(batch) - batch * (row + 0.4 * attended), 1)
+    return f"--step {fixed:.0f} --row {row:.0f} --kilotoken {attended:.0f}"
+
+
 async def measure(args, users):
     with tempfile.TemporaryDirectory(prefix="attention-store-") as directory:
         server = Server(args, directory)
         try:
             await server.start()
-            outcome = await Load(args, server, users).run()
+            load = Load(args, server, users)
+            outcome = await (rates(load) if args.rates else load.run())
         finally:
             code = await server.stop()
             said = server.said()
@@ -352,10 +379,13 @@ def main():
     parser.add_argument("--page-cache", action="store_true", help="let the system cache the store's files")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print every figure as JSON, a line for each load")
+    parser.add_argument("--rates", action="store_true", help="only print what steps take, for the simulation")
     args = parser.parse_args()
     if args.kv_ram is None:
         token = 4096  # of the embedded model in bf16
         args.kv_ram = str(args.batch * (args.ctx + CHUNK) * token + size(args.kv_disk) // 80)
+    if args.rates:
+        return print(asyncio.run(measure(args, 0)))
     outcomes = []
     if not args.json:
         print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD), flush=True)

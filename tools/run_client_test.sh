@@ -11,4 +11,5 @@ if ! cmp -s "$packages" "$venv/installed"; then
     "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$packages" || exit 77
     cp "$packages" "$venv/installed"
 fi
+"$venv/bin/python" -B -m doctest "$tools/attention_store_server.py"
 exec "$venv/bin/python" -B "$tools/client_test.py" "$@"

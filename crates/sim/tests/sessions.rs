@@ -40,6 +40,26 @@ fn who_knows_the_queue_finds_more_and_finds_it_in_memory() {
 }
 
 #[test]
+fn what_is_read_ahead_is_what_is_served_next_in_the_servers_order_too() {
+    let second = 1_000_000;
+    let experiment = Experiment {
+        users: Users { count: 60, think: second, ..Users::default() },
+        policy: Policy { order: Order::Returns, queue_aware: true },
+        costs: Costs { step: 1_500, row: 200, kilotoken: 60, seek: 300, chunk: 500 },
+        batch: 4,
+        memory: 10,
+        disk: 1000,
+        in_order: false,
+        warm_up: 300,
+        turns: 400,
+        seed: 3,
+    };
+    let outcome = run(experiment).unwrap();
+    let [hits, memory, _] = outcome.hits();
+    assert!(outcome.waiting > 30.0 && hits > 85.0 && memory > 0.9 * hits, "{outcome:?}");
+}
+
+#[test]
 fn with_room_for_all_and_no_queue_all_are_equal() {
     let policies = [(Order::Fifo, false), (Order::Lru, false), (Order::Lru, true), (Order::Returns, true)];
     let rates = policies.map(|(order, aware)| outcome(order, aware, 8).hits()[0]);
