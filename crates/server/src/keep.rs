@@ -15,6 +15,8 @@ const LATER: Micros = 50_000;
 /// Saves what becomes whole. What the store cannot take now stays in the engine's list as long as it stays in RAM.
 pub struct Keeper {
     tier: StoreTier,
+    /// Chunks that are handed over at a time: no more than may wait to be written, or they would be refused for ever.
+    run: usize,
     /// Nothing is offered before.
     later: Micros,
     /// What does not fit the store's domains can never be saved.
@@ -23,7 +25,9 @@ pub struct Keeper {
 
 impl Keeper {
     pub fn new(tier: StoreTier) -> Keeper {
-        Keeper { tier, later: 0, refused: 0 }
+        let config = tier.store().config();
+        let run = (config.saves / config.chunk_bytes() as u64).clamp(1, EXTENT as u64) as usize;
+        Keeper { tier, run, later: 0, refused: 0 }
     }
 
     pub fn tier(&self) -> &StoreTier {
@@ -40,6 +44,7 @@ impl Keeper {
         while now >= self.later
             && let Some(unsaved) = engine.unsaved()
         {
+            let unsaved = first(unsaved, self.run);
             match self.hand_over(&unsaved, executor) {
                 Some(Saved::Queued(_) | Saved::Known) | None => engine.saved(unsaved.chunks.len()),
                 Some(Saved::Full) => self.later = now + LATER,
@@ -87,14 +92,23 @@ impl Keeper {
             store.expect(*domain, path, at, &classes[at - known..]);
             saved
         };
-        for (i, part) in above.chunks(EXTENT).enumerate() {
-            match save(known + i * EXTENT, part) {
+        for (i, part) in above.chunks(self.run).enumerate() {
+            match save(known + i * self.run, part) {
                 Saved::Queued(_) | Saved::Known => {}
                 other => return Some(other),
             }
         }
         Some(save(known + missing, &chunks[..worthy]))
     }
+}
+
+/// The first `most` of the chunks.
+fn first(mut unsaved: Unsaved, most: usize) -> Unsaved {
+    let over = unsaved.chunks.len().saturating_sub(most);
+    unsaved.chunks.truncate(most);
+    unsaved.tokens.truncate(unsaved.tokens.len() - over * CHUNK);
+    unsaved.classes.truncate(unsaved.classes.len() - over);
+    unsaved
 }
 
 /// Fills a table with the replies of a domain that a store remembers.
