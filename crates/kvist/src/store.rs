@@ -10,7 +10,7 @@ use std::time::Duration;
 use kvist_base::DomainId;
 use kvist_kernels::Isa;
 use kvist_model::NUMERICS_VERSION;
-use kvist_server::{Keys, OPERATOR, Tenant};
+use kvist_server::{CARRIED_NAME, Keys, OPERATOR, Tenant};
 use kvist_store::vfs::{RealVfs, Vfs};
 use kvist_store::{Encryption, Fingerprint, OpenError, Restored, Store, StoreConfig, StoreTier};
 
@@ -157,8 +157,9 @@ pub fn open(
 fn try_open(wish: Wish, plan: &Plan, settings: &Settings, digest: Digest, keys: Option<&Keys>) -> Result<Opened> {
     let config = config(&wish, &plan.chosen, settings, plan.budget.context, plan.isa, &digest.take()?);
     let memory = plan.budget.store / 2;
-    let staging = memory.max(config.chunk_bytes() as u64);
-    let config = StoreConfig { saves: memory, staging, io_threads: plan.threads.clamp(2, 4), ..config };
+    // One chunk must fit in each.
+    let memory = memory.max(config.chunk_bytes() as u64);
+    let config = StoreConfig { saves: memory, staging: memory, io_threads: plan.threads.clamp(2, 4), ..config };
     let (store, restored) = Store::open(Arc::new(RealVfs::new()), config).map_err(|e| failure(&wish, e))?;
     let register = |domain, name: &str| {
         store.register(domain, name).map_err(|e| {
@@ -171,6 +172,8 @@ fn try_open(wish: Wish, plan: &Plan, settings: &Settings, digest: Digest, keys: 
     for tenant in keys.map(Keys::tenants).into_iter().flatten() {
         register(tenant.domain, &tenant.store_name())?;
     }
+    // Each cut has a key of its own, and what was carried over most of them was evicted since.
+    store.release_keys(|name| name.contains(CARRIED_NAME));
     Ok(Opened { tier: StoreTier::new(store), restored, wish })
 }
 

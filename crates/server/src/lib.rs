@@ -24,7 +24,7 @@ mod runner;
 mod server;
 mod signals;
 
-pub use api::overflow::{Carried, OnOverflow, Overflow, Owner};
+pub use api::overflow::{CARRIED_NAME, Carried, OnOverflow, Overflow, Owner};
 pub use auth::{KeyFileError, Keys, OPERATOR, Tenant};
 pub use kvist_text::ToolSetting;
 

@@ -1,5 +1,6 @@
 //! What the store holds, in memory: a tree of chunks for each domain. Chunks are found by their tokens and by nothing else.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use kvist_base::eviction::{Class, Leaf, Leaves};
@@ -65,9 +66,17 @@ pub(crate) struct Domain {
     pub gone: bool,
 }
 
+impl Domain {
+    pub fn is_empty(&self) -> bool {
+        self.roots.is_empty()
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Index {
     pub domains: Vec<Domain>,
+    /// By a domain's uid and the variant; the latest.
+    trees: HashMap<(Tag, Tag), usize>,
     nodes: Vec<Option<Node>>,
     free: Vec<NodeId>,
     /// The stored chunks that may go, in order.
@@ -79,12 +88,13 @@ pub(crate) struct Index {
 impl Index {
     /// The tree of a domain's variant; made if it is not there.
     pub fn tree(&mut self, name: &str, keys: &DomainKeys, variant: Tag, fingerprint: &Key) -> usize {
-        let known = |d: &Domain| d.keys.uid == keys.uid && d.variant == variant && !d.gone;
-        if let Some(at) = self.domains.iter().position(known) {
+        let known = self.trees.get(&(keys.uid, variant)).copied();
+        if let Some(at) = known.filter(|&at| !self.domains[at].gone) {
             return at;
         }
         let chain = keyed(&keys.chain, &[b"root", fingerprint, &variant]);
         let keys = keys.clone();
+        self.trees.insert((keys.uid, variant), self.domains.len());
         self.domains.push(Domain { keys, name: name.into(), variant, roots: Vec::new(), chain, gone: false });
         self.domains.len() - 1
     }

@@ -90,10 +90,17 @@ impl DomainKeys {
     }
 }
 
+/// Bytes of a domain in the table: uid, key, length of the name, name.
+fn entry(name: &str) -> u64 {
+    (TAG + 32 + 2 + name.len()) as u64
+}
+
 /// The domains' keys by the domains' names.
 pub(crate) struct KeyTable {
     path: PathBuf,
     pub domains: BTreeMap<String, DomainKeys>,
+    /// What the domains take in the file.
+    bytes: u64,
     /// Changed since it was written.
     pub dirty: bool,
 }
@@ -102,7 +109,7 @@ impl KeyTable {
     /// Reads the table of this master key. Where there is none it is empty; where it is damaged it is empty, too, and the
     /// second result says so: what was sealed under it is lost.
     pub fn load(vfs: &dyn Vfs, dir: &Path, master: &Master) -> io::Result<Result<(Self, bool), Bad>> {
-        let mut table = KeyTable { path: Self::path_of(dir, master), domains: BTreeMap::new(), dirty: false };
+        let mut table = KeyTable { path: Self::path_of(dir, master), domains: BTreeMap::new(), bytes: 0, dirty: false };
         let bytes = match vfs.open(&table.path) {
             Ok(file) => read_small(&*file, TABLE_MOST)?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Ok((table, false))),
@@ -115,7 +122,7 @@ impl KeyTable {
                 Ok((table, false))
             }
             Err(Bad::Damaged) => {
-                table.domains.clear();
+                (table.domains, table.bytes) = (BTreeMap::new(), 0);
                 Ok((table, true))
             }
             Err(newer) => Err(newer),
@@ -142,20 +149,40 @@ impl KeyTable {
         for _ in 0..r.u32()? {
             let (uid, key, length) = (r.array()?, r.array()?, r.u16()?);
             let name = std::str::from_utf8(r.take(length.into())?).map_err(|_| Bad::Damaged)?;
-            self.domains.insert(name.into(), DomainKeys::new(uid, key));
+            self.insert(name, DomainKeys::new(uid, key));
         }
         Ok(())
     }
 
     /// Makes keys for a domain that has none.
+    ///
+    /// # Errors
+    /// If the table holds as many as can be read back.
     pub fn make(&mut self, vfs: &dyn Vfs, name: &str) -> io::Result<DomainKeys> {
+        if (FILE_HEADER + 4 + TAG) as u64 + self.bytes + entry(name) > TABLE_MOST {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "the table of keys is full"));
+        }
         let (mut uid, mut key) = ([0; TAG], [0; 32]);
         vfs.random(&mut uid)?;
         vfs.random(&mut key)?;
         let keys = DomainKeys::new(uid, key);
-        self.domains.insert(name.into(), keys.clone());
+        self.insert(name, keys.clone());
         self.dirty = true;
         Ok(keys)
+    }
+
+    fn insert(&mut self, name: &str, keys: DomainKeys) {
+        if self.domains.insert(name.into(), keys).is_none() {
+            self.bytes += entry(name);
+        }
+    }
+
+    /// Takes a domain's keys out; whether there were any.
+    pub fn remove(&mut self, name: &str) -> bool {
+        let known = self.domains.remove(name).is_some();
+        self.bytes -= if known { entry(name) } else { 0 };
+        self.dirty |= known;
+        known
     }
 
     /// The table as a file.

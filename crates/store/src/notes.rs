@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::format::{META_MOST, NoteMeta, RECORD_HEADER};
+use crate::store::PIN;
 
 type NoteKey = (usize, u8, Vec<u8>);
 
@@ -38,7 +39,7 @@ impl Notes {
         self.map.values().filter(|n| n.value.is_some()).count()
     }
 
-    /// Bytes of all notes at most; the oldest go.
+    /// Bytes of all notes at most; the oldest go, but for pins.
     pub fn set_limit(&mut self, limit: u64) {
         self.limit = limit;
         self.shrink();
@@ -88,9 +89,17 @@ impl Notes {
     }
 
     fn shrink(&mut self) {
-        while self.bytes > self.limit
-            && let Some((_, key)) = self.by_age.pop_first()
+        // Pins stay, and that something is pinned no more: if that went, an older note would be found again.
+        let mut others = self.by_age.iter().filter(|(_, key)| key.1 != PIN);
+        let mut over = self.bytes.saturating_sub(self.limit);
+        let mut oldest = Vec::new();
+        while over > 0
+            && let Some((_, key)) = others.next()
         {
+            over = over.saturating_sub(weight(key, &self.map[key]));
+            oldest.push(key.clone());
+        }
+        for key in oldest {
             let old = self.map.remove(&key).expect("both maps hold the same notes");
             self.forget(&key, &old);
         }
@@ -112,6 +121,11 @@ impl Notes {
     pub fn forget_domain(&mut self, domain: usize) {
         let keys: Vec<_> = self.map.keys().filter(|k| k.0 == domain).cloned().collect();
         keys.iter().for_each(|key| self.remove(key));
+    }
+
+    /// Those that have notes, some more than once.
+    pub fn domains(&self) -> impl Iterator<Item = usize> + '_ {
+        self.map.keys().map(|key| key.0)
     }
 
     /// All of a kind, the oldest first.

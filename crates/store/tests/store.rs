@@ -327,3 +327,68 @@ fn a_step_does_not_wait_for_a_disk_from_which_nothing_comes() {
     assert_eq!(tier.fill(0, slabs[3], &mut slice), Ok(true));
     assert_eq!(slice, chunk(A, &path)[..SLICES[0]]);
 }
+
+/// Pins are notes, and of all notes the oldest went when there were too many bytes of them: a busy server's replies and cuts
+/// (16 MiB of them) pushed out what the operator had pinned, which the next process then evicted like anything else.
+#[test]
+fn pins_outlive_any_number_of_other_notes() {
+    let dir = Dir::new();
+    let config = StoreConfig { notes: 8 << 10, ..dir.config() };
+    let open = || {
+        let (store, _) = Store::open(Arc::new(RealVfs::new()), config.clone()).unwrap();
+        store.register(A, "a").unwrap();
+        store
+    };
+    let (store, path) = (open(), tokens(3, 2));
+    assert!(matches!(save(&store, A, &path, 0), Saved::Queued(_)));
+    assert_eq!(store.pin(A, &path, true), 2);
+    let put = |store: &Store, n: u32| assert!(store.put_note(A, 1, &n.to_le_bytes(), &[7; 200]));
+    (0..100).for_each(|n| put(&store, n));
+    assert_eq!(store.pins(A), std::slice::from_ref(&path));
+    assert!(store.notes(A, 1).len() < 40, "of the others the oldest went");
+    assert!(store.flush(Duration::from_secs(20)));
+    drop(store);
+    let store = open();
+    assert_eq!(store.pins(A), std::slice::from_ref(&path));
+    assert!(store.entries()[0].pinned);
+    // What was let go of stays so.
+    store.pin(A, &path, false);
+    (100..200).for_each(|n| put(&store, n));
+    assert!(store.flush(Duration::from_secs(20)));
+    drop(store);
+    assert!(open().pins(A).is_empty());
+}
+
+/// Each cut of a conversation that outgrows its context is a domain with a key of its own. No key ever left the table, until
+/// it was larger than a table may be (16 MiB: some 120,000 cuts) and the store could not be opened any more, with all that
+/// was in it; and opening it took time with the square of their number.
+#[test]
+fn a_table_of_keys_that_is_full_takes_no_more_and_can_still_be_read() {
+    let dir = Dir::new();
+    let store = dir.open();
+    let path = tokens(4, 1);
+    assert!(matches!(save(&store, A, &path, 0), Saved::Queued(_)));
+    let name = |n: u32| format!("{n} {}", "x".repeat(4000));
+    let made = (0..5000).take_while(|&n| store.register(DomainId(100 + n), &name(n)).is_ok()).count() as u32;
+    assert!((4000..4500).contains(&made), "{made}");
+    assert!(store.put_note(DomainId(101), 1, b"key", b"value"));
+    assert!(matches!(save(&store, DomainId(102), &path, 0), Saved::Queued(_)));
+    assert!(store.flush(Duration::from_secs(20)));
+    drop(store);
+    let store = dir.open();
+    assert_eq!(store.probe(A, &path, 0), CHUNK);
+    // What nothing is left of can be let go of: not what has chunks or notes, is used, or is none of those that are meant.
+    store.register(DomainId(103), &name(3)).unwrap();
+    assert_eq!(store.release_keys(|name| name.ends_with('x')), made as usize - 3);
+    assert!(store.knows(&name(1)) && store.knows(&name(2)) && store.knows(&name(3)) && store.knows("b"));
+    assert!(!store.knows(&name(0)) && store.register(DomainId(100), &name(0)).is_ok());
+    assert!(matches!(save(&store, DomainId(100), &path, 0), Saved::Queued(_)));
+    assert!(store.flush(Duration::from_secs(20)));
+    drop(store);
+    let store = dir.open();
+    assert_eq!(store.domains().len(), 6);
+    store.register(DomainId(100), &name(0)).unwrap();
+    store.register(DomainId(102), &name(2)).unwrap();
+    check(&store, DomainId(100), &path, 0..1);
+    check(&store, DomainId(102), &path, 0..1);
+}

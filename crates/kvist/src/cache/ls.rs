@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 
 use clap::ArgMatches;
+use kvist_server::CARRIED_NAME;
 use kvist_store::{Encryption, Entry, Foreign, Store};
 use serde_json::{Value, json};
 
-use super::place::{CARRIED, Place};
+use super::place::Place;
 use crate::failure::Result;
 use crate::say;
 use crate::settings::Settings;
@@ -72,6 +73,8 @@ fn domains(store: &Store) -> Vec<Domain> {
         domain.chunks += entry.chunks.saturating_sub(shared);
         domain.conversations.push(entry);
     }
+    // Cuts of which everything was evicted have keys until the next start: nobody asks for them.
+    domains.retain(|domain| !domain.conversations.is_empty() || !domain.name.contains(CARRIED_NAME));
     domains.iter_mut().for_each(|domain| domain.conversations.sort_by_key(|entry| entry.idle));
     domains
 }
@@ -187,7 +190,7 @@ impl Listing<'_> {
 
 /// A domain's name, short where it is what a conversation kept over a cut.
 fn label(name: &str) -> String {
-    match name.split_once(CARRIED) {
+    match name.split_once(CARRIED_NAME) {
         Some((owner, digest)) => format!("{owner}, carried over a cut ({:.8})", digest),
         None => name.to_owned(),
     }

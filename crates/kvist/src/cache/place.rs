@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kvist_base::DomainId;
 use kvist_kernels::Isa;
-use kvist_server::{OPERATOR, Owner, Tenant};
+use kvist_server::{CARRIED_NAME, OPERATOR, Owner, Tenant};
 use kvist_store::{OpenError, RealVfs, Restored, Store, StoreConfig, fingerprints, is_store};
 
 use crate::failure::{Failure, Result};
@@ -16,8 +16,6 @@ use crate::settings::keys::{CTX, ISA, KV_DISK};
 use crate::settings::{Origin, Settings};
 use crate::store::{self, Digest, PUBLIC_NAME, Wish};
 
-/// Stands between a domain's name and the digest of a cut, in the name of what is carried over it.
-pub const CARRIED: &str = " / carried ";
 /// A context that takes the short set of frequencies where a model has two.
 const SHORT: usize = 64;
 /// Beyond what is there, where nobody says how large the store may be: looking after it is no reason to evict.
@@ -180,7 +178,7 @@ pub fn bind(store: &Store, tenant: Option<&str>) -> Result<Owner> {
 
 /// What is told of a domain that a store does not know.
 pub fn unknown(name: &str, known: &[String]) -> Failure {
-    let known: Vec<&str> = known.iter().map(String::as_str).filter(|name| !name.contains(CARRIED)).collect();
+    let known: Vec<&str> = known.iter().map(String::as_str).filter(|name| !name.contains(CARRIED_NAME)).collect();
     let hint = match &known[..] {
         [] => "nothing is kept in it yet, or it was written with another --kv-key-file".into(),
         known => format!("it knows {}", known.join(", ")),

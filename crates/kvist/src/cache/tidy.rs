@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use clap::ArgMatches;
 use kvist_base::CHUNK;
-use kvist_server::{OnOverflow, Owner};
+use kvist_server::{CARRIED_NAME, OnOverflow, Owner};
 
 use super::ask;
-use super::place::{CARRIED, Place, bind, domain_name, unknown};
+use super::place::{Place, bind, domain_name, unknown};
 use crate::failure::{Failure, Result};
 use crate::progress::Progress;
 use crate::settings::Settings;
@@ -151,7 +151,7 @@ pub fn forget(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
         return Err(unknown(&name, &known));
     }
     // What was carried over a cut has a key of its own.
-    let carried = format!("{name}{CARRIED}");
+    let carried = format!("{name}{CARRIED_NAME}");
     for name in known.iter().filter(|known| known.starts_with(&carried)).chain([&name]) {
         store.forget(name).map_err(fails)?;
     }

@@ -19,6 +19,8 @@ const NOWHERE: DomainId = DomainId::carried((1 << 31) - 2);
 const SCRATCH: DomainId = DomainId::carried((1 << 31) - 1);
 /// Ids of dropped tokens that are remembered, over all conversations.
 const MOST_TOKENS: usize = 8 << 20;
+/// Stands between a domain's name and the digest of a cut, in the name under which a store keeps what is carried over it.
+pub const CARRIED_NAME: &str = " / carried ";
 /// Kind of the store's notes that hold what a namespace was cut from.
 const CARRIED: u8 = 2;
 
@@ -272,7 +274,7 @@ fn keep(store: &Store, owner: &Owner, cut: Cut, tokens: &[TokenId], space: Domai
     let ids: Vec<u8> = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
     let digest = Sha256::new().chain_update(&words).chain_update(&ids).finalize();
     let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    let name = format!("{} / carried {hex}", owner.name);
+    let name = format!("{}{CARRIED_NAME}{hex}", owner.name);
     // Without a place in the store it is kept in RAM alone.
     if !make && !store.knows(&name) || store.register(SCRATCH, &name).is_err() {
         return false;
