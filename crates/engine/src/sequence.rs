@@ -145,7 +145,7 @@ pub struct RequestState {
     /// Prompt positions below this were computed or found: a resumed prompt is not counted twice.
     pub counted: usize,
     pub computed: u32,
-    /// Tokens that loads were begun for, for this request.
+    /// Prompt tokens not yet counted that loads were begun for, for this request.
     pub loaded: u32,
     pub generated: u32,
     pub preemptions: u32,

@@ -323,9 +323,11 @@ impl Engine {
         self.stats.tier.loads += 1;
         self.stats.tier.read_ahead += u64::from(who == For::Waiting);
         self.stats.tier.tokens += (nodes.len() * CHUNK) as u64;
-        self.requests.get_mut(&s.id).expect("somebody asked for it").loaded += (nodes.len() * CHUNK) as u32;
         let enough = nodes.len() == chunks;
         let behind = used - nodes.len() * CHUNK;
+        // What it found or computed before it had to give way, and loads again, is counted already.
+        let request = self.requests.get_mut(&s.id).expect("somebody asked for it");
+        request.loaded += used.min(request.prompt).saturating_sub(behind.max(request.counted)) as u32;
         let nodes = nodes.into_iter().enumerate().collect();
         let carried = whence.elsewhere.is_some();
         tiers.active.push(Active { id, nodes, state, since: None, awaited: false, behind, carried });

@@ -195,23 +195,26 @@ impl Store {
         Ok(known)
     }
 
-    /// Lets go of the keys of domains that nothing is left of, neither chunk nor note, and that no number stands for: of those
-    /// that are meant. None goes while files are here that cannot be read with this fingerprint, as they may be sealed under
-    /// it. How many went.
+    /// Lets go of the keys of domains of which no chunk is left and that no number stands for, and with them of their notes:
+    /// of those domains that are meant. None goes while files are here that cannot be read with this fingerprint, as they may
+    /// be sealed under it. How many went.
     pub fn release_keys(&self, which: impl Fn(&str) -> bool) -> usize {
         let mut state = self.shared().state();
         let state = &mut *state;
         if self.shared().read_only || state.segments.values().any(|s| s.phase == Phase::Foreign) {
             return 0;
         }
-        let used: HashSet<usize> = state.bound.values().copied().chain(state.notes.domains()).collect();
+        let used: HashSet<usize> = state.bound.values().copied().collect();
         let domains = &mut state.index.domains;
         let needed = domains.iter().enumerate().filter(|(at, d)| !d.gone && (used.contains(at) || !d.is_empty()));
         let needed: HashSet<String> = needed.map(|(_, d)| d.name.clone()).collect();
         let keys = state.keys.as_mut().expect("a store has keys");
         let unused = keys.domains.keys().filter(|name| which(name) && !needed.contains(*name));
         let unused: HashSet<String> = unused.cloned().collect();
-        domains.iter_mut().filter(|d| unused.contains(&d.name)).for_each(|d| d.gone = true);
+        for (at, domain) in domains.iter_mut().enumerate().filter(|(_, d)| unused.contains(&d.name)) {
+            domain.gone = true;
+            state.notes.forget_domain(at);
+        }
         unused.iter().filter(|name| keys.remove(name)).count()
     }
 

@@ -123,11 +123,6 @@ impl Notes {
         keys.iter().for_each(|key| self.remove(key));
     }
 
-    /// Those that have notes, some more than once.
-    pub fn domains(&self) -> impl Iterator<Item = usize> + '_ {
-        self.map.keys().map(|key| key.0)
-    }
-
     /// All of a kind, the oldest first.
     pub fn list(&self, domain: usize, kind: u8) -> Vec<(Vec<u8>, Vec<u8>)> {
         let theirs = self.by_age.iter().map(|(_, k)| k).filter(|k| k.0 == domain && k.1 == kind);
