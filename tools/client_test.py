@@ -45,6 +45,9 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KVIST_")}
+        # Nothing is found that an earlier run kept, and nothing is left behind.
+        self.home = tempfile.TemporaryDirectory()
+        environment |= {"XDG_CACHE_HOME": self.home.name, "XDG_CONFIG_HOME": self.home.name}
         self.output = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen([*command, "--port", str(self.port)], stdout=self.output, stderr=self.output,
                                         env=environment)

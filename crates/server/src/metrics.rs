@@ -6,7 +6,7 @@ use std::fmt::{Display, Write};
 
 use kvist_base::{CHUNK, ExecutorInfo, Micros};
 use kvist_engine::{EngineStats, Usage};
-use kvist_store::StoreTier;
+use kvist_store::{StoreStats, StoreTier};
 use kvist_text::ReplyTable;
 
 const TTFT: &[f64] = &[
@@ -132,9 +132,11 @@ impl Scrape<'_> {
     pub fn render(&self) -> String {
         let mut out = Exposition { text: String::new(), model: escape(self.model) };
         self.vllm(&mut out);
-        self.kvist(&mut out);
-        if let Some(tier) = self.tier {
-            self.disk(&mut out, tier);
+        // It takes the store's lock for a while.
+        let store = self.tier.map(|tier| tier.store().stats());
+        self.kvist(&mut out, store.as_ref().map_or(0, |store| store.returned));
+        if let (Some(tier), Some(store)) = (self.tier, &store) {
+            self.disk(&mut out, tier, store);
         }
         out.text
     }
@@ -178,7 +180,8 @@ impl Scrape<'_> {
         );
     }
 
-    fn kvist(&self, out: &mut Exposition) {
+    /// `returned`: chunks that were computed again after they had to leave the disk.
+    fn kvist(&self, out: &mut Exposition, returned: u64) {
         let (s, b, c) = (self.stats, self.book, &self.stats.cache);
         let bytes = |chunks: u32| u64::from(chunks) * self.info.layout.bytes as u64;
         let state = |name: &str| format!("tier=\"ram\",state=\"{name}\"");
@@ -194,12 +197,12 @@ impl Scrape<'_> {
         out.gauge("kvist_kv_nodes", "Nodes of the prefix tree.", c.nodes);
         let room = [("reason=\"room\"".to_owned(), c.evictions), ("reason=\"not_valid\"".to_owned(), c.unlinked)];
         out.counters("kvist_kv_evictions", "Nodes that left the tree.", &room);
-        let on_disk = self.tier.map_or(0, |tier| tier.store().stats().returned * CHUNK as u64);
-        let again = [("tier=\"ram\"".to_owned(), s.evicted_then_needed), ("tier=\"disk\"".to_owned(), on_disk)];
+        let again = [("ram", s.evicted_then_needed), ("disk", returned * CHUNK as u64)];
+        let again = again.map(|(tier, n)| (format!("tier=\"{tier}\""), n));
         out.counters("kvist_kv_evicted_then_needed_tokens", "Tokens that came back after they had to go.", &again);
         out.counter("kvist_kv_forks", "Nodes made by copying the matched part of another.", c.forks);
         let sources = [("ram", s.cached_tokens - s.loaded_tokens), ("disk", s.loaded_tokens)];
-        let sources: Vec<_> = sources.iter().map(|(source, n)| (format!("source=\"{source}\""), *n)).collect();
+        let sources = sources.map(|(source, n)| (format!("source=\"{source}\""), n));
         out.counters(
             "kvist_kv_saved_prefill_tokens",
             "Prompt tokens that were not computed, by where they were.",
@@ -242,8 +245,8 @@ impl Scrape<'_> {
 
 impl Scrape<'_> {
     /// The tier below RAM.
-    fn disk(&self, out: &mut Exposition, tier: &StoreTier) {
-        let (t, s, sums) = (self.stats.tier, tier.store().stats(), tier.sums());
+    fn disk(&self, out: &mut Exposition, tier: &StoreTier, s: &StoreStats) {
+        let (t, sums) = (self.stats.tier, tier.sums());
         out.gauge("kvist_disk_budget_bytes", "Bytes on disk that the store may take.", s.budget);
         let bytes = [("live", s.live), ("dead", s.dead), ("foreign", s.foreign)];
         let bytes: Vec<_> = bytes.iter().map(|(kind, n)| (format!("kind=\"{kind}\""), *n)).collect();

@@ -40,6 +40,6 @@ pub use save::{Saved, Turn};
 #[doc(hidden)]
 pub use state::Canary;
 pub use stats::{Evictions, Restored, StoreStats};
-pub use store::Store;
+pub use store::{PIN_MOST, Store};
 pub use tier::{StoreTier, TierSums};
 pub use vfs::{RealVfs, SimVfs, SlowVfs, Vfs};

@@ -278,8 +278,7 @@ impl Shared {
         state.writing.clear();
         match written {
             Ok(Ok((segment, extent))) => {
-                for (job, (id, bytes)) in batch.jobs.iter().flat_map(|job| job.nodes.iter().map(move |n| (job, n))) {
-                    let _ = job;
+                for (id, bytes) in batch.jobs.iter().flat_map(|job| &job.nodes) {
                     state.queued -= bytes.len() as u64;
                     let chunk = batch.chunks.iter().position(|c| c.0 == *id).expect("batches are made of jobs") as u8;
                     if state.index.queued(*id, bytes).is_some() {

@@ -331,15 +331,21 @@ impl Store {
         state.bound.get(&domain).map_or(Vec::new(), |&domain| state.notes.list(domain, kind))
     }
 
-    /// Keeps the chunks of a path from eviction, or no longer; across restarts, too. How many chunks of it are here.
+    /// Keeps the chunks of a path from eviction, or no longer; across restarts, too. How many chunks of it are here: none if
+    /// nothing could be noted of it, as for more than [`PIN_MOST`] tokens.
     pub fn pin(&self, domain: DomainId, tokens: &[TokenId], keep: bool) -> usize {
         let bytes: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
-        self.note(domain, PIN, &bytes, keep.then_some(&[]));
+        if !self.note(domain, PIN, &bytes, keep.then_some(&[])) {
+            return 0;
+        }
         let mut state = self.shared().state();
         let Some(&domain) = state.bound.get(&domain) else { return 0 };
         pin(&mut state, domain, tokens, keep)
     }
 }
+
+/// Tokens of a path that can be pinned, at most.
+pub const PIN_MOST: usize = NOTE_MOST / size_of::<TokenId>();
 
 pub(crate) fn tokens_of(bytes: &[u8]) -> Vec<TokenId> {
     bytes.as_chunks::<4>().0.iter().map(|b| TokenId::from_le_bytes(*b)).collect()

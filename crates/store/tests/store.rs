@@ -351,6 +351,8 @@ fn pins_outlive_any_number_of_other_notes() {
     let store = open();
     assert_eq!(store.pins(A), std::slice::from_ref(&path));
     assert!(store.entries()[0].pinned);
+    // What cannot be noted is not pinned: it would not be for the next process.
+    assert_eq!(store.pin(A, &[&path[..], &vec![1; kvist_store::PIN_MOST]].concat(), true), 0);
     // What was let go of stays so.
     store.pin(A, &path, false);
     (100..200).for_each(|n| put(&store, n));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 use kvist_base::CHUNK;
 use kvist_server::{CARRIED_NAME, OnOverflow, Owner};
+use kvist_store::PIN_MOST;
 
 use super::ask;
 use super::place::{Place, bind, domain_name, unknown};
@@ -118,7 +119,16 @@ pub fn pin(matches: &ArgMatches, mut settings: Settings) -> Result<()> {
             "send the prompt to the server first; kvist cache explain says where it parts from what is kept",
         ));
     }
-    store.pin(domain, &ids[..here], true);
+    if store.pin(domain, &ids[..here], true) == 0 {
+        return Err(Failure::new(
+            format!(
+                "{} tokens are too many to be pinned: {} at most",
+                thousands(here as u64),
+                thousands(PIN_MOST as u64)
+            ),
+            "pin the beginning that prompts share",
+        ));
+    }
     flush(&store)?;
     say(&format!(
         "{} of {} tokens pinned for {name}: the disk keeps them until --unpin, and keeps them across restarts\n\
