@@ -55,6 +55,7 @@ NAMES = [
     "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "<think>", "</think>",
     "<tool_call>", "</tool_call>", "<mask>", "<unused1>", "<|fim_middle|>", "<0x0A>", "<0xFF>", "<extra_0>", "<2mass>", "<h1>", "</table>",
 ]
+# Text to be tokenised: comments in it are not about this program.
 SNIPPETS = [
     "fn main() {", "    let x = vec![1, 2, 3];", "}", "import os, sys", "if __name__ == '__main__':", "return {k: v for k, v in d.items()}", "#include <stdio.h>", "int *p = &a[0];", "<div class=\"x\">",
     "</div>", "SELECT a, b FROM t;", "$ git commit -m 'x'", "x = y ** 2 // 3", "/* TODO: */", "// ----", "\\begin{align}", "\\frac{1}{2}", "| a | b |", "|---|---|", "- [ ] item", "> quote", "```rust", "```", "&self.0",

@@ -66,9 +66,7 @@ impl Carry {
         }
         !(low_mask(within(self.masked.end)) & !low_mask(within(self.masked.start)))
     }
-}
 
-impl Carry {
     /// Where what stands at `place` of the carried path stands in a source.
     fn place_in(&self, source: &CarrySource, place: usize) -> usize {
         if place >= self.head * CHUNK { place + source.shift } else { place }

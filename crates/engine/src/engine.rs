@@ -308,13 +308,13 @@ impl Engine {
         let id = sequence.id;
         self.cache.unprotect(sequence.ticket());
         self.unwant(&mut sequence);
-        let state = self.requests.get_mut(&id).expect("a sequence belongs to a known request");
+        let state = &self.requests[&id];
         let (path, tokens) = (&mut sequence.path, &sequence.tokens);
         let classes = self.cache.leave(path, sequence.domain, tokens, state.prompt, &state.visit, now);
         let used = sequence.path.used;
         self.tell_left(sequence.domain, &sequence.tokens[..used], &classes);
-        let state = self.requests.get_mut(&id).expect("it was there");
         self.cache.release(sequence.path);
+        let state = self.requests.get_mut(&id).expect("a sequence belongs to a known request");
         let choices = if state.forked { sequence.choice..sequence.choice + 1 } else { 0..state.request.n };
         state.open -= choices.len() as u32;
         self.effects.extend(choices.map(|choice| Effect::Finished { id, choice, reason: reason.clone() }));

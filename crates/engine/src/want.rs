@@ -58,8 +58,7 @@ impl Engine {
     /// A request ended that used `tokens`.
     pub(crate) fn tell_left(&mut self, domain: DomainId, tokens: &[TokenId], classes: &[Class]) {
         let Some(tiers) = &mut self.tiers else { return };
-        let valuation = self.cache.valuation();
-        tiers.value(valuation);
+        tiers.value(self.cache.valuation());
         let whole = &tokens[..tokens.len() / CHUNK * CHUNK];
         if !whole.is_empty() {
             tiers.tier.left(domain, whole, classes);

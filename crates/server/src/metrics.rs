@@ -195,14 +195,12 @@ impl Scrape<'_> {
         out.counter("kvist_kv_reopened", "Encoded chunks of which rows were computed again.", c.reopened);
         out.gauge("kvist_kv_tokens", "Tokens in the prefix tree.", c.tokens);
         out.gauge("kvist_kv_nodes", "Nodes of the prefix tree.", c.nodes);
-        let room = [("reason=\"room\"".to_owned(), c.evictions), ("reason=\"not_valid\"".to_owned(), c.unlinked)];
+        let room = labelled("reason", [("room", c.evictions), ("not_valid", c.unlinked)]);
         out.counters("kvist_kv_evictions", "Nodes that left the tree.", &room);
-        let again = [("ram", s.evicted_then_needed), ("disk", returned * CHUNK as u64)];
-        let again = again.map(|(tier, n)| (format!("tier=\"{tier}\""), n));
+        let again = labelled("tier", [("ram", s.evicted_then_needed), ("disk", returned * CHUNK as u64)]);
         out.counters("kvist_kv_evicted_then_needed_tokens", "Tokens that came back after they had to go.", &again);
         out.counter("kvist_kv_forks", "Nodes made by copying the matched part of another.", c.forks);
-        let sources = [("ram", s.cached_tokens - s.loaded_tokens), ("disk", s.loaded_tokens)];
-        let sources = sources.map(|(source, n)| (format!("source=\"{source}\""), n));
+        let sources = labelled("source", [("ram", s.cached_tokens - s.loaded_tokens), ("disk", s.loaded_tokens)]);
         out.counters(
             "kvist_kv_saved_prefill_tokens",
             "Prompt tokens that were not computed, by where they were.",
@@ -217,10 +215,7 @@ impl Scrape<'_> {
         let carried = s.carried_tokens;
         out.counter("kvist_kv_carried_tokens", "Tokens whose KV was taken over past a cut, copied or loaded.", carried);
         out.counter("kvist_kv_lost_rows", "Rows thrown back because a chunk was lost.", s.lost_rows);
-        let reads = [
-            ("counting=\"shared\"".to_owned(), s.kv_bytes_read),
-            ("counting=\"unshared\"".to_owned(), s.kv_bytes_unshared),
-        ];
+        let reads = labelled("counting", [("shared", s.kv_bytes_read), ("unshared", s.kv_bytes_unshared)]);
         out.counters(
             "kvist_kv_read_bytes",
             "KV bytes that attention read, and would have read without sharing.",
@@ -229,7 +224,7 @@ impl Scrape<'_> {
         let factor = s.kv_bytes_unshared as f64 / s.kv_bytes_read.max(1) as f64;
         out.gauge("kvist_kv_sharing_factor", "KV reads without sharing over KV reads.", factor);
         out.counter("kvist_steps", "Steps run.", s.steps);
-        let rows = [("kind=\"prompt\"".to_owned(), s.prompt_rows), ("kind=\"decode\"".to_owned(), s.decode_rows)];
+        let rows = labelled("kind", [("prompt", s.prompt_rows), ("decode", s.decode_rows)]);
         out.counters("kvist_rows", "Rows run.", &rows);
         out.gauge("kvist_requests", "Requests that the engine knows.", s.known);
         out.gauge("kvist_connections", "Open connections.", self.connections);
@@ -248,8 +243,7 @@ impl Scrape<'_> {
     fn disk(&self, out: &mut Exposition, tier: &StoreTier, s: &StoreStats) {
         let (t, sums) = (self.stats.tier, tier.sums());
         out.gauge("kvist_disk_budget_bytes", "Bytes on disk that the store may take.", s.budget);
-        let bytes = [("live", s.live), ("dead", s.dead), ("foreign", s.foreign)];
-        let bytes: Vec<_> = bytes.iter().map(|(kind, n)| (format!("kind=\"{kind}\""), *n)).collect();
+        let bytes = labelled("kind", [("live", s.live), ("dead", s.dead), ("foreign", s.foreign)]);
         out.gauges("kvist_disk_bytes", "Bytes on disk, by what they hold.", &bytes);
         out.gauge("kvist_disk_tokens", "Tokens whose KV can be loaded.", s.entries * CHUNK as u64);
         out.gauge("kvist_disk_queued_bytes", "Bytes of KV that wait to be written.", s.queued);
@@ -260,8 +254,7 @@ impl Scrape<'_> {
         out.counter("kvist_disk_saved_tokens", "Tokens whose KV was saved.", s.saved * CHUNK as u64);
         let unsaved = self.stats.cache.never_saved * CHUNK as u64;
         out.counter("kvist_disk_never_saved_tokens", "Tokens that left RAM before they were saved.", unsaved);
-        let loads = [("urgent", t.loads - t.read_ahead), ("read_ahead", t.read_ahead)];
-        let loads: Vec<_> = loads.iter().map(|(kind, n)| (format!("for=\"{kind}\""), *n)).collect();
+        let loads = labelled("for", [("urgent", t.loads - t.read_ahead), ("read_ahead", t.read_ahead)]);
         out.counters("kvist_disk_loads", "Loads begun, by who wanted them.", &loads);
         out.counter("kvist_disk_loads_dropped", "Loads that nobody wanted any more.", t.dropped);
         out.counter("kvist_disk_loads_stalled", "Loads given up because nothing came.", sums.stalls);
@@ -271,13 +264,14 @@ impl Scrape<'_> {
         out.counter("kvist_disk_awaited_tokens", awaited, t.awaited);
         out.counter("kvist_disk_lost_chunks", "Chunks that did not come.", t.lost);
         out.counter("kvist_disk_corrupt_chunks", "Chunks that did not verify.", s.corrupt);
-        let errors = [("read", s.read_errors), ("write", s.write_errors), ("sync", s.sync_errors)];
-        let errors: Vec<_> = errors.iter().map(|(kind, n)| (format!("operation=\"{kind}\""), *n)).collect();
+        let errors =
+            labelled("operation", [("read", s.read_errors), ("write", s.write_errors), ("sync", s.sync_errors)]);
         out.counters("kvist_disk_errors", "Operations that failed.", &errors);
         let e = s.evicted;
-        let gone =
-            [("budget", e.budget), ("damaged", e.damaged), ("abandoned", e.abandoned), ("forgotten", e.forgotten)];
-        let gone: Vec<_> = gone.iter().map(|(kind, n)| (format!("reason=\"{kind}\""), *n)).collect();
+        let gone = labelled(
+            "reason",
+            [("budget", e.budget), ("damaged", e.damaged), ("abandoned", e.abandoned), ("forgotten", e.forgotten)],
+        );
         out.counters("kvist_disk_evictions", "Chunks that left the disk.", &gone);
         let refused = "Chunks that were not saved as they were worth less than what would have had to go.";
         out.counter("kvist_disk_not_admitted", refused, s.not_admitted);
@@ -290,6 +284,11 @@ impl Scrape<'_> {
         out.gauge("kvist_disk_write_seconds", "Seconds that writing took.", s.write_seconds);
         out.gauge("kvist_disk_sync_seconds", "Seconds that waiting for the medium took.", s.sync_seconds);
     }
+}
+
+/// Samples that differ by the value of one label.
+fn labelled<const N: usize>(label: &str, samples: [(&str, u64); N]) -> [(String, u64); N] {
+    samples.map(|(value, n)| (format!("{label}=\"{value}\""), n))
 }
 
 struct Exposition {

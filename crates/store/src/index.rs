@@ -213,7 +213,7 @@ impl Index {
     /// Since when a new node counts as used.
     pub fn arrival(&self, id: NodeId, now: i64) -> i64 {
         let above = self.node(id).parent.map(|above| moment(self.node(above).used));
-        self.leaves.valuation().arrival(above, moment(now)) as i64 - (1 << 62)
+        self.leaves.valuation().arrival(above, moment(now)) as i64 - START
     }
 
     /// A node is used.
@@ -281,9 +281,12 @@ impl Index {
     }
 }
 
-/// A time of use as the order of eviction counts, in which there is room for what was before this process.
+/// When this process began, as the order of eviction counts: there is room for what was before.
+const START: i64 = 1 << 62;
+
+/// A time of use as the order of eviction counts.
 pub(crate) fn moment(time: i64) -> Micros {
-    (time + (1 << 62)) as Micros
+    (time + START) as Micros
 }
 
 /// Chain key of a path whose last chunk is `tokens` and whose rest is called `above`.

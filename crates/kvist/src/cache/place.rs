@@ -55,15 +55,14 @@ impl Place {
             false => only(&wish, &store::text(&chosen, settings, isa)),
         };
         let unread = known.is_some();
+        let context = settings.number(&CTX).map_or(chosen.config.context, |asked| asked as usize);
         let configs = match known {
             Some(identity) => {
-                let context = settings.number(&CTX).map_or(chosen.config.context, |asked| asked as usize);
                 let config = store::config(&wish, &chosen, settings, context, isa, &[0; 32]);
                 vec![StoreConfig { identity: Some(identity), ..config }]
             }
             None => configs(&wish, &chosen, settings, isa)?,
         };
-        let context = settings.number(&CTX).map_or(chosen.config.context, |asked| asked as usize);
         Ok(Place { chosen, wish, configs, bounded, context, unread })
     }
 

@@ -13,7 +13,7 @@ use super::{GrammarLimits, growth, walk};
 
 /// White space between the parts of a JSON text: as `json.dumps` writes it or indented, and never without end.
 const WHITESPACE: &str = r"[ ]|\n[ \t]{0,40}";
-/// No `\uXXXX`: it would let a property's name be spelt so that it is not recognised.
+/// No escapes by code point (`\u` and four digits): they would let a property's name be spelt so that it is not recognised.
 const ESCAPES: &str = "nrbtf\\\"";
 /// Levels that compiling may recurse over: of the schema and of all that it refers to, each once.
 const LEVELS: usize = 2000;
