@@ -38,6 +38,8 @@ pub struct LoadState {
     pub left: Micros,
     /// A chunk, by its place in the load, of which a slice will not come.
     pub lost: Option<usize>,
+    /// Nothing more comes before a step takes what has come: there is no room for it.
+    pub held: bool,
 }
 
 /// A tier below RAM. What it finds may be lost by the time it is loaded; what it loads is verified. A tier that never drops
@@ -46,8 +48,9 @@ pub trait Tier: Send {
     /// What could be loaded of `tokens` for `domain` behind the first `from` tokens, a multiple of [`crate::CHUNK`].
     fn probe(&self, domain: DomainId, tokens: &[TokenId], from: usize) -> Found;
 
-    /// Chunks that could be begun to load now: what may be on its way at once is bounded.
-    fn room(&self) -> usize;
+    /// Chunks that could be begun to load now: what may be on its way at once is bounded. `alone`: for somebody whose steps
+    /// hold up nobody else. He may load any number if nothing else is on its way, since his step takes what comes.
+    fn room(&self, alone: bool) -> usize;
 
     /// How long a load of `chunks` would take if it began now.
     fn estimate(&self, chunks: usize) -> Micros;

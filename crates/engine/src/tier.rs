@@ -21,7 +21,7 @@ use crate::sequence::Sequence;
 pub const EXTENT: usize = 16;
 
 /// A load that takes no longer than this is not waited for by who runs alone, while no step's time is known.
-const UNKNOWN: Micros = 200_000;
+const UNKNOWN: Micros = 1_000_000;
 /// How long a load is waited for at least, and at most while no step's time is known.
 const SHORTEST: Micros = 20_000;
 const LONGEST: Micros = 10_000_000;
@@ -95,6 +95,8 @@ pub(crate) struct Whence<'a> {
 pub(crate) enum For {
     /// Somebody who runs: takes the room that any running sequence may take.
     Running,
+    /// The only one who runs.
+    Alone,
     /// Somebody who waits: takes only what nobody wants.
     Waiting,
 }
@@ -231,12 +233,14 @@ impl Engine {
         }
         let loads = self.tiers.is_some() && !s.computes && !self.requests[&s.id].scoring();
         let carry = s.carry.clone();
+        // Whoever is looked at just now leaves a vacant place.
+        let who = if self.running.iter().all(|other| other.tokens.is_empty()) { For::Alone } else { For::Running };
         loop {
             let before = s.path.used;
-            let mut enough = !loads || self.begin_load(s, For::Running);
+            let mut enough = !loads || self.begin_load(s, who);
             if let Some(carry) = carry.as_deref().filter(|_| enough) {
                 self.copy_carried(s, carry, now);
-                enough = !loads || self.load_carried(s, carry, For::Running);
+                enough = !loads || self.load_carried(s, carry, who);
             }
             if !enough || carry.is_none() || s.path.used == before {
                 // Rows behind a part of an exact path may run meanwhile. Those of a carried path would take the place of
@@ -250,7 +254,7 @@ impl Engine {
     /// Begins to load for those in the queue whose turn is near, in room that nobody wants: AttentionStore's look-ahead
     /// window, which ends where the room does.
     pub(crate) fn read_ahead(&mut self, now: Micros) {
-        if !self.config.look_ahead || self.tiers.as_ref().is_none_or(|tiers| tiers.tier.room() == 0) {
+        if !self.config.look_ahead || self.tiers.as_ref().is_none_or(|tiers| tiers.tier.room(false) == 0) {
             return;
         }
         // What was read ahead may have had to go again.
@@ -287,7 +291,7 @@ impl Engine {
         let whole = s.path.used / CHUNK * CHUNK;
         let Some(found) = self.found(s.domain, &s.tokens, whole, whole) else {
             // Who waits asks again when less is on its way.
-            return who == For::Running || !self.is_loading();
+            return who != For::Waiting || !self.is_loading();
         };
         if whole + (found.public + found.own) * CHUNK <= s.path.used {
             return true;
@@ -302,7 +306,7 @@ impl Engine {
     pub(crate) fn load_run(&mut self, s: &mut Sequence, whence: Whence, chunks: usize, who: For) -> bool {
         let public = whence.elsewhere.is_none() && whence.domain == DomainId::PUBLIC;
         let tiers = self.tiers.as_mut().expect("it found something");
-        let most = chunks.min(tiers.tier.room());
+        let most = chunks.min(tiers.tier.room(who == For::Alone));
         let mut nodes = Vec::new();
         while nodes.len() < most {
             let Some(node) = self.cache.adopt(&mut s.path, s.domain, &s.tokens, public, who == For::Waiting) else {
@@ -318,7 +322,7 @@ impl Engine {
         let id = LoadId(tiers.next);
         let used = s.path.used;
         let tokens = whence.elsewhere.map_or(&s.tokens[..used], |(tokens, shift)| &tokens[..used + shift]);
-        tiers.tier.load(Load { id, domain: whence.domain, tokens, chunks: &slabs, urgent: who == For::Running });
+        tiers.tier.load(Load { id, domain: whence.domain, tokens, chunks: &slabs, urgent: who != For::Waiting });
         let state = tiers.tier.state(id);
         self.stats.tier.loads += 1;
         self.stats.tier.read_ahead += u64::from(who == For::Waiting);
@@ -360,9 +364,9 @@ impl Engine {
             }
             let early = || match step {
                 Some(step) => in_time(load.state, layers, step, if alone { step } else { step / 20 }),
-                None => alone && load.state.layers > 0 && load.state.left <= UNKNOWN,
+                None => alone && load.state.left <= UNKNOWN,
             };
-            load.state.layers == layers || tiers.layer_wise && early()
+            load.state.layers == layers || load.state.held || tiers.layer_wise && early()
         })
     }
 
@@ -467,7 +471,7 @@ mod tests {
 
     #[test]
     fn a_step_starts_when_the_rest_arrives_behind_it() {
-        let state = |layers, left| LoadState { layers, left, lost: None };
+        let state = |layers, left| LoadState { layers, left, lost: None, held: false };
         // 10 layers of 100 us each. A load as fast as the layers may start with one layer there, a faster one at once.
         assert!(in_time(state(1, 900), 10, 1000, 50));
         assert!(in_time(state(0, 500), 10, 1000, 50));
@@ -481,7 +485,7 @@ mod tests {
 
     #[test]
     fn who_waits_for_a_slow_load_computes() {
-        let left = |left| LoadState { layers: 0, left, lost: None };
+        let left = |left| LoadState { layers: 0, left, lost: None, held: false };
         assert!(!too_slow(left(90_000), 100_000, Some(100_000)));
         assert!(too_slow(left(110_000), 0, Some(100_000)));
         assert!(too_slow(left(10), 200_001, Some(100_000)));

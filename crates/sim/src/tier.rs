@@ -147,8 +147,11 @@ impl Tier for SimTier {
         Found { public, own }
     }
 
-    fn room(&self) -> usize {
+    fn room(&self, alone: bool) -> usize {
         let inner = self.lock();
+        if alone && inner.places.is_empty() {
+            return usize::MAX;
+        }
         inner.manners.room.saturating_sub(inner.places.len())
     }
 
@@ -159,12 +162,13 @@ impl Tier for SimTier {
 
     fn load(&mut self, load: Load) {
         let mut inner = self.lock();
-        assert!(load.chunks.len() + inner.places.len() <= inner.manners.room, "more than there is room for");
+        let fits = load.chunks.len() + inner.places.len() <= inner.manners.room;
+        assert!(fits || load.urgent && inner.places.is_empty(), "more than there is room for");
         for (place, &chunk) in load.chunks.iter().enumerate() {
             inner.places.insert(chunk, (load.id, place));
         }
         let left = inner.manners.slower * inner.manners.layer * (inner.layers.len() as u64 - 1);
-        let state = LoadState { layers: 0, left, lost: None };
+        let state = LoadState { layers: 0, left, lost: None, held: false };
         let way = Way { domain: load.domain, tokens: load.tokens.to_vec(), chunks: load.chunks.to_vec(), state };
         inner.loads.insert(load.id, way);
     }
@@ -180,8 +184,10 @@ impl Tier for SimTier {
         let all = inner.layers.len() - 1;
         if inner.manners.pace == 100 {
             way.state.layers = all;
-        } else if way.state.layers < all && inner.random.chance(inner.manners.pace) {
+        } else if way.state.layers < all && !way.state.held && inner.random.chance(inner.manners.pace) {
             way.state.layers += 1;
+            // Where not even this fits, no more comes by itself.
+            way.state.held = way.chunks.len() > inner.manners.room && way.state.layers < all;
         }
         way.state.left = inner.manners.slower * inner.manners.layer * (all - way.state.layers) as u64;
         if way.state.lost.is_none() && way.state.layers < all && inner.random.word() % 10_000 < inner.manners.missed {

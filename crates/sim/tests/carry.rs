@@ -225,7 +225,8 @@ fn what_was_loaded_for_a_carried_path_is_saved_as_its_own() {
 
 #[test]
 fn loads_end_with_their_request() {
-    let mut machine = Machine::new(Manners { pace: 0, ..QUICK }, 100, None);
+    // Too slow for a step to begin with.
+    let mut machine = Machine::new(Manners { pace: 0, layer: 10_000_000, ..QUICK }, 100, None);
     let ids = first(&mut machine, 700);
     let mut output = StepOutput::default();
     for request in [carried(&ids, 0), Request::greedy(RequestId(0), OWNER, ids, 1)] {

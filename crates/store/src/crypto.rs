@@ -4,13 +4,13 @@
 //! Where encryption is off the same code seals with keys that everybody knows, by keyed BLAKE3 instead of AES-256-GCM:
 //! the tags are then checksums of 128 bits.
 
-use aes_gcm::aead::AeadInOut;
-use aes_gcm::{Aes256Gcm, KeyInit};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
 pub(crate) type Key = [u8; 32];
 pub(crate) type RecordId = [u8; 24];
 pub(crate) type Tag = [u8; TAG];
 
+const NONCE: usize = 12;
 /// Bytes of a seal.
 pub(crate) const TAG: usize = 16;
 
@@ -28,12 +28,12 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    fn nonce(self) -> [u8; 12] {
+    fn nonce(self) -> [u8; NONCE] {
         let (kind, layer, chunk) = match self {
             Part::Meta => (0u32, 0, 0),
             Part::Slice { layer, chunk } => (1, layer, chunk),
         };
-        let mut nonce = [0; 12];
+        let mut nonce = [0; NONCE];
         nonce[..4].copy_from_slice(&kind.to_le_bytes());
         nonce[4..8].copy_from_slice(&layer.to_le_bytes());
         nonce[8..].copy_from_slice(&chunk.to_le_bytes());
@@ -72,7 +72,7 @@ pub(crate) fn first(key: &Key) -> Tag {
 
 /// Seals and opens the parts of one record.
 pub(crate) enum Sealer {
-    Aead(Box<Aes256Gcm>),
+    Aead(Box<LessSafeKey>),
     Plain(Key),
 }
 
@@ -80,7 +80,10 @@ impl Sealer {
     pub fn new(mode: Mode, key: &Key, id: &RecordId) -> Self {
         let key = keyed(key, &[b"record", id]);
         match mode {
-            Mode::Aead => Sealer::Aead(Box::new(Aes256Gcm::new(&key.into()))),
+            Mode::Aead => {
+                let key = UnboundKey::new(&AES_256_GCM, &key).expect("a key of 256 bits");
+                Sealer::Aead(Box::new(LessSafeKey::new(key)))
+            }
             Mode::Plain => Sealer::Plain(key),
         }
     }
@@ -88,20 +91,24 @@ impl Sealer {
     /// Encrypts in place; nothing may be sealed twice as the same part.
     pub fn seal(&self, part: Part, identity: &[u8], bytes: &mut [u8]) -> Tag {
         match self {
-            Sealer::Aead(cipher) => cipher
-                .encrypt_inout_detached(&part.nonce().into(), identity, bytes.into())
-                .expect("parts are far shorter than 64 GiB")
-                .into(),
+            Sealer::Aead(key) => {
+                let nonce = Nonce::assume_unique_for_key(part.nonce());
+                let sealed = key.seal_in_place_separate_tag(nonce, Aad::from(identity), bytes);
+                let mut tag = [0; TAG];
+                tag.copy_from_slice(sealed.expect("parts are far shorter than 64 GiB").as_ref());
+                tag
+            }
             Sealer::Plain(key) => plain_tag(key, part, identity, bytes),
         }
     }
 
-    /// Decrypts in place if the tag is the one of these bytes under this identity.
+    /// Decrypts in place if the tag is the one of these bytes under this identity; otherwise the bytes may be anything.
     #[must_use]
     pub fn open(&self, part: Part, identity: &[u8], bytes: &mut [u8], tag: &Tag) -> bool {
         match self {
-            Sealer::Aead(cipher) => {
-                cipher.decrypt_inout_detached(&part.nonce().into(), identity, bytes.into(), &(*tag).into()).is_ok()
+            Sealer::Aead(key) => {
+                let nonce = Nonce::assume_unique_for_key(part.nonce());
+                key.open_in_place_separate_tag(nonce, Aad::from(identity), (*tag).into(), bytes, 0..).is_ok()
             }
             Sealer::Plain(key) => plain_tag(key, part, identity, bytes) == *tag,
         }

@@ -106,7 +106,7 @@ impl Store {
             writer: Mutex::new(Writer { next, ..Writer::default() }),
             work: Condvar::new(),
             progress: Condvar::new(),
-            loads: LoadQueue::default(),
+            loads: LoadQueue::new(config.staging),
             panics: AtomicU64::new(0),
             _lock: held,
             config,

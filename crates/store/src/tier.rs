@@ -24,8 +24,6 @@ const FORGET: Duration = Duration::from_secs(20);
 /// A load that brings nothing for so long has failed, and nothing is loaded for as long, and twice as long each time.
 const STALL: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
-/// How often a step that waits looks.
-const LOOK: Duration = Duration::from_micros(100);
 
 /// A handle; clones share the loads.
 #[derive(Clone)]
@@ -57,6 +55,7 @@ struct Active {
     progress: (u64, Instant),
     measured: bool,
     late: bool,
+    urgent: bool,
 }
 
 impl Active {
@@ -195,8 +194,11 @@ impl Tier for StoreTier {
         Found { public, own: own.saturating_sub(public) }
     }
 
-    fn room(&self) -> usize {
+    fn room(&self, alone: bool) -> usize {
         let staged = self.lock().places.len() as u64 * self.chunk;
+        if alone && staged == 0 {
+            return usize::MAX;
+        }
         (self.staging.saturating_sub(staged) / self.chunk) as usize
     }
 
@@ -221,13 +223,22 @@ impl Tier for StoreTier {
                 let _ = done.set(Instant::now());
             }
         });
-        let active =
-            Active { load: Arc::new(begun), begun: now, done, progress: (0, now), measured: false, late: false };
+        let active = Active {
+            load: Arc::new(begun),
+            begun: now,
+            done,
+            progress: (0, now),
+            measured: false,
+            late: false,
+            urgent: load.urgent,
+        };
         inner.active.insert(load.id, active);
     }
 
     fn hurry(&mut self, load: LoadId) {
-        if let Some(active) = self.lock().active.get(&load) {
+        if let Some(active) = self.lock().active.get_mut(&load)
+            && !std::mem::replace(&mut active.urgent, true)
+        {
             active.load.raise(Priority::Urgent);
         }
     }
@@ -237,14 +248,17 @@ impl Tier for StoreTier {
         let rate = inner.rate();
         let active = inner.active.get_mut(&load).expect("a load that was not ended");
         let (layers, bytes) = (active.load.layers(), active.load.bytes());
-        if bytes > active.progress.0 {
+        let held = active.load.held();
+        if bytes > active.progress.0 || held {
             active.progress = (bytes, Instant::now());
         }
+        // Whom there was no room for says nothing of the disk any more.
+        let took = if held { active.begun.elapsed() } else { active.took() };
+        let first = (layers == self.layers || held) && !std::mem::replace(&mut active.measured, true);
+        let pace = if active.measured { rate } else { active.pace(rate) };
         let left = active.load.total_bytes().saturating_sub(bytes);
         let mut lost = active.load.lost();
-        if layers == self.layers && !active.measured {
-            active.measured = true;
-            let took = active.took();
+        if first {
             inner.measure(bytes, took);
             inner.stalled = None;
         } else if layers < self.layers && !active.late && active.progress.1.elapsed() > STALL {
@@ -255,7 +269,9 @@ impl Tier for StoreTier {
         if active.late {
             lost = lost.or(Some(0));
         }
-        LoadState { layers, left: (left as f64 / active.pace(rate) * 1e6) as Micros, lost }
+        // Who is read ahead goes on when somebody waits for him.
+        let held = held && active.urgent;
+        LoadState { layers, left: (left as f64 / pace * 1e6) as Micros, lost, held }
     }
 
     fn forget(&mut self, load: LoadId, place: usize) {
@@ -312,7 +328,7 @@ impl Residency for StoreTier {
         };
         if load.layers() <= layer {
             self.lock().begin_wait();
-            let came = wait(&load, layer);
+            let came = load.wait_layer(layer, STALL);
             let mut inner = self.lock();
             inner.end_wait();
             if !came {
@@ -325,19 +341,4 @@ impl Residency for StoreTier {
         self.lock().sums.copied += begun.elapsed().as_secs_f64();
         filled.map(|()| true).map_err(|_| Gone(chunk))
     }
-}
-
-/// Waits for a layer's slices; false: nothing came for long.
-fn wait(load: &Load, layer: usize) -> bool {
-    let mut progress = (load.bytes(), Instant::now());
-    while load.layers() <= layer {
-        std::thread::sleep(LOOK);
-        let bytes = load.bytes();
-        if bytes > progress.0 {
-            progress = (bytes, Instant::now());
-        } else if progress.1.elapsed() > STALL {
-            return false;
-        }
-    }
-    true
 }

@@ -205,7 +205,7 @@ impl Tier for Shelf {
         Found { public: 0, own }
     }
 
-    fn room(&self) -> usize {
+    fn room(&self, _alone: bool) -> usize {
         let inner = self.lock();
         inner.room.saturating_sub(inner.loads.values().map(|way| way.chunks).sum())
     }
@@ -243,7 +243,7 @@ impl Tier for Shelf {
         let way = &inner.loads[&load];
         let share = |of: u64| of.saturating_sub(way.begun) * inner.layers as u64 / (way.done - way.begun);
         let layers = (share(inner.now) as usize).min(inner.layers);
-        LoadState { layers, left: way.done.saturating_sub(inner.now), lost: None }
+        LoadState { layers, left: way.done.saturating_sub(inner.now), lost: None, held: false }
     }
 
     fn forget(&mut self, _: LoadId, _: usize) {}

@@ -29,6 +29,14 @@ impl Default for RealVfs {
 
 struct RealFile(File);
 
+impl RealFile {
+    fn new(file: File) -> RealFile {
+        // What follows a piece is not read next, but the same layers of the next extent: reading ahead would make them wait.
+        let _ = rustix::fs::fadvise(&file, 0, None, Advice::Random);
+        RealFile(file)
+    }
+}
+
 struct RealLock(#[expect(dead_code, reason = "the lock is held for as long as the file is open")] File);
 
 impl DirLock for RealLock {}
@@ -73,11 +81,11 @@ impl Vfs for RealVfs {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn VfsFile>> {
-        Ok(Arc::new(RealFile(options().read(true).open(path)?)))
+        Ok(Arc::new(RealFile::new(options().read(true).open(path)?)))
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn VfsFile>> {
-        Ok(Arc::new(RealFile(options().read(true).write(true).create_new(true).open(path)?)))
+        Ok(Arc::new(RealFile::new(options().read(true).write(true).create_new(true).open(path)?)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
