@@ -1,6 +1,7 @@
 //! Batch-invariant matrix product.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 
 use crate::buffer::SharedMut;
 use crate::simd::{PANEL, Simd, dots, isa_entry, prepare, row_block};
@@ -14,6 +15,9 @@ const TILE_PANELS: usize = 8;
 
 /// Words of weights that are worked on together: half of an L2 cache of 512 KiB.
 const L2_WORDS: usize = 1 << 16;
+
+/// Panels that are worked on together at most.
+const L2_PANELS: usize = 4;
 
 /// Bytes between the weights that are read and those that are asked for, where one panel at a time is read: a single
 /// stream does not make the hardware look far enough ahead.
@@ -39,6 +43,17 @@ unsafe impl Sync for Job {}
 struct Tile {
     rows: (usize, usize),
     panels: (usize, usize),
+}
+
+/// Some of the pairs of all rows of a tile and of at most [`L2_PANELS`] panels.
+#[derive(Clone, Copy)]
+struct Slice {
+    /// First row and panel.
+    row: usize,
+    panel: usize,
+    pairs: (usize, usize),
+    /// Sums over the pairs before these, `[rows][L2_PANELS][16]`.
+    sums: *mut f32,
 }
 
 thread_local! {
@@ -113,41 +128,61 @@ isa_entry!(fn run_tile(job: &Job, tile: Tile) = tile_rows);
 unsafe fn tile_rows<S: Simd>(job: &Job, tile: Tile) {
     let Tile { rows: (first, end), panels } = tile;
     let whole = first + (end - first) / S::ROWS * S::ROWS;
-    // All panels for the only block, else as many as stay in the L2 cache while the row blocks pass.
-    let many = if whole == first { panels.1 } else { (L2_WORDS / job.panel.max(1)).clamp(1, 4) };
+    // The only block reads weights once. Else as much of them as stays in the L2 cache is there for all row blocks: of few
+    // panels all pairs, of long rows some, of as many panels as a row block takes at once.
+    let (mut many, mut depth) = (panels.1, job.pairs.max(1));
+    if whole != first {
+        many = (L2_WORDS / job.panel.max(1)).clamp(1, L2_PANELS);
+        let at_once = row_block!(S, S::ROWS, panels_of());
+        if many < at_once {
+            many = at_once;
+            depth = L2_WORDS / (at_once * PANEL);
+        }
+    }
+    let mut sums = MaybeUninit::<[f32; TILE_ROWS * L2_PANELS * PANEL]>::uninit();
     // SAFETY: passed on.
     unsafe {
-        for p in (panels.0..panels.1).step_by(many) {
-            let panels = (p, panels.1.min(p + many));
-            for row in (first..whole).step_by(S::ROWS) {
-                row_block!(S, S::ROWS, sweep(job, row, panels));
-            }
-            if whole < end {
-                row_block!(S, end - whole, sweep(job, whole, panels));
+        for panel in (panels.0..panels.1).step_by(many) {
+            let end_panel = panels.1.min(panel + many);
+            for from in (0..job.pairs.max(1)).step_by(depth) {
+                let pairs = (from, job.pairs.min(from + depth));
+                let slice = Slice { row: first, panel, pairs, sums: sums.as_mut_ptr().cast() };
+                for row in (first..whole).step_by(S::ROWS) {
+                    row_block!(S, S::ROWS, sweep(job, slice, row, end_panel));
+                }
+                if whole < end {
+                    row_block!(S, end - whole, sweep(job, slice, whole, end_panel));
+                }
             }
         }
     }
 }
 
-/// `R` rows against the panels, as many at a time as the block has vectors.
+/// Panels of a block of `V` vectors.
+#[inline(always)]
+const fn panels_of<S: Simd, const R: usize, const V: usize>() -> usize {
+    V * S::LANES / PANEL
+}
+
+/// `R` rows against the slice's panels before `end`, as many at a time as the block has vectors.
 ///
 /// # Safety
 /// As [`tile_rows`].
 #[inline(always)]
-unsafe fn sweep<S: Simd, const R: usize, const V: usize>(job: &Job, row: usize, panels: (usize, usize)) {
-    let many = V * S::LANES / PANEL;
-    let (mut p, end) = panels;
+unsafe fn sweep<S: Simd, const R: usize, const V: usize>(job: &Job, slice: Slice, row: usize, end: usize) {
+    let many = panels_of::<S, R, V>();
+    let mut p = slice.panel;
     // SAFETY: passed on.
     unsafe {
         while p + many <= end {
-            block::<S, R, V>(job, row, p);
+            block::<S, R, V>(job, slice, row, p);
             p += many;
         }
         while p < end {
             match S::LANES {
-                4 => block::<S, R, 4>(job, row, p),
-                8 => block::<S, R, 2>(job, row, p),
-                _ => block::<S, R, 1>(job, row, p),
+                4 => block::<S, R, 4>(job, slice, row, p),
+                8 => block::<S, R, 2>(job, slice, row, p),
+                _ => block::<S, R, 1>(job, slice, row, p),
             }
             p += 1;
         }
@@ -157,20 +192,34 @@ unsafe fn sweep<S: Simd, const R: usize, const V: usize>(job: &Job, row: usize, 
 /// # Safety
 /// As [`tile_rows`], for rows `row..row + R` and the panels of `V` vectors from `panel`.
 #[inline(always)]
-unsafe fn block<S: Simd, const R: usize, const V: usize>(job: &Job, row: usize, panel: usize) {
-    // SAFETY: rows and panels lie inside x, w and y; the last panel is stored in part where n ends inside it.
+unsafe fn block<S: Simd, const R: usize, const V: usize>(job: &Job, slice: Slice, row: usize, panel: usize) {
+    let (from, to) = slice.pairs;
+    // SAFETY: rows and panels lie inside x, w and y; the last panel is stored in part where n ends inside it. A tile of
+    // several slices has room for the sums of its rows and panels.
     unsafe {
         let mut acc = [[S::splat(0.0); V]; R];
-        let w = job.w.add(panel * job.panel);
-        let x = job.x.add(row * job.stride);
+        let sums = slice.sums.wrapping_add(((row - slice.row) * L2_PANELS + panel - slice.panel) * PANEL);
+        if from > 0 {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = S::load(sums.add(r * L2_PANELS * PANEL + v * S::LANES));
+                }
+            }
+        }
+        let w = job.w.add(panel * job.panel + from * PANEL);
+        let x = job.x.add(row * job.stride + from * S::PAIR);
         if V * S::LANES == PANEL {
             let next = w.wrapping_byte_add(AHEAD);
-            dots::<S, R, V, true>(&mut acc, w, PANEL, job.panel, x, job.stride, job.pairs, next);
+            dots::<S, R, V, true>(&mut acc, w, PANEL, job.panel, x, job.stride, to - from, next);
         } else {
-            dots::<S, R, V, false>(&mut acc, w, PANEL, job.panel, x, job.stride, job.pairs, std::ptr::null());
+            dots::<S, R, V, false>(&mut acc, w, PANEL, job.panel, x, job.stride, to - from, std::ptr::null());
         }
         for (r, acc) in acc.into_iter().enumerate() {
             for (v, sum) in acc.into_iter().enumerate() {
+                if to < job.pairs {
+                    S::store(sums.add(r * L2_PANELS * PANEL + v * S::LANES), sum);
+                    continue;
+                }
                 let column = panel * PANEL + v * S::LANES;
                 if column >= job.n {
                     break;
