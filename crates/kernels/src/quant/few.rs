@@ -4,7 +4,7 @@
 use super::PackedQuant;
 use super::QuantKind::{self, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
 use super::dots::Dots;
-use super::kernel::{add_scaled, add_step, start};
+use super::kernel::{add_scaled, add_step, start, unroll};
 use super::packed::GROUP;
 use super::rows::Group;
 use super::unpack::{By4, By4Min, By5, By5Min, By6, By8, Form, Packed, prefetch, unpack_heads};
@@ -13,15 +13,6 @@ use crate::simd::PANEL;
 /// Rows of a tile that are multiplied this way; more of them are worth unpacking. Measured.
 pub(crate) fn few_of(kind: QuantKind) -> usize {
     if matches!(kind, Q8_0 | Q6K) { 8 } else { 4 }
-}
-
-macro_rules! unroll {
-    ($name:ident in $($value:literal)* $body:block) => {
-        $({
-            let $name = $value;
-            $body
-        })*
-    };
 }
 
 /// Writes the sums of `rows` rows, which are `stride` groups apart in x, `[rows][16]`.
@@ -37,6 +28,8 @@ pub(crate) unsafe fn few_rows<S: Dots>(
     rows: usize,
     sums: *mut f32,
 ) {
+    // In bytes from here on, as in `add_products`.
+    let stride = std::hint::black_box(stride * size_of::<Group>());
     // SAFETY: passed on.
     unsafe {
         match w.kind() {
@@ -65,7 +58,7 @@ unsafe fn all_rows<S: Dots, F: Form, const WIDE: bool>(
     while r < rows {
         // SAFETY: `r` rows are done, and a block takes no more than are left. V vectors are a panel.
         unsafe {
-            let (x, sums) = (x.add(r * stride), sums.add(r * PANEL));
+            let (x, sums) = (x.byte_add(r * stride), sums.add(r * PANEL));
             r += match (S::LANES, rows - r) {
                 (4, _) => block::<S, F, WIDE, 1, 4>(w, panel, x, stride, sums),
                 (8, 1) => block::<S, F, WIDE, 1, 2>(w, panel, x, stride, sums),
@@ -118,7 +111,7 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
                 };
                 unroll!(s in 0 1 2 3 4 5 6 7 {
                     if s < steps {
-                        add_step::<S, Packed<F>, WIDE, R, V>(&mut dots, codes, 0, half * steps + s, x, stride);
+                        add_step::<S, Packed<F>, WIDE, R, V>(&mut dots, codes, 0, 0, half * steps + s, x, stride);
                     }
                 });
                 let scales = scales[half].as_ptr();

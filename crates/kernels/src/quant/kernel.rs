@@ -1,25 +1,49 @@
-//! Rows of activations against a piece of a panel.
+//! Rows of activations against a piece of some panels.
 
 use super::QuantKind::{Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
 use super::dots::Dots;
 use super::packed::GROUP;
 use super::rows::Group;
-use super::unpack::{Bytes, Codes, Piece};
-use crate::simd::PANEL;
+use super::unpack::{Bytes, Codes, Piece, ROOM};
+use crate::simd::{PANEL, at};
 
-/// Adds the products of `rows` rows, which are `stride` groups apart in x, to `sums`, `[rows][16]`.
+/// Rows of the largest block of AVX-512: its sums, as integers and as f32, are 24 of 32 registers.
+const ROWS: usize = 6;
+
+macro_rules! unroll {
+    ($name:ident in $($value:literal)* $body:block) => {
+        $({
+            let $name = $value;
+            $body
+        })*
+    };
+}
+pub(crate) use unroll;
+
+/// Adds the products of `rows` rows, which are `stride` groups apart in x, to `sums`, `[rows][16]` of each panel and `apart`
+/// from those of the next.
 ///
 /// # Safety
-/// The ISA of `S` is available; x holds the rows, as many groups as `piece`, whose codes are [`Bytes`].
+/// The ISA of `S` is available; x holds the rows, more than [`super::few::few_of`] and as many groups as `piece`, whose
+/// codes are [`Bytes`].
 #[inline(always)]
-pub(crate) unsafe fn add_products<S: Dots>(piece: &Piece, x: *const Group, stride: usize, rows: usize, sums: *mut f32) {
+pub(crate) unsafe fn add_products<S: Dots>(
+    piece: &Piece,
+    x: *const Group,
+    stride: usize,
+    rows: usize,
+    sums: *mut f32,
+    apart: usize,
+) {
+    // In bytes from here on. Opaque, or the compiler would multiply again wherever a row is addressed.
+    let stride = std::hint::black_box(stride * size_of::<Group>());
     // SAFETY: passed on.
     unsafe {
         match piece.kind {
-            Q8_0 => all_rows::<S, true, false, false>(piece, x, stride, rows, sums),
-            Q4_0 | Q5_0 => all_rows::<S, false, false, false>(piece, x, stride, rows, sums),
-            Q4K | Q5K => all_rows::<S, false, false, true>(piece, x, stride, rows, sums),
-            Q6K => all_rows::<S, false, true, false>(piece, x, stride, rows, sums),
+            Q8_0 => all_rows::<S, true, false, false>(piece, x, stride, rows, sums, apart),
+            Q4_0 | Q5_0 => all_rows::<S, false, false, false>(piece, x, stride, rows, sums, apart),
+            Q4K | Q5K => all_rows::<S, false, false, true>(piece, x, stride, rows, sums, apart),
+            Q6K => all_rows::<S, false, true, false>(piece, x, stride, rows, sums, apart),
         }
     }
 }
@@ -35,29 +59,32 @@ unsafe fn all_rows<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
     stride: usize,
     rows: usize,
     sums: *mut f32,
+    apart: usize,
 ) {
     let mut r = 0;
     while r < rows {
-        // SAFETY: `r` rows are done, and a block takes no more than are left. V vectors are a panel.
+        let left = rows - r;
+        // SAFETY: `r` rows are done, and a block takes no more than are left. V vectors are the panels.
         unsafe {
-            let (x, sums) = (x.add(r * stride), sums.add(r * PANEL));
-            r += match (S::LANES, rows - r) {
-                (4, 2..) => block::<S, WIDE, HALVES, LIFT, 2, 4>(piece, x, stride, sums),
-                (4, _) => block::<S, WIDE, HALVES, LIFT, 1, 4>(piece, x, stride, sums),
-                (8, 4..) => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, stride, sums),
-                (8, 2..) => block::<S, WIDE, HALVES, LIFT, 2, 2>(piece, x, stride, sums),
-                (8, _) => block::<S, WIDE, HALVES, LIFT, 1, 2>(piece, x, stride, sums),
-                (16, 8..) => block::<S, WIDE, HALVES, LIFT, 8, 1>(piece, x, stride, sums),
-                (16, 4..) => block::<S, WIDE, HALVES, LIFT, 4, 1>(piece, x, stride, sums),
-                (16, 2..) => block::<S, WIDE, HALVES, LIFT, 2, 1>(piece, x, stride, sums),
-                (16, _) => block::<S, WIDE, HALVES, LIFT, 1, 1>(piece, x, stride, sums),
-                (lanes, _) => unreachable!("no block of {lanes} lanes"),
+            let (x, sums) = (x.byte_add(r * stride), sums.add(r * PANEL));
+            // Of AVX-512, blocks of almost equal size: with fewer sums than six they wait for their additions.
+            r += match (S::LANES, left.div_ceil(left.div_ceil(ROWS))) {
+                (4, _) if left > 1 => block::<S, WIDE, HALVES, LIFT, 2, 4>(piece, x, stride, sums, apart),
+                (4, _) => block::<S, WIDE, HALVES, LIFT, 1, 4>(piece, x, stride, sums, apart),
+                (8, _) if left > 3 => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, stride, sums, apart),
+                (8, _) if left > 1 => block::<S, WIDE, HALVES, LIFT, 2, 2>(piece, x, stride, sums, apart),
+                (8, _) => block::<S, WIDE, HALVES, LIFT, 1, 2>(piece, x, stride, sums, apart),
+                (16, 6) => block::<S, WIDE, HALVES, LIFT, 6, 2>(piece, x, stride, sums, apart),
+                (16, 5) => block::<S, WIDE, HALVES, LIFT, 5, 2>(piece, x, stride, sums, apart),
+                (16, 4) => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, stride, sums, apart),
+                (16, 3) => block::<S, WIDE, HALVES, LIFT, 3, 2>(piece, x, stride, sums, apart),
+                (lanes, rows) => unreachable!("no block of {rows} rows at {lanes} lanes"),
             };
         }
     }
 }
 
-/// As [`all_rows`], for `R` rows; returns `R`.
+/// As [`all_rows`], for `R` rows, of whose sums those of a panel are `apart` from those of the next; returns `R`.
 ///
 /// # Safety
 /// As [`add_products`].
@@ -67,9 +94,8 @@ unsafe fn block<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool,
     x: *const Group,
     stride: usize,
     sums: *mut f32,
+    apart: usize,
 ) -> usize {
-    let scales_of_group = if HALVES { 2 } else { 1 };
-    let steps = GROUP / 4 / scales_of_group;
     // Here and not where it is used: formats share this code, and looking it up would take a jump for every row and group.
     let centre = std::hint::black_box(piece.kind.centre() as i16);
     // SAFETY: the contract above.
@@ -77,33 +103,68 @@ unsafe fn block<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool,
         let mut acc = [[S::splat(0.0); V]; R];
         for (r, acc) in acc.iter_mut().enumerate() {
             for (v, acc) in acc.iter_mut().enumerate() {
-                *acc = S::load(sums.add(r * PANEL + v * S::LANES));
+                *acc = S::load(sums.add(r * PANEL + at::<S>(v, apart)));
             }
         }
         for g in 0..piece.groups {
             let x = x.add(g);
             // The next rows: of more of them than the L1 cache holds, each takes some lines only, far from the others'.
             for r in R..2 * R {
-                S::prefetch_near(x.wrapping_add(r * stride).cast());
+                S::prefetch_near(x.wrapping_byte_add(r * stride).cast());
             }
-            for half in 0..scales_of_group {
-                let mut dots = start::<S, WIDE, HALVES, R, V>(centre, x, stride, half);
-                // Unrolled, the compiler would take the steps apart and run out of registers.
-                for s in half * steps..(half + 1) * steps {
-                    add_step::<S, Bytes, WIDE, R, V>(&mut dots, piece.codes, g, s, x, stride);
+            if HALVES && S::LANES == PANEL {
+                add_sums::<S, WIDE, HALVES, LIFT, R, V>(&mut acc, piece, centre, g, 0, x, stride);
+                add_sums::<S, WIDE, HALVES, LIFT, R, V>(&mut acc, piece, centre, g, 1, x, stride);
+            } else {
+                for half in 0..(if HALVES { 2 } else { 1 }) {
+                    add_sums::<S, WIDE, HALVES, LIFT, R, V>(&mut acc, piece, centre, g, half, x, stride);
                 }
-                let scales = (&raw const (*piece.room).scales[g][half]).cast::<f32>();
-                let lifts = (&raw const (*piece.room).lifts[g]).cast::<f32>();
-                add_scaled::<S, WIDE, LIFT, R, V>(&mut acc, dots, x, stride, scales, lifts);
             }
         }
         for (r, acc) in acc.into_iter().enumerate() {
             for (v, acc) in acc.into_iter().enumerate() {
-                S::store(sums.add(r * PANEL + v * S::LANES), acc);
+                S::store(sums.add(r * PANEL + at::<S>(v, apart)), acc);
             }
         }
     }
     R
+}
+
+/// Adds what group `g`, or with `HALVES` a half of it, gives.
+///
+/// # Safety
+/// As [`block`].
+#[inline(always)]
+unsafe fn add_sums<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool, const R: usize, const V: usize>(
+    acc: &mut [[S::F; V]; R],
+    piece: &Piece,
+    centre: i16,
+    g: usize,
+    half: usize,
+    x: *const Group,
+    stride: usize,
+) {
+    let steps = GROUP / 4 / if HALVES { 2 } else { 1 };
+    // SAFETY: the contract above.
+    unsafe {
+        let codes = piece.codes.add(g * GROUP / 4 * PANEL);
+        let mut dots = start::<S, WIDE, HALVES, R, V>(centre, x, stride, half);
+        if S::LANES == PANEL {
+            unroll!(s in 0 1 2 3 4 5 6 7 {
+                if s < steps {
+                    add_step::<S, Bytes, WIDE, R, V>(&mut dots, codes, piece.apart, 0, half * steps + s, x, stride);
+                }
+            });
+        } else {
+            // Unrolled, the compiler would take the steps apart and run out of registers.
+            for s in half * steps..(half + 1) * steps {
+                add_step::<S, Bytes, WIDE, R, V>(&mut dots, codes, piece.apart, 0, s, x, stride);
+            }
+        }
+        let scales = (&raw const (*piece.room).scales[g][half]).cast::<f32>();
+        let lifts = (&raw const (*piece.room).lifts[g]).cast::<f32>();
+        add_scaled::<S, WIDE, LIFT, R, V>(acc, dots, x, stride, scales, lifts);
+    }
 }
 
 /// What the products of a group or one of its halves are added to.
@@ -121,7 +182,7 @@ pub(crate) unsafe fn start<S: Dots, const WIDE: bool, const HALVES: bool, const 
     unsafe {
         let mut dots = [[S::four(&0); V]; R];
         for (r, dots) in dots.iter_mut().enumerate() {
-            let x = x.add(r * stride);
+            let x = x.byte_add(r * stride);
             let sum = if HALVES { &raw const (*x).halves[half] } else { &raw const (*x).whole };
             *dots = [S::start::<WIDE>(sum, centre); V];
         }
@@ -129,7 +190,7 @@ pub(crate) unsafe fn start<S: Dots, const WIDE: bool, const HALVES: bool, const 
     }
 }
 
-/// Adds the products of four elements.
+/// Adds the products of four elements; the codes of panels are `apart`.
 ///
 /// # Safety
 /// The ISA of `S` is available; the codes are there, and `R` rows of x.
@@ -137,6 +198,7 @@ pub(crate) unsafe fn start<S: Dots, const WIDE: bool, const HALVES: bool, const 
 pub(crate) unsafe fn add_step<S: Dots, C: Codes, const WIDE: bool, const R: usize, const V: usize>(
     dots: &mut [[S::I; V]; R],
     codes: *const u32,
+    apart: usize,
     g: usize,
     s: usize,
     x: *const Group,
@@ -145,18 +207,18 @@ pub(crate) unsafe fn add_step<S: Dots, C: Codes, const WIDE: bool, const R: usiz
     // SAFETY: passed on.
     unsafe {
         for (r, dots) in dots.iter_mut().enumerate() {
-            let x = S::four(&raw const (*x.add(r * stride)).codes[s]);
+            let x = S::four(&raw const (*x.byte_add(r * stride)).codes[s]);
             for (v, dot) in dots.iter_mut().enumerate() {
-                *dot = S::dot::<WIDE>(*dot, C::get::<S>(codes, g, s, v * S::LANES), x);
+                *dot = S::dot::<WIDE>(*dot, C::get::<S>(codes, g, s, at::<S>(v, apart)), x);
             }
         }
     }
 }
 
-/// Adds the sums of a group, or one of its halves, under their scales.
+/// Adds the sums of a group, or one of its halves, under their scales; those of panels are [`ROOM`] apart.
 ///
 /// # Safety
-/// The ISA of `S` is available; x has `R` rows; `scales`, and `lifts` with `LIFT`, are of a panel.
+/// The ISA of `S` is available; x has `R` rows; `scales`, and `lifts` with `LIFT`, are of the panels.
 #[inline(always)]
 pub(crate) unsafe fn add_scaled<S: Dots, const WIDE: bool, const LIFT: bool, const R: usize, const V: usize>(
     acc: &mut [[S::F; V]; R],
@@ -169,12 +231,12 @@ pub(crate) unsafe fn add_scaled<S: Dots, const WIDE: bool, const LIFT: bool, con
     // SAFETY: the contract above.
     unsafe {
         for (r, (acc, dots)) in acc.iter_mut().zip(dots).enumerate() {
-            let x = x.add(r * stride);
+            let x = x.byte_add(r * stride);
             for (v, (acc, dot)) in acc.iter_mut().zip(dots).enumerate() {
-                let scale = S::mul(S::load(scales.add(v * S::LANES)), S::splat((*x).scale));
+                let scale = S::mul(S::load(scales.add(at::<S>(v, ROOM))), S::splat((*x).scale));
                 *acc = S::fma(S::total::<WIDE>(dot), scale, *acc);
                 if LIFT {
-                    *acc = S::fma(S::load(lifts.add(v * S::LANES)), S::splat((*x).sum), *acc);
+                    *acc = S::fma(S::load(lifts.add(at::<S>(v, ROOM))), S::splat((*x).sum), *acc);
                 }
             }
         }

@@ -8,7 +8,7 @@ use super::few::{few_of, few_rows};
 use super::kernel::add_products;
 use super::packed::GROUP;
 use super::rows::Group;
-use super::unpack::{GROUPS, Unpacked, unpack, unpack_codes};
+use super::unpack::{GROUPS, PANELS, Unpacked, panels_at_once, unpack, unpack_codes};
 use super::{PackedQuant, QuantRows};
 use crate::buffer::SharedMut;
 use crate::simd::{PANEL, isa_entry};
@@ -66,7 +66,8 @@ pub fn matmul_quant(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, y: &m
     let panels = n.div_ceil(PANEL);
     // Several tiles per thread where there is enough to do; fewer rows at GROUPS only when panels do not suffice.
     let want = if pool.threads() == 1 { 1 } else { pool.threads() * 4 };
-    let wide = (panels / want).clamp(1, TILE_PANELS);
+    let at_once = if isa == Isa::Avx512 && rows > few_of(w.kind()) { PANELS } else { 1 };
+    let wide = (panels / want).clamp(1, TILE_PANELS).next_multiple_of(at_once);
     let columns = panels.div_ceil(wide);
     let tall = (rows * columns / want).clamp(24, TILE_ROWS).next_multiple_of(8);
     let bands = rows.div_ceil(tall);
@@ -97,7 +98,11 @@ unsafe fn tile_rows<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
     let few = rows <= few_of(job.w.kind());
     // One panel after the other is one stream of memory. Where x does not stay in the cache from panel to panel, its
     // part for several at once does.
-    let many = if few || rows * job.groups * size_of::<Group>() <= L2_BYTES { 1 } else { TILE_PANELS };
+    let many = match few {
+        true => 1,
+        false if rows * job.groups * size_of::<Group>() <= L2_BYTES => panels_at_once::<S>(),
+        false => TILE_PANELS,
+    };
     // SAFETY: passed on.
     unsafe {
         for first in (tile.panels.0..tile.panels.1).step_by(many) {
@@ -122,16 +127,21 @@ unsafe fn tile_rows<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
 /// The ISA of `S` is available; the panels are there, and the rows from `x` on; `sums` is as long as that.
 #[inline(always)]
 unsafe fn many_rows<S: Dots>(job: &Job<'_>, panels: (usize, usize), x: *const Group, rows: usize, sums: &mut [f32]) {
-    let mut room = MaybeUninit::<Unpacked>::uninit();
+    let mut room = MaybeUninit::<[Unpacked; PANELS]>::uninit();
+    let at_once = panels_at_once::<S>();
     sums.fill(0.0);
     for group in (0..job.groups).step_by(GROUPS) {
         let groups = GROUPS.min(job.groups - group);
-        for (panel, sums) in (panels.0..panels.1).zip(sums.chunks_exact_mut(rows * PANEL)) {
+        let parts = sums.chunks_mut(at_once * rows * PANEL);
+        for (first, sums) in (panels.0..panels.1).step_by(at_once).zip(parts) {
+            // What is left of two is computed twice, which is rare enough.
+            let panels = (first, (first + at_once).min(panels.1) - 1);
+            let apart = (panels.1 - panels.0) * rows * PANEL;
             // SAFETY: passed on; what is unpacked is written before it is read.
             unsafe {
-                let mut piece = unpack::<S>(job.w, panel * job.groups + group, groups, room.as_mut_ptr());
+                let mut piece = unpack::<S>(job.w, panels, group, groups, room.as_mut_ptr().cast());
                 unpack_codes::<S>(&mut piece);
-                add_products::<S>(&piece, x.add(group), job.groups, rows, sums.as_mut_ptr());
+                add_products::<S>(&piece, x.add(group), job.groups, rows, sums.as_mut_ptr(), apart);
             }
         }
     }

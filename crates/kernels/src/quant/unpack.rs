@@ -26,12 +26,27 @@ pub(crate) struct Unpacked {
     pub lifts: [[f32; PANEL]; GROUPS],
 }
 
-/// Groups of a panel. A weight is `scale * (code - centre)`, or `scale * (code - centre) + lift`.
+/// Panels that are unpacked at once at most, side by side.
+pub(crate) const PANELS: usize = 2;
+
+/// Panels that meet a block of rows at once. Of AVX-512, with as many registers twice as wide, two: an activation that is
+/// broadcast is used twice, where one panel would leave loads as the bound.
+pub(crate) const fn panels_at_once<S: Dots>() -> usize {
+    if S::LANES == PANEL { PANELS } else { 1 }
+}
+
+/// Words from the scales or lifts of a panel to those of the next.
+pub(crate) const ROOM: usize = size_of::<Unpacked>() / 4;
+
+/// Groups of some panels. A weight is `scale * (code - centre)`, or `scale * (code - centre) + lift`.
 pub(crate) struct Piece {
     pub kind: QuantKind,
     pub groups: usize,
     /// In the order of the [`Codes`] that they are used with.
     pub codes: *const u32,
+    /// Words from the codes of a panel to those of the next.
+    pub apart: usize,
+    /// One for each panel.
     pub room: *mut Unpacked,
 }
 
@@ -102,21 +117,29 @@ macro_rules! forms {
 }
 forms!(By8 = Q8_0, By4 = Q4_0, By5 = Q5_0, By4Min = Q4K, By5Min = Q5K, By6 = Q6K);
 
-/// Unpacks the scales of `groups` groups, the first of them number `group` of the whole matrix. The codes stay where they are.
+/// Unpacks the scales of `groups` groups from `group` on of the [`panels_at_once`] `panels`, which are consecutive or all the
+/// same one. The codes stay where they are.
 ///
 /// # Safety
-/// The ISA of `S` is available; the matrix has the groups; the piece lives no longer than it and `room`.
+/// The ISA of `S` is available; the matrix has the panels and groups; `room` is for as many panels; the piece lives no
+/// longer than both.
 #[inline(always)]
-pub(crate) unsafe fn unpack<S: Dots>(w: &PackedQuant, group: usize, groups: usize, room: *mut Unpacked) -> Piece {
+pub(crate) unsafe fn unpack<S: Dots>(
+    w: &PackedQuant,
+    panels: (usize, usize),
+    group: usize,
+    groups: usize,
+    room: *mut Unpacked,
+) -> Piece {
     // SAFETY: passed on.
     unsafe {
         match w.kind() {
-            Q8_0 => unpack_form::<S, By8>(w, group, groups, room),
-            Q4_0 => unpack_form::<S, By4>(w, group, groups, room),
-            Q5_0 => unpack_form::<S, By5>(w, group, groups, room),
-            Q4K => unpack_form::<S, By4Min>(w, group, groups, room),
-            Q5K => unpack_form::<S, By5Min>(w, group, groups, room),
-            Q6K => unpack_form::<S, By6>(w, group, groups, room),
+            Q8_0 => unpack_form::<S, By8>(w, panels, group, groups, room),
+            Q4_0 => unpack_form::<S, By4>(w, panels, group, groups, room),
+            Q5_0 => unpack_form::<S, By5>(w, panels, group, groups, room),
+            Q4K => unpack_form::<S, By4Min>(w, panels, group, groups, room),
+            Q5K => unpack_form::<S, By5Min>(w, panels, group, groups, room),
+            Q6K => unpack_form::<S, By6>(w, panels, group, groups, room),
         }
     }
 }
@@ -124,21 +147,31 @@ pub(crate) unsafe fn unpack<S: Dots>(w: &PackedQuant, group: usize, groups: usiz
 /// # Safety
 /// As [`unpack`]; the matrix is of the form `F`.
 #[inline(always)]
-unsafe fn unpack_form<S: Dots, F: Form>(w: &PackedQuant, group: usize, groups: usize, room: *mut Unpacked) -> Piece {
+unsafe fn unpack_form<S: Dots, F: Form>(
+    w: &PackedQuant,
+    panels: (usize, usize),
+    group: usize,
+    groups: usize,
+    room: *mut Unpacked,
+) -> Piece {
+    let of_row = w.k() / GROUP;
     // SAFETY: the contract above; fields are written through the pointer, never read.
     unsafe {
-        let codes = w.codes().as_ptr().add(group * F::CODES);
-        for g in 0..groups {
-            let (block, of_block) = ((group + g) / F::BLOCK, (group + g) % F::BLOCK);
-            let heads = w.heads().as_ptr().add(block * F::HEADS);
-            prefetch::<S, F>(codes.add(g * F::CODES), heads, of_block);
-            for lane in (0..PANEL).step_by(S::LANES) {
-                let scales = (&raw mut (*room).scales[g]).cast::<f32>().add(lane);
-                let lifts = (&raw mut (*room).lifts[g]).cast::<f32>().add(lane);
-                unpack_heads::<S, F>(heads.add(lane), of_block, scales, lifts);
+        for (panel, room) in [(panels.0, room), (panels.1, room.add(1))].into_iter().take(panels_at_once::<S>()) {
+            for g in 0..groups {
+                let all = panel * of_row + group + g;
+                let (block, of_block) = (all / F::BLOCK, all % F::BLOCK);
+                let heads = w.heads().as_ptr().add(block * F::HEADS);
+                prefetch::<S, F>(w.codes().as_ptr().add(all * F::CODES), heads, of_block);
+                for lane in (0..PANEL).step_by(S::LANES) {
+                    let scales = (&raw mut (*room).scales[g]).cast::<f32>().add(lane);
+                    let lifts = (&raw mut (*room).lifts[g]).cast::<f32>().add(lane);
+                    unpack_heads::<S, F>(heads.add(lane), of_block, scales, lifts);
+                }
             }
         }
-        Piece { kind: F::KIND, groups, codes, room }
+        let codes = w.codes().as_ptr().add((panels.0 * of_row + group) * F::CODES);
+        Piece { kind: F::KIND, groups, codes, apart: (panels.1 - panels.0) * of_row * F::CODES, room }
     }
 }
 
@@ -181,15 +214,18 @@ unsafe fn unpack_codes_of<S: Dots, F: Form>(piece: &mut Piece) {
     // SAFETY: the contract above.
     unsafe {
         let out = (&raw mut (*piece.room).codes).cast::<u32>();
-        for g in 0..piece.groups {
-            for lane in (0..PANEL).step_by(S::LANES) {
-                for s in 0..GROUP / 4 {
-                    let codes = Packed::<F>::get::<S>(piece.codes, g, s, lane);
-                    S::store_words(out.add((g * GROUP / 4 + s) * PANEL + lane), codes);
+        for panel in 0..panels_at_once::<S>() {
+            let (codes, out) = (piece.codes.add(panel * piece.apart), out.add(panel * ROOM));
+            for g in 0..piece.groups {
+                for lane in (0..PANEL).step_by(S::LANES) {
+                    for s in 0..GROUP / 4 {
+                        let codes = Packed::<F>::get::<S>(codes, g, s, lane);
+                        S::store_words(out.add((g * GROUP / 4 + s) * PANEL + lane), codes);
+                    }
                 }
             }
         }
-        piece.codes = out;
+        (piece.codes, piece.apart) = (out, ROOM);
     }
 }
 
