@@ -103,7 +103,9 @@ pub fn matmul(isa: Isa, pool: &Pool, x: &[u16], rows: usize, w: &PackedBf16, y: 
         };
         // Several tiles per thread where there is enough to do; fewer rows at once only when panels do not suffice.
         let want = if pool.threads() == 1 { 1 } else { pool.threads() * 4 };
-        let wide = (panels / want).clamp(1, TILE_PANELS);
+        // Whole blocks of AVX-512, which multiply what is left at half the rate or less.
+        let at_once = if isa == Isa::Avx512 && rows > 1 { L2_PANELS } else { 1 };
+        let wide = (panels / want).clamp(1, TILE_PANELS).next_multiple_of(at_once);
         let columns = panels.div_ceil(wide);
         let tall = (rows * columns / want).clamp(24, TILE_ROWS).next_multiple_of(6);
         let bands = rows.div_ceil(tall);
