@@ -14,15 +14,19 @@ fn first(n: usize) -> __mmask16 {
     ((1_u32 << n) - 1) as __mmask16
 }
 
-/// 16 pairs of signed bytes as pairs of bf16.
+/// 16 pairs of signed bytes as pairs of bf16. Each byte becomes bits of weight 1 and above of a large f32, 128 more than
+/// the code; eight bits of significand leave the lower half of what is then a code's f32 zero.
 #[inline(always)]
 unsafe fn widened(codes: *const i8) -> __m512i {
-    let pairs = _mm512_cvtepi16_epi32(_mm256_loadu_si256(codes.cast()));
-    let first = _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(pairs)));
-    let second = _mm512_cvtepi32_ps(_mm512_srai_epi32::<8>(pairs));
-    // Eight bits of significand: the lower half of an integer's f32 is zero.
-    let low = _mm512_srli_epi32::<16>(_mm512_castps_si512(first));
-    _mm512_or_si512(low, _mm512_castps_si512(second))
+    /// `a & b ^ c`.
+    const AND_XOR: i32 = 0x6a;
+    let pairs = _mm512_cvtepu16_epi32(_mm256_loadu_si256(codes.cast()));
+    // 2^23 + 128 with the first byte in bits 0 to 7, 2^15 + 128 with the second in bits 8 to 15.
+    let first = _mm512_ternarylogic_epi32::<AND_XOR>(pairs, _mm512_set1_epi32(0xff), _mm512_set1_epi32(0x4b00_0080));
+    let second = _mm512_ternarylogic_epi32::<AND_XOR>(pairs, _mm512_set1_epi32(0xff00), _mm512_set1_epi32(0x4700_8000));
+    let first = _mm512_sub_ps(_mm512_castsi512_ps(first), _mm512_set1_ps(8_388_736.0));
+    let second = _mm512_sub_ps(_mm512_castsi512_ps(second), _mm512_set1_ps(32_896.0));
+    _mm512_or_si512(_mm512_srli_epi32::<16>(_mm512_castps_si512(first)), _mm512_castps_si512(second))
 }
 
 /// Adds the products of pairs of weights with one pair of each of `R` rows of x, which are `row` words apart.
@@ -139,6 +143,25 @@ impl Simd for Avx512 {
         x: *const u32,
         row: usize,
     ) {
+        if R > 4 && V > 2 {
+            // What vectors are widened with leaves no registers for all of them: two at a time, and x again for the next two.
+            let mut x = x;
+            for v in (0..V).step_by(2) {
+                let pairs = [widened(w.add(2 * v * Self::LANES)), widened(w.add(2 * (v + 1) * Self::LANES))];
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let x = _mm512_set1_epi32(*x.add(r * row) as i32);
+                    for (a, pair) in acc[v..].iter_mut().zip(pairs) {
+                        *a = _mm512_dpbf16_ps(
+                            *a,
+                            transmute::<__m512i, __m512bh>(pair),
+                            transmute::<__m512i, __m512bh>(x),
+                        );
+                    }
+                }
+                std::arch::asm!("/* {0} */", inout(reg) x, options(pure, readonly, nostack, preserves_flags));
+            }
+            return;
+        }
         let mut pairs = [_mm512_setzero_si512(); V];
         for (v, pair) in pairs.iter_mut().enumerate() {
             *pair = widened(w.add(2 * v * Self::LANES));

@@ -332,4 +332,71 @@ mod tests {
             assert_eq!(x.map(f32::to_bits), want.map(f32::to_bits), "{isa}");
         }
     }
+
+    isa_entry!(fn widen_all(codes: &[i8; 2 * PANEL], words: &mut [u32; PANEL]) = widen_lanes);
+
+    #[inline(always)]
+    unsafe fn widen_lanes<S: Simd>(codes: &[i8; 2 * PANEL], words: &mut [u32; PANEL]) {
+        for i in (0..PANEL).step_by(S::LANES) {
+            S::widen(codes.as_ptr().add(2 * i), words.as_mut_ptr().add(i));
+        }
+    }
+
+    #[test]
+    fn every_code_is_widened_exactly() {
+        let bits = |code: i8| f32::from(code).to_bits() >> 16;
+        for isa in Isa::available() {
+            for first in i8::MIN..=i8::MAX {
+                let codes = std::array::from_fn(|i| first.wrapping_mul(i as i8 | 1).wrapping_add(i as i8));
+                let mut words = [0; PANEL];
+                // SAFETY: `isa` is available.
+                unsafe { widen_all(isa, &codes, &mut words) };
+                let want: [u32; PANEL] = std::array::from_fn(|i| bits(codes[2 * i]) | bits(codes[2 * i + 1]) << 16);
+                assert_eq!(words, want, "{isa} {codes:?}");
+            }
+        }
+    }
+
+    /// Sums of a step from codes and from their bf16 values.
+    type Sums = [Vec<f32>; 2];
+    isa_entry!(fn step_both(rows: usize, codes: &[i8; 128], x: &[u16], sums: &mut Sums) = step_rows);
+
+    #[inline(always)]
+    unsafe fn step_rows<S: Simd>(rows: usize, codes: &[i8; 128], x: &[u16], sums: &mut Sums) {
+        if rows <= S::ROWS {
+            row_block!(S, rows, step_block(codes, x, sums));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn step_block<S: Simd, const R: usize, const V: usize>(codes: &[i8; 128], x: &[u16], sums: &mut Sums) {
+        let (mut words, mut prepared) = ([0; 64], [0; 32]);
+        for i in (0..64).step_by(S::LANES) {
+            S::widen(codes.as_ptr().add(2 * i), words.as_mut_ptr().add(i));
+        }
+        prepare::<S>(x, prepared.as_mut_ptr());
+        let mut acc = [[[S::splat(0.5); V]; R]; 2];
+        S::step_codes(&mut acc[0], codes.as_ptr(), prepared.as_ptr(), S::PAIR);
+        S::step(&mut acc[1], words.as_ptr(), PANEL, prepared.as_ptr(), S::PAIR);
+        for (acc, sums) in acc.into_iter().zip(sums) {
+            sums.extend(acc.into_iter().flatten().flat_map(|sum| S::lanes(sum)));
+        }
+    }
+
+    #[test]
+    fn a_step_of_codes_is_that_of_their_values() {
+        let codes = std::array::from_fn(|i| (i * 83) as u8 as i8);
+        let x: Vec<u16> = (0..12).map(|i| 0x3f81 + 37 * i).collect();
+        for isa in Isa::available() {
+            for rows in 1..=6 {
+                let mut sums = Sums::default();
+                // SAFETY: `isa` is available.
+                unsafe { step_both(isa, rows, &codes, &x, &mut sums) };
+                assert_eq!(sums[0], sums[1], "{isa} {rows}");
+                // The portable path has no blocks of that many rows.
+                let none = isa == Isa::Portable && rows > 2;
+                assert!(none || sums[0].iter().any(|sum| *sum > 1.0), "{isa} {rows}");
+            }
+        }
+    }
 }
