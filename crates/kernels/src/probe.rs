@@ -182,8 +182,9 @@ unsafe fn integer_steps_of<S: Dots>(n: usize, wide: bool, count: &mut u64) {
             (4, true) => integer_block::<S, true, 1, 4>(n),
             (8, false) => integer_block::<S, false, 4, 2>(n),
             (8, true) => integer_block::<S, true, 4, 2>(n),
-            (_, false) => integer_block::<S, false, 8, 1>(n),
-            (_, true) => integer_block::<S, true, 8, 1>(n),
+            // As many sums as cover five cycles of latency at two products a cycle.
+            (_, false) => integer_block::<S, false, 12, 1>(n),
+            (_, true) => integer_block::<S, true, 12, 1>(n),
         }
     };
 }
