@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""What LLVM's machine code analyser says of the hot loops of the AVX-512 path, for machines that are not at hand.
+
+    cargo test --release -p kvist-kernels --test instructions --no-run
+    tools/kernel_cycles.py target/release/deps/instructions-<hash> [--model zen5|intel] [--loop ADDRESS]
+
+needs objdump (binutils) and llvm-mca (LLVM 19 was used). Prints a table of the loops of each kernel: rows by vectors of
+a block, instructions, cycles of one pass, share of the peak of two 512-bit products a cycle, or bytes of weights a
+cycle. With --loop, also the analyser's whole answer for that loop. A model, not a measurement: all operands are in the
+L1 cache, and both sides of a branch are taken.
+
+LLVM has no model of Zen 5. Its Zen 4 executes 256 bits at once where Zen 5 executes 512, with the same pipes otherwise,
+so the loops are given to it with registers of half the size. Where its tables are wrong (products at a sixth of their
+rate, broadcasts from memory through the shuffle unit) another instruction with the latency and pipes of the right one
+stands in. Of Intel's servers it is Ice Lake, whose tables leave out the second 512-bit multiplier.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+
+INTEGER, BF16 = "vpdpbusd", "vdpbf16ps"
+# Bits of a code and bytes of scales for 32 weights, by lines that are asked for in a group and halves that are widened.
+FORMS = {
+    (9, 1): ("Q8_0", 34),
+    (5, 1): ("Q4_0", 18),
+    (6, 1): ("Q5_0", 22),
+    (5, 2): ("Q4_K", 18),
+    (6, 2): ("Q5_K", 22),
+    (7, 1): ("Q6_K", 26.25),
+}
+
+
+def half_registers(name, operands):
+    operands = re.sub("%ymm", "%xmm", operands)
+    operands = re.sub("%zmm", "%ymm", operands).replace("{1to16}", "{1to8}").replace("{sae},", "")
+    if name in (INTEGER, "vpdpwssd", BF16):
+        name = "vfmadd231ps"
+    elif "broadcast" in name and "(" in operands:
+        name, operands = "vmovups", operands.replace("%xmm", "%ymm")
+    elif re.match("vpmov[sz]x", name) and "(" in operands:
+        name, operands = "vpshufd", "$0, " + operands
+    elif name.startswith("vpternlog"):  # Whose broadcast operands objdump's syntax and the analyser's differ in.
+        operands = operands.replace("{1to8}", "")
+    return name, operands
+
+
+def second_multiplier(name, operands):
+    if name.startswith("vfmadd"):
+        name = INTEGER
+    elif name == "vmulps":
+        name = "vpaddd"
+    return name, operands.replace("{sae},", "")
+
+
+MODELS = {"zen5": ("znver4", half_registers), "intel": ("icelake-server", second_multiplier)}
+
+
+class Loop:
+    def __init__(self, code):
+        self.code, self.address = code, code[0][0]
+
+    def count(self, *names):
+        return sum(name.startswith(names) for _, name, _ in self.code)
+
+    def analyse(self, model, passes=100):
+        cpu, rewrite = MODELS[model]
+        lines = (rewrite(name, re.sub(r"\s*[<#].*", "", operands)) for _, name, operands in self.code if name[0] != "j")
+        source = "".join(f"{name} {operands}\n" for name, operands in lines)
+        command = [LLVM_MCA, f"-mcpu={cpu}", f"-iterations={passes}", "-bottleneck-analysis"]
+        run = subprocess.run(command, input=source, capture_output=True, text=True)
+        if run.returncode:
+            sys.exit(run.stderr)
+        return int(re.search(r"Total Cycles:\s+(\d+)", run.stdout)[1]) / passes, run.stdout
+
+
+def loops(printed, function):
+    """Loops without loops inside."""
+    body = re.search(rf"<\w*{function}\w*>:\n(.*?)\n\n", printed + "\n\n", re.S)
+    if not body:
+        sys.exit(f"there is no {function} in this program")
+    code = [(int(a, 16), name, rest) for a, name, rest in re.findall(r"^ *(\w+):\t(\S+)[ \t]*(.*)$", body[1], re.M)]
+    place = {address: i for i, (address, _, _) in enumerate(code)}
+    ends = []
+    for i, (address, name, rest) in enumerate(code):
+        target = re.match(r"[0-9a-f]+", rest)
+        if name[0] == "j" and target and int(target[0], 16) <= address and int(target[0], 16) in place:
+            ends.append((place[int(target[0], 16)], i))
+    for a, b in ends:
+        if not any((c, d) != (a, b) and c >= a and d <= b for c, d in ends):
+            yield Loop(code[a : b + 1])
+
+
+def quantised(loop):
+    """Which format, rows by vectors, and bytes of weights of a loop; None where it is not the whole of a group."""
+    products, sums, scaled = loop.count(INTEGER), loop.count("vcvtdq2ps"), loop.count("vfmadd")
+    halves = loop.count("vcvtph2ps")
+    if halves:  # A few rows, from the packed form.
+        name, size = FORMS.get((loop.count("prefetcht1"), halves), (None, 0))
+        return (name, products // 8, 1, size * 16) if name else None
+    each = 4 if products == 4 * scaled and sums == scaled else 8
+    if each == 4:
+        name = "Q6_K"
+    elif scaled * 4 == products:
+        name = "Q4_K, Q5_K"
+    else:
+        name = "Q8_0" if loop.count("vpxor") > 7 else "Q4_0, Q5_0"
+    # A row is broadcast for eight steps, for what its sums start at (twice with two scales), and for one or two scales.
+    reads = sum("broadcast" in name or "{1to16}" in rest for _, name, rest in loop.code)
+    rows = round(reads / (12 if each == 4 else 11 if "K" in name else 10))
+    vectors = products / 8 / max(rows, 1)
+    return (name, rows, round(vectors), None) if vectors in (1, 2) else None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program")
+    parser.add_argument("--model", choices=MODELS, default="zen5")
+    parser.add_argument("--loop", type=lambda s: int(s, 16))
+    parser.add_argument("--llvm-mca", default="llvm-mca-19")
+    args = parser.parse_args()
+    global LLVM_MCA
+    LLVM_MCA = args.llvm_mca
+    command = ["objdump", "-d", "--no-show-raw-insn", args.program]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = {}
+    for kernel, function, product in [
+        ("bf16 weights", "kvist_kernels6matmul8run_tile6avx512", BF16),
+        ("attention, bf16", "15groups_of_words6avx512", BF16),
+        ("attention, kv8", "15groups_of_codes6avx512", BF16),
+        ("", "5quant6matmul8run_tile6avx512", INTEGER),
+    ]:
+        for loop in loops(printed, function):
+            products = loop.count(product)
+            if product == BF16:
+                reads = sum("broadcast" in name and "%rip" not in rest for _, name, rest in loop.code)
+                vectors = loop.count("vpmovzx") or products // max(reads, 1)
+                sums = {rest.split(",")[-1] for _, name, rest in loop.code if name == product}
+                of = (kernel, products // 4, 4, None) if vectors == 4 and len(sums) == products else None
+            else:
+                of = quantised(loop) if products else None
+            if not of:
+                continue
+            if of not in rows or len(rows[of].code) < len(loop.code):
+                rows[of] = loop
+    print("| weights or KV | rows x vectors | instructions | cycles | of the peak | bytes a cycle | at |")
+    print("|---|---|---|---|---|---|---|")
+    for (name, r, v, size), loop in sorted(rows.items(), key=lambda row: (row[0][3] is None, row[0][:3])):
+        cycles, answer = loop.analyse(args.model)
+        products = loop.count(INTEGER, BF16)
+        each = f"{size / cycles:.0f}" if size else ""
+        share = f"{products / 2 / cycles:.0%}"
+        print(f"| {name} | {r} x {v} | {len(loop.code)} | {cycles:.1f} | {share} | {each} | {loop.address:x} |")
+        if args.loop == loop.address:
+            print(answer)
+
+
+if __name__ == "__main__":
+    main()
