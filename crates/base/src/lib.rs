@@ -20,4 +20,4 @@ pub use plan::{
     AllResident, Executor, ExecutorInfo, Gone, OpenPool, Prepare, Residency, Row, RowOutcome, Run, RunList, Seal, Slot,
     StepCounters, StepOutput, StepPlan,
 };
-pub use tier::{Found, Load, LoadId, LoadState, Tier};
+pub use tier::{For, Found, Load, LoadId, LoadState, Tier};

@@ -16,6 +16,17 @@ pub struct Found {
     pub own: usize,
 }
 
+/// For whom a load is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For {
+    /// Somebody in the queue.
+    Waiting,
+    /// Somebody who runs beside others.
+    Running,
+    /// The only one who runs.
+    Alone,
+}
+
 /// Chunks that are to come.
 #[derive(Clone, Copy, Debug)]
 pub struct Load<'a> {
@@ -48,14 +59,15 @@ pub trait Tier: Send {
     /// What could be loaded of `tokens` for `domain` behind the first `from` tokens, a multiple of [`crate::CHUNK`].
     fn probe(&self, domain: DomainId, tokens: &[TokenId], from: usize) -> Found;
 
-    /// Chunks that could be begun to load now: what may be on its way at once is bounded. `alone`: for somebody whose steps
-    /// hold up nobody else. He may load any number if nothing else is on its way, since his step takes what comes.
-    fn room(&self, alone: bool) -> usize;
+    /// Chunks that could be begun to load now: what may be on its way at once is bounded. Who waits leaves room for who runs.
+    /// Who is alone may load any number if nothing is on its way: his step takes what comes,
+    /// and holds up nobody else.
+    fn room(&self, who: For) -> usize;
 
     /// How long a load of `chunks` would take if it began now.
     fn estimate(&self, chunks: usize) -> Micros;
 
-    /// Begins a load of at most [`Tier::room`] chunks, layer by layer.
+    /// Begins a load of chunks that there is [`Tier::room`] for, layer by layer.
     fn load(&mut self, load: Load);
 
     /// Somebody waits for it now.

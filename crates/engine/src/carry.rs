@@ -9,12 +9,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use kvist_base::{CHUNK, DomainId, Micros, Prepare, TokenId, low_mask};
+use kvist_base::{CHUNK, DomainId, For, Micros, Prepare, TokenId, low_mask};
 use kvist_cache::Path;
 
 use crate::engine::Engine;
 use crate::sequence::Sequence;
-use crate::tier::{For, Whence};
+use crate::tier::{Room, Whence};
 
 /// A cut, and where KV for what stands behind it may be found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,10 +132,10 @@ impl Engine {
 
     /// Begins to load for a carried path, behind what it leads over, what the tier has of its sources: from there straight
     /// into the carried path's chunks. False: there was not enough room.
-    pub(crate) fn load_carried(&mut self, s: &mut Sequence, carry: &Carry, who: For) -> bool {
-        while let Some((whence, chunks)) = self.carried_from(&s.tokens, carry, s.path.used / CHUNK * CHUNK, who) {
+    pub(crate) fn load_carried(&mut self, s: &mut Sequence, carry: &Carry, room: &mut Room) -> bool {
+        while let Some((whence, chunks)) = self.carried_from(&s.tokens, carry, s.path.used / CHUNK * CHUNK, room.who) {
             let before = s.path.used / CHUNK * CHUNK;
-            let enough = self.load_run(s, whence, chunks, who);
+            let enough = self.load_run(s, whence, chunks, room);
             self.stats.carried_tokens += (s.path.used - before) as u64;
             if !enough {
                 return false;

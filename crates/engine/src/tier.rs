@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use kvist_base::{
-    CHUNK, ChunkId, DomainId, Found, Load, LoadId, LoadState, Micros, Prepare, StepOutput, Tier, TokenId,
+    CHUNK, ChunkId, DomainId, For, Found, Load, LoadId, LoadState, Micros, Prepare, StepOutput, Tier, TokenId,
 };
 use kvist_cache::policy::{Valuation, Worths};
 use kvist_cache::{Cache, NodeId, Unsaved};
@@ -54,6 +54,11 @@ struct Active {
 }
 
 impl Active {
+    /// Whether something of it is on a sequence's path.
+    fn is_awaited(&self, cache: &Cache, s: &Sequence) -> bool {
+        cache.arriving(&s.path).any(|node| self.nodes.iter().any(|n| n.1 == node))
+    }
+
     /// Lets go of nodes that left the tree: their slabs may be others' already.
     fn drop_gone(&mut self, cache: &Cache, tier: &mut dyn Tier) {
         let Active { id, nodes, .. } = self;
@@ -90,15 +95,10 @@ pub(crate) struct Whence<'a> {
     pub elsewhere: Option<(&'a [TokenId], usize)>,
 }
 
-/// For whom a load is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum For {
-    /// Somebody who runs: takes the room that any running sequence may take.
-    Running,
-    /// The only one who runs.
-    Alone,
-    /// Somebody who waits: takes only what nobody wants.
-    Waiting,
+/// For whom something is loaded, and how many chunks more he may have on their way.
+pub(crate) struct Room {
+    pub who: For,
+    chunks: usize,
 }
 
 impl Engine {
@@ -106,6 +106,10 @@ impl Engine {
     pub fn with_tier(mut self, tier: Box<dyn Tier>) -> Engine {
         self.tiers.insert(Tiers::new(tier)).value(self.cache.valuation());
         self
+    }
+
+    fn room(&self, who: For) -> Room {
+        Room { who, chunks: self.tiers.as_ref().map_or(0, |tiers| tiers.tier.room(who)) }
     }
 
     /// Off: steps start when all that they read has arrived. What layer-wise loading is worth is measured so.
@@ -184,7 +188,9 @@ impl Engine {
             let cache = &mut self.cache;
             load.drop_gone(cache, &mut *tiers.tier);
             let below = load.nodes.iter().skip(1).map(|n| Some(n.1)).chain([None]);
-            let wanted = load.nodes.iter().zip(below).any(|(n, below)| cache.wanted(n.1, below));
+            let wanted = load.nodes.iter().zip(below).any(|(n, below)| cache.wanted(n.1, below))
+                // What rests until a step takes it is in the way of others, if none will.
+                && (!load.state.held || self.running.iter().any(|s| load.is_awaited(cache, s)));
             if !wanted {
                 self.stats.tier.dropped += u64::from(!load.nodes.is_empty());
                 load.nodes.drain(..).rev().for_each(|(_, node)| cache.missed(node));
@@ -205,10 +211,9 @@ impl Engine {
         let layers = self.info.layout.layers.len();
         let mut some = false;
         for load in tiers.active.iter_mut().filter(|load| load.state.layers < layers) {
+            let awaits = |&i: &usize| load.is_awaited(&self.cache, &self.running[i]);
+            let waiting: Vec<usize> = (0..self.running.len()).filter(awaits).collect();
             let Active { nodes, state, since, behind, .. } = load;
-            let cache = &self.cache;
-            let waits = |s: &Sequence| cache.arriving(&s.path).any(|node| nodes.iter().any(|n| n.1 == node));
-            let waiting: Vec<usize> = (0..self.running.len()).filter(|&i| waits(&self.running[i])).collect();
             if waiting.is_empty() {
                 continue;
             }
@@ -226,7 +231,7 @@ impl Engine {
 
     /// Brings what need not be computed of a running sequence's tokens behind its path: loads what the tier has of it, and
     /// carries on what its sources have. False: there is more than there is room for now, but something on its way will
-    /// make room.
+    /// make room, though `s` does not run.
     pub(crate) fn bring(&mut self, s: &mut Sequence, now: Micros) -> bool {
         if s.tokens.len() - s.path.used / CHUNK * CHUNK < s.least_brought() {
             return true;
@@ -234,27 +239,32 @@ impl Engine {
         let loads = self.tiers.is_some() && !s.computes && !self.requests[&s.id].scoring();
         let carry = s.carry.clone();
         // Whoever is looked at just now leaves a vacant place.
-        let who = if self.running.iter().all(|other| other.tokens.is_empty()) { For::Alone } else { For::Running };
+        let alone = self.running.iter().all(|other| other.tokens.is_empty());
+        let mut room = self.room(if alone { For::Alone } else { For::Running });
         loop {
             let before = s.path.used;
-            let mut enough = !loads || self.begin_load(s, who);
+            let mut enough = !loads || self.begin_load(s, &mut room);
             if let Some(carry) = carry.as_deref().filter(|_| enough) {
                 self.copy_carried(s, carry, now);
-                enough = !loads || self.load_carried(s, carry, who);
+                enough = !loads || self.load_carried(s, carry, &mut room);
             }
             if !enough || carry.is_none() || s.path.used == before {
-                // Rows behind a part of an exact path may run meanwhile. Those of a carried path would take the place of
-                // what is still to be carried.
-                let some = carry.is_none() && s.path.used > before / CHUNK * CHUNK;
-                return enough || some || !self.is_loading();
+                // Rows behind a part would take the place of what is still to be brought.
+                return enough || !self.will_have_room(s.suspect);
             }
         }
+    }
+
+    /// Whether something on its way will make room: it goes on by itself, or somebody else takes it, unless no others run.
+    fn will_have_room(&self, by_itself: bool) -> bool {
+        let taken = |load: &Active| !by_itself && self.running.iter().any(|s| load.is_awaited(&self.cache, s));
+        self.tiers.as_ref().is_some_and(|tiers| tiers.active.iter().any(|load| !load.state.held || taken(load)))
     }
 
     /// Begins to load for those in the queue whose turn is near, in room that nobody wants: AttentionStore's look-ahead
     /// window, which ends where the room does.
     pub(crate) fn read_ahead(&mut self, now: Micros) {
-        if !self.config.look_ahead || self.tiers.as_ref().is_none_or(|tiers| tiers.tier.room(false) == 0) {
+        if !self.config.look_ahead || self.room(For::Waiting).chunks == 0 {
             return;
         }
         // What was read ahead may have had to go again.
@@ -270,9 +280,10 @@ impl Engine {
             let mut more = true;
             if !scoring {
                 self.cache.follow(&mut s.path, s.domain, &s.tokens, now);
-                more = self.begin_load(&mut s, For::Waiting);
+                let mut room = self.room(For::Waiting);
+                more = self.begin_load(&mut s, &mut room);
                 if let Some(carry) = s.carry.clone().filter(|_| more) {
-                    more = self.load_carried(&mut s, &carry, For::Waiting);
+                    more = self.load_carried(&mut s, &carry, &mut room);
                 }
                 self.cache.protect(s.ticket(), s.domain, &s.tokens, s.rank);
                 self.cache.release(std::mem::take(&mut s.path));
@@ -287,29 +298,30 @@ impl Engine {
 
     /// Takes room for what the tier has behind a path, as far as there is room, and begins to load it. The path then
     /// leads over it. False: there was not enough room, or for somebody who waits too much is on its way.
-    fn begin_load(&mut self, s: &mut Sequence, who: For) -> bool {
+    fn begin_load(&mut self, s: &mut Sequence, room: &mut Room) -> bool {
         let whole = s.path.used / CHUNK * CHUNK;
         let Some(found) = self.found(s.domain, &s.tokens, whole, whole) else {
             // Who waits asks again when less is on its way.
-            return who != For::Waiting || !self.is_loading();
+            return room.who != For::Waiting || !self.is_loading();
         };
         if whole + (found.public + found.own) * CHUNK <= s.path.used {
             return true;
         }
         let parts = [(DomainId::PUBLIC, found.public), (s.domain, found.own)];
         let mut parts = parts.into_iter().filter(|part| part.1 > 0);
-        parts.all(|(domain, chunks)| self.load_run(s, Whence { domain, elsewhere: None }, chunks, who))
+        parts.all(|(domain, chunks)| self.load_run(s, Whence { domain, elsewhere: None }, chunks, room))
     }
 
     /// Takes room for the next `chunks` of a path, as far as there is room, and begins to load them from where the tier has
     /// them. False: there was not enough room.
-    pub(crate) fn load_run(&mut self, s: &mut Sequence, whence: Whence, chunks: usize, who: For) -> bool {
+    pub(crate) fn load_run(&mut self, s: &mut Sequence, whence: Whence, chunks: usize, room: &mut Room) -> bool {
         let public = whence.elsewhere.is_none() && whence.domain == DomainId::PUBLIC;
         let tiers = self.tiers.as_mut().expect("it found something");
-        let most = chunks.min(tiers.tier.room(who == For::Alone));
+        let ahead = room.who == For::Waiting;
+        let most = chunks.min(room.chunks);
         let mut nodes = Vec::new();
         while nodes.len() < most {
-            let Some(node) = self.cache.adopt(&mut s.path, s.domain, &s.tokens, public, who == For::Waiting) else {
+            let Some(node) = self.cache.adopt(&mut s.path, s.domain, &s.tokens, public, ahead) else {
                 break;
             };
             nodes.push(node);
@@ -317,15 +329,16 @@ impl Engine {
         if nodes.is_empty() {
             return false;
         }
+        room.chunks -= nodes.len();
         let slabs: Vec<ChunkId> = nodes.iter().map(|&node| self.cache.slab(node)).collect();
         tiers.next += 1;
         let id = LoadId(tiers.next);
         let used = s.path.used;
         let tokens = whence.elsewhere.map_or(&s.tokens[..used], |(tokens, shift)| &tokens[..used + shift]);
-        tiers.tier.load(Load { id, domain: whence.domain, tokens, chunks: &slabs, urgent: who != For::Waiting });
+        tiers.tier.load(Load { id, domain: whence.domain, tokens, chunks: &slabs, urgent: !ahead });
         let state = tiers.tier.state(id);
         self.stats.tier.loads += 1;
-        self.stats.tier.read_ahead += u64::from(who == For::Waiting);
+        self.stats.tier.read_ahead += u64::from(ahead);
         self.stats.tier.tokens += (nodes.len() * CHUNK) as u64;
         let enough = nodes.len() == chunks;
         let behind = used - nodes.len() * CHUNK;

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvist_base::eviction::Class;
 use kvist_base::{
-    CHUNK, ChunkId, ChunkLayout, DomainId, Executor, Found, Gone, Load, LoadId, LoadState, Micros, Residency, Tier,
-    TokenId,
+    CHUNK, ChunkId, ChunkLayout, DomainId, Executor, For, Found, Gone, Load, LoadId, LoadState, Micros, Residency,
+    Tier, TokenId,
 };
 use kvist_engine::Engine;
 
@@ -47,6 +47,8 @@ struct Inner {
     stored: BTreeMap<(DomainId, Vec<TokenId>), Vec<u8>>,
     loads: BTreeMap<LoadId, Way>,
     places: BTreeMap<ChunkId, (LoadId, usize)>,
+    /// Chunks that whoever asked last may begin to load.
+    granted: usize,
     filled: u64,
     /// Tickets of who waits.
     wants: BTreeSet<u64>,
@@ -77,6 +79,7 @@ impl SimTier {
             stored: BTreeMap::new(),
             loads: BTreeMap::new(),
             places: BTreeMap::new(),
+            granted: 0,
             filled: 0,
             wants: BTreeSet::new(),
         };
@@ -147,12 +150,15 @@ impl Tier for SimTier {
         Found { public, own }
     }
 
-    fn room(&self, alone: bool) -> usize {
-        let inner = self.lock();
-        if alone && inner.places.is_empty() {
-            return usize::MAX;
-        }
-        inner.manners.room.saturating_sub(inner.places.len())
+    fn room(&self, who: For) -> usize {
+        let mut inner = self.lock();
+        let room = match who {
+            For::Alone if inner.places.is_empty() => usize::MAX,
+            For::Alone | For::Running => inner.manners.room,
+            For::Waiting => inner.manners.room / 2,
+        };
+        inner.granted = room.saturating_sub(inner.places.len());
+        inner.granted
     }
 
     fn estimate(&self, chunks: usize) -> Micros {
@@ -162,8 +168,8 @@ impl Tier for SimTier {
 
     fn load(&mut self, load: Load) {
         let mut inner = self.lock();
-        let fits = load.chunks.len() + inner.places.len() <= inner.manners.room;
-        assert!(fits || load.urgent && inner.places.is_empty(), "more than there is room for");
+        let left = inner.granted.checked_sub(load.chunks.len());
+        inner.granted = left.expect("no more than there is room for");
         for (place, &chunk) in load.chunks.iter().enumerate() {
             inner.places.insert(chunk, (load.id, place));
         }
@@ -186,8 +192,8 @@ impl Tier for SimTier {
             way.state.layers = all;
         } else if way.state.layers < all && !way.state.held && inner.random.chance(inner.manners.pace) {
             way.state.layers += 1;
-            // Where not even this fits, no more comes by itself.
-            way.state.held = way.chunks.len() > inner.manners.room && way.state.layers < all;
+            // Where not all fits that is on its way, no more comes by itself.
+            way.state.held = inner.places.len() > inner.manners.room && way.state.layers < all;
         }
         way.state.left = inner.manners.slower * inner.manners.layer * (all - way.state.layers) as u64;
         if way.state.lost.is_none() && way.state.layers < all && inner.random.word() % 10_000 < inner.manners.missed {

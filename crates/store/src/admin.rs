@@ -93,7 +93,7 @@ impl Store {
                 })
             };
             let Some((domain, name, depth, tokens)) = path else { continue };
-            let load = shared.load(Some(domain), &tokens, depth..depth + 1, Priority::Prefetch);
+            let load = shared.load(Some(domain), &tokens, depth..depth + 1, Priority::Prefetch, false);
             let good = (0..shared.geometry.layers()).all(|layer| {
                 buffer.resize(shared.geometry.slices[layer], 0);
                 load.wait(layer, 0, &mut buffer).is_ok()

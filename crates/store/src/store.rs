@@ -189,8 +189,20 @@ impl Store {
     /// # Panics
     /// If `chunks` ends behind the last whole chunk of `tokens`.
     pub fn load(&self, domain: DomainId, tokens: &[TokenId], chunks: Range<usize>, priority: Priority) -> Load {
+        self.begin_load(domain, tokens, chunks, priority, false)
+    }
+
+    /// `granted`: room is kept for all of it.
+    pub(crate) fn begin_load(
+        &self,
+        domain: DomainId,
+        tokens: &[TokenId],
+        chunks: Range<usize>,
+        priority: Priority,
+        granted: bool,
+    ) -> Load {
         let bound = self.shared().state().bound.get(&domain).copied();
-        self.shared().load(bound, tokens, chunks, priority)
+        self.shared().load(bound, tokens, chunks, priority, granted)
     }
 
     /// Queues chunks to be written: those of `path` from chunk `first` to its end. Never blocks on the disk.

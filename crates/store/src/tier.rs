@@ -1,11 +1,11 @@
 //! The store as the engine's tier and the executor's residency: loads by name, how long they take, and when to give up.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvist_base::eviction::{Class, Valuation};
-use kvist_base::{CHUNK, ChunkId, DomainId, Found, Gone, LoadId, LoadState, Micros, Residency, Tier, TokenId};
+use kvist_base::{CHUNK, ChunkId, DomainId, For, Found, Gone, LoadId, LoadState, Micros, Residency, Tier, TokenId};
 
 use crate::load::{Load, Priority};
 use crate::store::Store;
@@ -49,21 +49,11 @@ struct Loads {
 struct Active {
     load: Arc<Load>,
     begun: Instant,
-    /// When all of it had come, which nobody may have looked at then.
-    done: Arc<OnceLock<Instant>>,
-    /// Bytes that had come when there was progress last, and when that was.
-    progress: (u64, Instant),
     measured: bool,
     late: bool,
-    urgent: bool,
 }
 
 impl Active {
-    /// From the beginning until it had come.
-    fn took(&self) -> Duration {
-        self.done.get().map_or_else(|| self.begun.elapsed(), |done| done.saturating_duration_since(self.begun))
-    }
-
     /// Bytes per second, where `before` was believed before it began.
     fn pace(&self, before: f64) -> f64 {
         (self.load.bytes() as f64 + GRAIN) / (self.begun.elapsed().as_secs_f64() + GRAIN / before)
@@ -129,12 +119,9 @@ impl Loads {
     }
 
     /// Takes in how fast a load came. Bytes that were in memory all along say nothing.
-    fn measure(&mut self, bytes: u64, took: Duration) {
-        let seconds = took.as_secs_f64().max(1e-6);
-        (self.sums.loads, self.sums.bytes) = (self.sums.loads + 1, self.sums.bytes + bytes);
-        self.sums.seconds += seconds;
+    fn measure(&mut self, (bytes, took): (u64, Duration)) {
         if bytes > 0 {
-            let new = bytes as f64 / seconds;
+            let new = bytes as f64 / took.as_secs_f64().max(1e-6);
             let rate = self.rate.map_or(new, |_| (self.rate() * new).sqrt());
             self.rate = Some((rate, Instant::now()));
         }
@@ -194,12 +181,14 @@ impl Tier for StoreTier {
         Found { public, own: own.saturating_sub(public) }
     }
 
-    fn room(&self, alone: bool) -> usize {
+    fn room(&self, who: For) -> usize {
         let staged = self.lock().places.len() as u64 * self.chunk;
-        if alone && staged == 0 {
-            return usize::MAX;
-        }
-        (self.staging.saturating_sub(staged) / self.chunk) as usize
+        let room = match who {
+            For::Alone if staged == 0 => return usize::MAX,
+            For::Alone | For::Running => self.staging,
+            For::Waiting => self.staging / 2,
+        };
+        (room.saturating_sub(staged) / self.chunk) as usize
     }
 
     fn estimate(&self, chunks: usize) -> Micros {
@@ -211,34 +200,19 @@ impl Tier for StoreTier {
     fn load(&mut self, load: kvist_base::Load) {
         let end = load.tokens.len() / CHUNK;
         let priority = if load.urgent { Priority::Urgent } else { Priority::Prefetch };
-        let begun = self.store.load(load.domain, load.tokens, end - load.chunks.len()..end, priority);
+        let range = end - load.chunks.len()..end;
         let mut inner = self.lock();
         for (place, &chunk) in load.chunks.iter().enumerate() {
             inner.places.insert(chunk, (load.id, place));
         }
-        let (now, done) = (Instant::now(), Arc::new(OnceLock::new()));
-        begun.then({
-            let done = Arc::clone(&done);
-            move || {
-                let _ = done.set(Instant::now());
-            }
-        });
-        let active = Active {
-            load: Arc::new(begun),
-            begun: now,
-            done,
-            progress: (0, now),
-            measured: false,
-            late: false,
-            urgent: load.urgent,
-        };
+        let granted = inner.places.len() as u64 * self.chunk <= self.staging;
+        let begun = self.store.begin_load(load.domain, load.tokens, range, priority, granted);
+        let active = Active { load: Arc::new(begun), begun: Instant::now(), measured: false, late: false };
         inner.active.insert(load.id, active);
     }
 
     fn hurry(&mut self, load: LoadId) {
-        if let Some(active) = self.lock().active.get_mut(&load)
-            && !std::mem::replace(&mut active.urgent, true)
-        {
+        if let Some(active) = self.lock().active.get(&load) {
             active.load.raise(Priority::Urgent);
         }
     }
@@ -249,19 +223,16 @@ impl Tier for StoreTier {
         let active = inner.active.get_mut(&load).expect("a load that was not ended");
         let (layers, bytes) = (active.load.layers(), active.load.bytes());
         let held = active.load.held();
-        if bytes > active.progress.0 || held {
-            active.progress = (bytes, Instant::now());
-        }
-        // Whom there was no room for says nothing of the disk any more.
-        let took = if held { active.begun.elapsed() } else { active.took() };
-        let first = (layers == self.layers || held) && !std::mem::replace(&mut active.measured, true);
+        // How fast it goes on after a rest says nothing of the disk.
+        let first = (layers == self.layers || held && bytes > 0) && !std::mem::replace(&mut active.measured, true);
+        let came = active.load.pace();
         let pace = if active.measured { rate } else { active.pace(rate) };
         let left = active.load.total_bytes().saturating_sub(bytes);
         let mut lost = active.load.lost();
         if first {
-            inner.measure(bytes, took);
+            inner.measure(came);
             inner.stalled = None;
-        } else if layers < self.layers && !active.late && active.progress.1.elapsed() > STALL {
+        } else if layers < self.layers && !active.late && active.load.stuck() > STALL {
             active.late = true;
             inner.stall();
         }
@@ -269,8 +240,6 @@ impl Tier for StoreTier {
         if active.late {
             lost = lost.or(Some(0));
         }
-        // Who is read ahead goes on when somebody waits for him.
-        let held = held && active.urgent;
         LoadState { layers, left: (left as f64 / pace * 1e6) as Micros, lost, held }
     }
 
@@ -305,13 +274,17 @@ impl Tier for StoreTier {
         let mut inner = self.lock();
         inner.places.retain(|_, at| at.0 != load);
         let ended = inner.active.remove(&load);
-        if let Some(active) = &ended
-            && !active.measured
-        {
-            if active.load.layers() == self.layers {
-                inner.measure(active.load.bytes(), active.took());
-            } else {
-                inner.measure_part(active);
+        if let Some(active) = &ended {
+            let whole = active.load.done();
+            if whole {
+                inner.sums.loads += 1;
+                inner.sums.bytes += active.load.bytes();
+                inner.sums.seconds += active.load.lasted().as_secs_f64();
+            }
+            match (active.measured, whole) {
+                (true, _) => {}
+                (false, true) => inner.measure(active.load.pace()),
+                (false, false) => inner.measure_part(active),
             }
         }
         drop(inner);
@@ -326,9 +299,9 @@ impl Residency for StoreTier {
             let Some(&(id, place)) = inner.places.get(&chunk) else { return Ok(false) };
             (inner.active[&id].load.clone(), place)
         };
-        if load.layers() <= layer {
+        if !load.has(layer, place) {
             self.lock().begin_wait();
-            let came = load.wait_layer(layer, STALL);
+            let came = load.await_slice(layer, place, STALL);
             let mut inner = self.lock();
             inner.end_wait();
             if !came {

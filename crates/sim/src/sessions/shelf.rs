@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvist_base::eviction::{Class, Leaf, Leaves, Valuation};
-use kvist_base::{CHUNK, ChunkId, DomainId, Found, Gone, Load, LoadId, LoadState, Micros, Residency, Tier, TokenId};
+use kvist_base::{
+    CHUNK, ChunkId, DomainId, For, Found, Gone, Load, LoadId, LoadState, Micros, Residency, Tier, TokenId,
+};
 use kvist_engine::Engine;
 
 use crate::random::mix;
@@ -205,7 +207,7 @@ impl Tier for Shelf {
         Found { public: 0, own }
     }
 
-    fn room(&self, _alone: bool) -> usize {
+    fn room(&self, _: For) -> usize {
         let inner = self.lock();
         inner.room.saturating_sub(inner.loads.values().map(|way| way.chunks).sum())
     }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvist_base::{CHUNK, Micros, TokenId};
+use kvist_base::{CHUNK, TokenId};
 
 use self::plan::{Piece, Source};
 pub(crate) use self::read::LoadQueue;
@@ -49,26 +49,29 @@ enum Progress {
     Taken,
 }
 
-type Callback = Box<dyn FnOnce() + Send>;
-
 struct LoadState {
     pieces: Vec<Progress>,
     /// Everything before it was begun.
     next: usize,
     priority: Priority,
-    /// Somebody waits for this layer, who does not read himself: it is read whatever room there is.
+    /// Somebody waits for this piece, who does not read himself: it is read whatever room there is.
     needed: Option<usize>,
     /// There is no room for the next piece before others are taken.
     held: bool,
+    /// The first piece for which there was none.
+    rested: usize,
+    /// Pieces that are being read.
+    running: usize,
+    /// When one was begun or came last.
+    moved: Instant,
+    /// Bytes of pieces before the first rest, and when the last of them came.
+    came: (u64, Instant),
     cancelled: bool,
     /// Pieces of each layer that have not arrived.
     missing: Vec<u32>,
     /// First chunk of the load that was lost.
     lost: Option<usize>,
-    read: Micros,
-    opened: Micros,
     bytes: u64,
-    then: Option<Callback>,
 }
 
 pub(crate) struct LoadInner {
@@ -76,6 +79,9 @@ pub(crate) struct LoadInner {
     pieces: Vec<Piece>,
     /// Source of each chunk, and its index there.
     chunks: Vec<(usize, usize)>,
+    begun: Instant,
+    /// It never rests: who began it keeps count of the room.
+    granted: bool,
     state: Mutex<LoadState>,
     arrived: Condvar,
 }
@@ -94,6 +100,7 @@ impl Shared {
         tokens: &[TokenId],
         range: Range<usize>,
         priority: Priority,
+        granted: bool,
     ) -> Load {
         assert!(range.end * CHUNK <= tokens.len(), "chunks {range:?} of {} tokens", tokens.len());
         let (mut sources, chunks) = {
@@ -105,20 +112,24 @@ impl Shared {
         let mut missing = vec![0; self.geometry.layers()];
         pieces.iter().for_each(|p| p.layers.clone().for_each(|l| missing[l] += 1));
         let lost = chunks.iter().position(|c| matches!(sources[c.0], Source::Missing));
+        let begun = Instant::now();
         let inner = Arc::new(LoadInner {
+            begun,
+            granted,
             state: Mutex::new(LoadState {
                 pieces: pieces.iter().map(|_| Progress::Pending).collect(),
                 next: 0,
                 priority,
                 needed: None,
                 held: false,
+                rested: usize::MAX,
+                running: 0,
+                moved: begun,
+                came: (0, begun),
                 cancelled: false,
                 missing,
                 lost,
-                read: 0,
-                opened: 0,
                 bytes: 0,
-                then: None,
             }),
             sources,
             pieces,
@@ -145,20 +156,6 @@ impl Load {
     /// # Panics
     /// If `to` has not the slice's length, or there is no such slice.
     pub fn wait(&self, layer: usize, chunk: usize, to: &mut [u8]) -> Result<(), Lost> {
-        self.take(layer, chunk, to, None)
-    }
-
-    /// As [`Load::wait`], but no longer than `timeout`: a slice that is late is lost, and nothing is held against its chunk.
-    /// The caller does not touch the disk, unless the store has no threads.
-    ///
-    /// # Panics
-    /// As [`Load::wait`].
-    pub fn wait_for(&self, layer: usize, chunk: usize, to: &mut [u8], timeout: Duration) -> Result<(), Lost> {
-        let threads = self.shared.config.io_threads > 0;
-        self.take(layer, chunk, to, threads.then(|| Instant::now() + timeout))
-    }
-
-    fn take(&self, layer: usize, chunk: usize, to: &mut [u8], until: Option<Instant>) -> Result<(), Lost> {
         assert_eq!(to.len(), self.shared.geometry.slices[layer], "bytes of a slice of layer {layer}");
         let (source, i) = self.inner.chunks[chunk];
         let stretch = match &self.inner.sources[source] {
@@ -174,26 +171,13 @@ impl Load {
         let mut state = lock(&self.inner.state);
         loop {
             match &state.pieces[at] {
-                Progress::Running if until.is_none() => {
+                Progress::Running => {
                     state = self.inner.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
-                Progress::Running | Progress::Pending if until.is_some() => {
-                    let left = until.map_or(Duration::ZERO, |t| t.saturating_duration_since(Instant::now()));
-                    if left.is_zero() {
-                        return Err(Lost);
-                    }
-                    if state.needed < Some(layer) {
-                        state.needed = Some(layer);
-                        drop(state);
-                        self.shared.loads.wake();
-                        state = lock(&self.inner.state);
-                        continue;
-                    }
-                    state = self.inner.arrived.wait_timeout(state, left).map_or_else(|e| e.into_inner().0, |r| r.0);
-                }
-                Progress::Running | Progress::Pending | Progress::Taken => {
+                Progress::Pending | Progress::Taken => {
                     state.pieces[at] = Progress::Running;
                     drop(state);
+                    self.shared.loads.stage(piece.length);
                     self.shared.run(&self.inner, at);
                     state = lock(&self.inner.state);
                 }
@@ -243,47 +227,46 @@ impl Load {
         lock(&self.inner.state).lost
     }
 
-    /// Calls `then` when everything has arrived or is lost, on the thread that read the last piece, or now.
-    pub fn then(&self, then: impl FnOnce() + Send + 'static) {
-        let mut state = lock(&self.inner.state);
-        if state.missing.iter().any(|&n| n > 0) {
-            state.then = Some(Box::new(then));
-            return;
-        }
-        drop(state);
-        then();
-    }
-
     pub fn raise(&self, priority: Priority) {
-        let mut state = lock(&self.inner.state);
-        if std::mem::replace(&mut state.priority, priority) != priority {
-            state.held = false;
+        let before = std::mem::replace(&mut lock(&self.inner.state).priority, priority);
+        if before != priority {
+            self.shared.loads.wake();
         }
-        drop(state);
-        self.shared.loads.wake();
     }
 
-    /// Waits for all slices of the layers up to `layer`, which are read whatever room there is. False: nothing came for
-    /// `patience`.
-    pub fn wait_layer(&self, layer: usize, patience: Duration) -> bool {
-        {
-            let mut state = lock(&self.inner.state);
-            (state.needed, state.held) = (state.needed.max(Some(layer)), false);
-        }
-        self.shared.loads.wake();
+    /// Waits until a slice can be taken, which is read whatever room there is, and not by the caller. False: nothing of the
+    /// load was begun nor came for `patience`.
+    pub fn await_slice(&self, layer: usize, chunk: usize, patience: Duration) -> bool {
+        let since = Instant::now();
         let mut state = lock(&self.inner.state);
-        let mut progress = (state.bytes, Instant::now());
-        while state.missing[..=layer].iter().any(|&n| n > 0) {
-            if state.bytes > progress.0 {
-                progress = (state.bytes, Instant::now());
+        while let Some(at) = self.under_way(&state, layer, chunk) {
+            if state.needed < Some(at) {
+                state.needed = Some(at);
+                drop(state);
+                self.shared.loads.wake();
+                state = lock(&self.inner.state);
+                continue;
             }
-            let left = patience.saturating_sub(progress.1.elapsed());
+            let left = patience.saturating_sub(state.moved.max(since).elapsed());
             if left.is_zero() {
                 return false;
             }
             state = self.inner.arrived.wait_timeout(state, left).map_or_else(|e| e.into_inner().0, |r| r.0);
         }
         true
+    }
+
+    /// Whether a slice can be taken at once.
+    pub fn has(&self, layer: usize, chunk: usize) -> bool {
+        self.under_way(&lock(&self.inner.state), layer, chunk).is_none()
+    }
+
+    /// The piece that a slice is in, if that has not come.
+    fn under_way(&self, state: &LoadState, layer: usize, chunk: usize) -> Option<usize> {
+        let (source, i) = self.inner.chunks[chunk];
+        let Source::Disk(stretch) = &self.inner.sources[source] else { return None };
+        let at = stretch.piece(layer, i);
+        matches!(state.pieces[at], Progress::Pending | Progress::Running).then_some(at)
     }
 
     /// Whether it goes on only when somebody takes what has come: there is no room for more.
@@ -301,10 +284,21 @@ impl Load {
         lock(&self.inner.state).bytes
     }
 
-    /// Microseconds spent reading, and verifying and decrypting; sums over threads.
-    pub fn times(&self) -> (Micros, Micros) {
+    /// Bytes that came before it had to rest for the first time, and how long that took.
+    pub fn pace(&self) -> (u64, Duration) {
+        let (bytes, last) = lock(&self.inner.state).came;
+        (bytes, last.saturating_duration_since(self.inner.begun))
+    }
+
+    /// From the beginning until something was begun or came last.
+    pub fn lasted(&self) -> Duration {
+        lock(&self.inner.state).moved.saturating_duration_since(self.inner.begun)
+    }
+
+    /// For how long the disk has been read, and nothing came.
+    pub fn stuck(&self) -> Duration {
         let state = lock(&self.inner.state);
-        (state.read, state.opened)
+        if state.running == 0 { Duration::ZERO } else { state.moved.elapsed() }
     }
 }
 
@@ -312,7 +306,6 @@ impl Drop for Load {
     fn drop(&mut self) {
         let mut state = lock(&self.inner.state);
         state.cancelled = true;
-        state.then = None;
         let mut buffers = Vec::new();
         for (i, piece) in state.pieces.iter_mut().enumerate() {
             if matches!(piece, Progress::Ready { .. })

@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Instant;
 
 use super::plan::{PIECE, Piece, Source, Stretch};
-use super::{LoadInner, LoadState, Priority, Progress};
+use super::{LoadInner, LoadState, Progress};
 use crate::crypto::{Part, TAG};
 use crate::index::Data;
 use crate::state::{Canary, Shared, lock};
@@ -33,24 +34,27 @@ pub(crate) struct LoadQueue {
 }
 
 impl Shared {
-    /// Reads and verifies a piece that the caller has marked as running. Whatever happens, it does not stay so.
+    /// Reads and verifies a piece that the caller has marked as running, and staged. Whatever happens, it does not stay so.
     pub(super) fn run(&self, load: &LoadInner, at: usize) {
-        let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.read_piece(load, at)));
-        if ran.is_err() {
-            self.panicked();
-            let slices = load.pieces[at].slices();
-            lock(&load.state).pieces[at] =
-                Progress::Ready { bytes: Arc::default(), bad: vec![true; slices], left: slices };
-            load.arrived.notify_all();
+        {
+            let mut state = lock(&load.state);
+            (state.running, state.moved) = (state.running + 1, Instant::now());
         }
+        let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.read_piece(load, at)));
+        let (bytes, bad) = read.unwrap_or_else(|_| {
+            self.panicked();
+            (Vec::new(), vec![true; load.pieces[at].slices()])
+        });
+        self.arrive(load, at, bytes, bad);
     }
 
-    fn read_piece(&self, load: &LoadInner, at: usize) {
+    /// A piece's bytes, and which of its slices are bad.
+    fn read_piece(&self, load: &LoadInner, at: usize) -> (Vec<u8>, Vec<bool>) {
         let piece = &load.pieces[at];
-        let Source::Disk(stretch) = &load.sources[piece.source] else { return };
         let mut bytes = self.loads.buffer(piece.length);
         let slices = piece.slices();
         let mut bad = vec![false; slices];
+        let Source::Disk(stretch) = &load.sources[piece.source] else { return (bytes, bad) };
         let start = self.vfs.now();
         let read = read_exact(&*stretch.file.file, &mut bytes, piece.offset);
         let done = self.vfs.now();
@@ -63,24 +67,29 @@ impl Shared {
             Err(_) => bad.fill(true),
         }
         let opened = self.vfs.now();
-        let lost = piece.bad_chunks(&bad).next();
-        if lost.is_some() {
+        if bad.contains(&true) {
             self.damaged(stretch, piece, &bad, read.is_err());
         }
-        {
-            let mut state = self.state();
-            state.counters.read += piece.length as u64;
-            state.counters.read_time += done - start;
-            state.counters.open_time += opened - done;
-            state.counters.loaded += bad.iter().filter(|b| !**b).count() as u64;
-            state.counters.lost += bad.iter().filter(|b| **b).count() as u64;
-        }
+        let mut state = self.state();
+        state.counters.read += piece.length as u64;
+        state.counters.read_time += done - start;
+        state.counters.open_time += opened - done;
+        state.counters.loaded += bad.iter().filter(|b| !**b).count() as u64;
+        state.counters.lost += bad.iter().filter(|b| **b).count() as u64;
+        drop(state);
+        (bytes, bad)
+    }
+
+    fn arrive(&self, load: &LoadInner, at: usize, bytes: Vec<u8>, bad: Vec<bool>) {
+        let piece = &load.pieces[at];
         let mut state = lock(&load.state);
-        state.read += done - start;
-        state.opened += opened - done;
+        (state.running, state.moved) = (state.running - 1, Instant::now());
         state.bytes += piece.length as u64;
+        if at < state.rested {
+            state.came = (state.came.0 + piece.length as u64, state.moved);
+        }
         piece.layers.clone().for_each(|l| state.missing[l] = state.missing[l].saturating_sub(1));
-        if let Some(lost) = lost {
+        if let Some(lost) = piece.bad_chunks(&bad).next() {
             let first = load.chunks.iter().position(|&c| c == (piece.source, lost));
             state.lost = state.lost.into_iter().chain(first).min();
         }
@@ -88,17 +97,13 @@ impl Shared {
         if state.cancelled {
             state.pieces[at] = Progress::Taken;
             unwanted = Some(bytes);
-        } else if self.canary != Canary::PublishBeforeVerify || read.is_err() {
-            state.pieces[at] = Progress::Ready { bytes: Arc::new(bytes), bad, left: slices };
+        } else if matches!(state.pieces[at], Progress::Running) {
+            state.pieces[at] = Progress::Ready { bytes: Arc::new(bytes), left: bad.len(), bad };
         }
-        let then = if state.missing.iter().all(|&n| n == 0) { state.then.take() } else { None };
         drop(state);
         load.arrived.notify_all();
         if let Some(bytes) = unwanted {
             self.loads.release(piece.length, bytes);
-        }
-        if let Some(then) = then {
-            then();
         }
     }
 
@@ -174,10 +179,10 @@ struct Spare {
     bytes: u64,
 }
 
-impl LoadInner {
+impl LoadState {
     /// Whether somebody waits for the next piece.
-    fn is_needed(&self, state: &LoadState) -> bool {
-        self.pieces.get(state.next).is_some_and(|piece| Some(piece.layers.start) <= state.needed)
+    fn is_needed(&self) -> bool {
+        Some(self.next) <= self.needed
     }
 }
 
@@ -194,9 +199,13 @@ impl LoadQueue {
         }
     }
 
+    /// A piece of so many bytes is read.
+    pub(super) fn stage(&self, length: usize) {
+        self.staged.fetch_add(length as u64, Ordering::Relaxed);
+    }
+
     /// A buffer of so many bytes, whatever they are.
     fn buffer(&self, length: usize) -> Vec<u8> {
-        self.staged.fetch_add(length as u64, Ordering::Relaxed);
         let mut spare = lock(&self.spare);
         let Some(mut buffer) = spare.buffers.pop() else { return vec![0; length] };
         spare.bytes -= buffer.capacity() as u64;
@@ -224,9 +233,10 @@ impl LoadQueue {
     fn pick(&self) -> Option<(Arc<LoadInner>, usize)> {
         let mut waiting = lock(&self.waiting);
         let mut order: Vec<Arc<LoadInner>> = waiting.loads.iter().cloned().collect();
-        order.sort_by_key(|load| {
+        // What somebody needs changes meanwhile.
+        order.sort_by_cached_key(|load| {
             let state = lock(&load.state);
-            std::cmp::Reverse((load.is_needed(&state), state.priority))
+            std::cmp::Reverse((state.is_needed(), state.priority))
         });
         for load in order {
             let mut state = lock(&load.state);
@@ -239,13 +249,16 @@ impl LoadQueue {
                 waiting.loads.retain(|other| !Arc::ptr_eq(other, &load));
                 continue;
             }
-            // What is only fetched ahead leaves room for what somebody waits for.
-            let limit = if state.priority == Priority::Urgent { self.limit } else { self.limit / 2 };
-            let fits = self.staged.load(Ordering::Relaxed) + load.pieces[at].length as u64 <= limit;
-            state.held = !fits && !load.is_needed(&state);
+            let staged = self.staged.load(Ordering::Relaxed) + load.pieces[at].length as u64;
+            let fits = load.granted || staged <= self.limit;
+            if !fits {
+                state.rested = state.rested.min(at);
+            }
+            state.held = !fits && !state.is_needed();
             if !state.held {
                 state.pieces[at] = Progress::Running;
                 drop(state);
+                self.stage(load.pieces[at].length);
                 return Some((load, at));
             }
         }
