@@ -60,8 +60,7 @@ pub trait Tier: Send {
     fn probe(&self, domain: DomainId, tokens: &[TokenId], from: usize) -> Found;
 
     /// Chunks that could be begun to load now: what may be on its way at once is bounded. Who waits leaves room for who runs.
-    /// Who is alone may load any number if nothing is on its way: his step takes what comes,
-    /// and holds up nobody else.
+    /// Who is alone may load any number if nothing is on its way: his step takes what comes, and holds up nobody else.
     fn room(&self, who: For) -> usize;
 
     /// How long a load of `chunks` would take if it began now.

@@ -135,3 +135,23 @@ fn who_lets_others_go_first_has_not_failed() {
     }
     assert_eq!((tier.sums().stalls, behind > 0), (0, true));
 }
+
+/// All threads hang in reads for a load that was ended. Those that come behind it are not read at all.
+#[test]
+fn a_disk_that_hangs_has_failed_for_who_comes_behind() {
+    let (store, path) = store_on(SlowVfs::new(Arc::new(SimVfs::new(1)), 1e9, Duration::from_secs(4)), 1);
+    let mut tier = StoreTier::new(store.clone());
+    for id in 1..=2 {
+        tier.load(Load { id: LoadId(id), domain: TENANT, tokens: &path[..CHUNK], chunks: &[ChunkId(0)], urgent: true });
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    tier.end(LoadId(1));
+    let state = loop {
+        let state = tier.state(LoadId(2));
+        if state.lost.is_some() || state.layers > 0 {
+            break state;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!((state.lost, tier.sums().stalls), (Some(0), 1));
+}

@@ -60,9 +60,7 @@ struct LoadState {
     held: bool,
     /// The first piece for which there was none.
     rested: usize,
-    /// Pieces that are being read.
-    running: usize,
-    /// When one was begun or came last.
+    /// When a piece was begun or came last.
     moved: Instant,
     /// Bytes of pieces before the first rest, and when the last of them came.
     came: (u64, Instant),
@@ -123,7 +121,6 @@ impl Shared {
                 needed: None,
                 held: false,
                 rested: usize::MAX,
-                running: 0,
                 moved: begun,
                 came: (0, begun),
                 cancelled: false,
@@ -295,10 +292,9 @@ impl Load {
         lock(&self.inner.state).moved.saturating_duration_since(self.inner.begun)
     }
 
-    /// For how long the disk has been read, and nothing came.
+    /// For how long neither it nor any other load has got on, though the disk is being read.
     pub fn stuck(&self) -> Duration {
-        let state = lock(&self.inner.state);
-        if state.running == 0 { Duration::ZERO } else { state.moved.elapsed() }
+        lock(&self.inner.state).moved.elapsed().min(self.shared.loads.stuck())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::plan::{PIECE, Piece, Source, Stretch};
 use super::{LoadInner, LoadState, Progress};
@@ -30,16 +30,15 @@ pub(crate) struct LoadQueue {
     /// As many bytes may be.
     limit: u64,
     spare: Mutex<Spare>,
+    /// Reads under way, and when one began or ended last.
+    reads: Mutex<(usize, Instant)>,
     pub stop: AtomicBool,
 }
 
 impl Shared {
     /// Reads and verifies a piece that the caller has marked as running, and staged. Whatever happens, it does not stay so.
     pub(super) fn run(&self, load: &LoadInner, at: usize) {
-        {
-            let mut state = lock(&load.state);
-            (state.running, state.moved) = (state.running + 1, Instant::now());
-        }
+        lock(&load.state).moved = self.loads.reads(|n| n + 1);
         let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.read_piece(load, at)));
         let (bytes, bad) = read.unwrap_or_else(|_| {
             self.panicked();
@@ -83,7 +82,7 @@ impl Shared {
     fn arrive(&self, load: &LoadInner, at: usize, bytes: Vec<u8>, bad: Vec<bool>) {
         let piece = &load.pieces[at];
         let mut state = lock(&load.state);
-        (state.running, state.moved) = (state.running - 1, Instant::now());
+        state.moved = self.loads.reads(|n| n - 1);
         state.bytes += piece.length as u64;
         if at < state.rested {
             state.came = (state.came.0 + piece.length as u64, state.moved);
@@ -195,6 +194,7 @@ impl LoadQueue {
             staged: AtomicU64::new(0),
             limit,
             spare: Mutex::default(),
+            reads: Mutex::new((0, Instant::now())),
             stop: AtomicBool::new(false),
         }
     }
@@ -276,6 +276,18 @@ impl LoadQueue {
         }
         drop(spare);
         self.wake();
+    }
+
+    fn reads(&self, count: impl Fn(usize) -> usize) -> Instant {
+        let mut reads = lock(&self.reads);
+        *reads = (count(reads.0), Instant::now());
+        reads.1
+    }
+
+    /// For how long no read has begun or ended, while some are under way.
+    pub(super) fn stuck(&self) -> Duration {
+        let (reads, since) = *lock(&self.reads);
+        if reads == 0 { Duration::ZERO } else { since.elapsed() }
     }
 
     pub fn staged(&self) -> u64 {
