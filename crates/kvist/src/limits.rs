@@ -8,8 +8,9 @@ use crate::machine;
 use crate::size::count;
 
 const ROUNDS: usize = 25;
-/// Of a look: the first rounds wake the threads and the clock.
-const LOOK_ROUNDS: usize = 8;
+/// Of a look, some 30 ms: threads that were asleep may wake on one core, and are parted with the scheduler's next tick. With 8
+/// rounds runs beside llama.cpp, during whose turns ours sleep, were called void on an idle machine.
+const LOOK_ROUNDS: usize = 100;
 const STREAM_ROUNDS: usize = 5;
 /// Below this share of what the hardware offers, the machine was busy.
 const VALID: f64 = 0.9;
@@ -51,7 +52,7 @@ impl Probe {
         Probe { isa, pool, bandwidth, peak, integer_peaks, looks: Vec::new() }
     }
 
-    /// To be called before each measurement. Takes some milliseconds.
+    /// To be called before each measurement. Takes some 50 milliseconds.
     pub fn look(&mut self) {
         self.looks.push(probe::peak(self.isa, &self.pool, LOOK_ROUNDS).gflops);
     }
