@@ -64,11 +64,11 @@ class Loop:
     def count(self, *names):
         return sum(name.startswith(names) for _, name, _ in self.code)
 
-    def analyse(self, model, passes=100):
+    def analyse(self, analyser, model, passes=100):
         cpu, rewrite = MODELS[model]
         lines = (rewrite(name, re.sub(r"\s*[<#].*", "", operands)) for _, name, operands in self.code if name[0] != "j")
         source = "".join(f"{name} {operands}\n" for name, operands in lines)
-        command = [LLVM_MCA, f"-mcpu={cpu}", f"-iterations={passes}", "-bottleneck-analysis"]
+        command = [analyser, f"-mcpu={cpu}", f"-iterations={passes}", "-bottleneck-analysis"]
         run = subprocess.run(command, input=source, capture_output=True, text=True)
         if run.returncode:
             sys.exit(run.stderr)
@@ -120,8 +120,6 @@ def main():
     parser.add_argument("--loop", type=lambda s: int(s, 16))
     parser.add_argument("--llvm-mca", default="llvm-mca-19")
     args = parser.parse_args()
-    global LLVM_MCA
-    LLVM_MCA = args.llvm_mca
     command = ["objdump", "-d", "--no-show-raw-insn", args.program]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = {}
@@ -147,7 +145,7 @@ def main():
     print("| weights or KV | rows x vectors | instructions | cycles | of the peak | bytes a cycle | at |")
     print("|---|---|---|---|---|---|---|")
     for (name, r, v, size), loop in sorted(rows.items(), key=lambda row: (row[0][3] is None, row[0][:3])):
-        cycles, answer = loop.analyse(args.model)
+        cycles, answer = loop.analyse(args.llvm_mca, args.model)
         products = loop.count(INTEGER, BF16)
         each = f"{size / cycles:.0f}" if size else ""
         share = f"{products / 2 / cycles:.0%}"
