@@ -41,6 +41,8 @@ def half_registers(name, operands):
         name, operands = "vmovups", operands.replace("%xmm", "%ymm")
     elif re.match("vpmov[sz]x", name) and "(" in operands:
         name, operands = "vpshufd", "$0, " + operands
+    elif re.match("vperm[pqdb]", name):  # Across the whole register, from memory as well.
+        name, operands = name.replace("vpermpd", "vpermq"), operands.replace("%xmm", "%ymm")
     elif name.startswith("vpternlog"):  # Whose broadcast operands objdump's syntax and the analyser's differ in.
         operands = operands.replace("{1to8}", "")
     return name, operands

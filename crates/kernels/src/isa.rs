@@ -4,7 +4,7 @@ use std::str::FromStr;
 /// An instruction-set path. Results are bit for bit reproducible on one path; paths may differ from each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
-    /// AVX-512 F, BW, VL, DQ, BF16 and VNNI (every machine with the fifth has the sixth).
+    /// AVX-512 F, BW, VL, DQ, VNNI, BF16 and VBMI (Zen 4, Sapphire Rapids and later).
     Avx512,
     /// AVX2, FMA and F16C.
     Avx2,
@@ -46,7 +46,7 @@ impl Isa {
             need!("avx2", "fma", "f16c");
         }
         if self == Isa::Avx512 {
-            need!("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "avx512vnni");
+            need!("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "avx512bf16", "avx512vbmi");
         }
         missing
     }

@@ -35,6 +35,8 @@ pub(super) struct Scratch {
     folded: Vec<f32>,
     /// Scores of a group, `[query row][64]`; the prepared weights of a row take their place.
     scores: [f32; GROUP * CHUNK],
+    /// What a row's scores are reduced to before lanes meet, `[query row][PANEL]`.
+    spread: [f32; GROUP * PANEL],
     coded: CodedScratch,
 }
 
@@ -58,6 +60,7 @@ thread_local! {
             state: Vec::new(),
             folded: Vec::new(),
             scores: [0.0; GROUP * CHUNK],
+            spread: [0.0; GROUP * PANEL],
             coded: CodedScratch {
                 q: Vec::new(),
                 scaled: Vec::new(),
@@ -194,6 +197,7 @@ unsafe fn segment<S: Simd>(
                     q: scratch.q.as_ptr(),
                     state,
                     scores: scratch.scores.as_mut_ptr(),
+                    spread: scratch.spread.as_mut_ptr(),
                     ahead,
                 };
                 if in_codes {
@@ -244,9 +248,7 @@ unsafe fn widen<S: Simd>(codes: &Codes, dim: usize, next: Option<*const u32>, wo
                 if let Some(next) = next {
                     S::prefetch(next.wrapping_byte_add(2 * (part * half + line)));
                 }
-                for at in (line..line + 2 * PANEL).step_by(S::LANES) {
-                    S::widen(codes.add(2 * at), words.as_mut_ptr().add(part * half + at));
-                }
+                S::widen(codes.add(2 * line), words.as_mut_ptr().add(part * half + line));
             }
         }
     }

@@ -12,7 +12,7 @@ use super::block::{cover, tile_block};
 use super::kernel::Job;
 use super::plan::Canary;
 use crate::elementwise::cap_lanes;
-use crate::simd::{PANEL, Simd, dots};
+use crate::simd::{AT_ONCE, PANEL, Simd, dots};
 
 /// Query rows that meet K of a chunk before the first of them meets V: K and q, then V and O fit the L1 cache.
 pub(super) const GROUP: usize = 24;
@@ -22,6 +22,9 @@ const FACTORS: usize = GROUP.next_multiple_of(PANEL);
 
 /// Vectors of scores whose exponentials are computed side by side.
 const EXPS: usize = 4;
+
+/// Rounded to bf16 it is no infinity, as the largest f32 would be.
+const BF16_MAX: f32 = f32::from_bits(0x7f7f_0000);
 
 /// Token pairs of a chunk.
 const PAIRS: usize = CHUNK / 2;
@@ -92,6 +95,8 @@ pub(super) struct Tile<'a, F: Form> {
     pub q: *const u32,
     pub state: State,
     pub scores: *mut f32,
+    /// A vector for each row of a group.
+    pub spread: *mut f32,
     /// Bytes from this chunk's K and V to those of the next one; 0 if there is none.
     pub ahead: isize,
 }
@@ -99,8 +104,8 @@ pub(super) struct Tile<'a, F: Form> {
 impl<'a, F: Form> Tile<'a, F> {
     #[inline(always)]
     pub fn of<G: Form>(self) -> Tile<'a, G> {
-        let Tile { job, run, chunk, first, k, v, coded, q, state, scores, ahead, .. } = self;
-        Tile { form: PhantomData, job, run, chunk, first, k, v, coded, q, state, scores, ahead }
+        let Tile { job, run, chunk, first, k, v, coded, q, state, scores, spread, ahead, .. } = self;
+        Tile { form: PhantomData, job, run, chunk, first, k, v, coded, q, state, scores, spread, ahead }
     }
 
     #[inline(always)]
@@ -116,24 +121,24 @@ impl<'a, F: Form> Tile<'a, F> {
 /// the caller.
 #[inline(always)]
 pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: usize) {
-    let (runs, size) = (tile.job.runs, tile.job.plan.shape.group());
-    let mut masks = [0_u64; GROUP];
-    for (r, mask) in masks[..n].iter_mut().enumerate() {
-        *mask = runs.mask(tile.run, tile.chunk, tile.first + ((at + r) / size) as u32);
-    }
-    if masks == [0; GROUP] {
-        return;
+    let plan = tile.job.plan;
+    let mut masks = [u64::MAX; GROUP];
+    if tile.run.masks.is_some() {
+        mask_rows(tile, at, &mut masks[..n]);
+        if masks[..n].iter().all(|&mask| mask == 0) {
+            return;
+        }
     }
     let mut largest = [f32::NEG_INFINITY; FACTORS];
     let mut alpha = [1.0; FACTORS];
-    // SAFETY: rows `at..at + n` lie in the band, and `scores` has room for `n` rows.
+    // SAFETY: rows `at..at + n` lie in the band, and `scores` and `spread` have room for `n` rows.
     unsafe {
-        let q_row = tile.job.plan.shape.head_dim / 2 * S::PAIR;
+        let q_row = plan.shape.head_dim / 2 * S::PAIR;
         let q = match &tile.coded {
             None => tile.q.add(at * q_row),
             Some(coded) => {
                 for r in 0..n {
-                    scale_query::<S>(coded, tile.job.plan.shape.head_dim, at + r, r);
+                    scale_query::<S>(coded, plan.shape.head_dim, at + r, r);
                 }
                 coded.scaled
             }
@@ -144,18 +149,33 @@ pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             tile_block!(S, size, scores(tile, q.add(row * q_row), row));
             row += size;
         }
-        for (r, largest) in largest[..n].iter_mut().enumerate() {
-            *largest = mask_row::<S>(tile.scores.add(r * CHUNK), masks[r]);
+        if let Some(cap) = plan.cap {
+            cap_scores::<S>(tile.scores, n, cap);
         }
-        if tile.job.plan.canary == Canary::BlockWideRescale {
-            largest = [largest.into_iter().fold(f32::NEG_INFINITY, f32::max); FACTORS];
+        for (r, &mask) in masks[..n].iter().enumerate() {
+            largest_of_row::<S>(tile.scores.add(r * CHUNK), mask, tile.spread.add(r * PANEL));
+        }
+        reduce::<S, true>(tile.spread, &mut largest, n);
+        if plan.canary == Canary::BlockWideRescale {
+            largest = [largest[..n].iter().copied().fold(f32::NEG_INFINITY, f32::max); FACTORS];
         }
         raise::<S>(tile.state.m.add(at), &mut largest, &mut alpha, n);
-        for r in (0..n).filter(|&r| masks[r] != 0) {
-            let scales = tile.coded.map(|coded| coded.v_scales);
-            let sum = weigh_row::<S>(tile.scores.add(r * CHUNK), scales, largest[r]);
-            let l = &mut *tile.state.l.add(at + r);
-            *l = *l * alpha[r] + sum;
+        let scales = tile.coded.map(|coded| coded.v_scales);
+        for r in 0..n {
+            let spread = tile.spread.add(r * PANEL);
+            if masks[r] == 0 {
+                // l times 1 plus 0, or 0 times 0 plus 0, is what it was.
+                S::store(spread, S::splat(0.0));
+            } else {
+                weigh_row::<S>(tile.scores.add(r * CHUNK), scales, largest[r], spread);
+            }
+        }
+        let mut sums = [0.0; FACTORS];
+        reduce::<S, false>(tile.spread, &mut sums, n);
+        for i in (0..n).step_by(S::LANES) {
+            let (l, rows) = (tile.state.l.add(at + i), S::LANES.min(n - i));
+            let scaled = S::mul(S::load_n(l, rows), S::load(alpha.as_ptr().add(i)));
+            S::store_n(l, rows, S::add(scaled, S::load(sums.as_ptr().add(i))));
         }
         row = 0;
         while row < n {
@@ -166,10 +186,52 @@ pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
     }
 }
 
+/// What each query row from `at` of the band on sees of the chunk.
+fn mask_rows<F: Form>(tile: &Tile<'_, F>, at: usize, masks: &mut [u64]) {
+    let size = tile.job.plan.shape.group();
+    let (mut row, mut left) = (tile.first + (at / size) as u32, size - at % size);
+    let mut mask = tile.job.runs.mask(tile.run, tile.chunk, row);
+    for of_row in masks {
+        if left == 0 {
+            row += 1;
+            left = size;
+            mask = tile.job.runs.mask(tile.run, tile.chunk, row);
+        }
+        left -= 1;
+        *of_row = mask;
+    }
+}
+
+/// The sum, or the largest, of the lanes of each row of `spread`.
+///
+/// # Safety
+/// The ISA of `S` is available; `spread` has rows up to the next multiple of [`AT_ONCE`].
+#[inline(always)]
+unsafe fn reduce<S: Simd, const LARGEST: bool>(spread: *const f32, to: &mut [f32; FACTORS], n: usize) {
+    // SAFETY: `FACTORS` is such a multiple, too.
+    unsafe {
+        for i in (0..n).step_by(AT_ONCE) {
+            S::reduce_each::<LARGEST>(spread.add(i * PANEL), to.as_mut_ptr().add(i));
+        }
+    }
+}
+
+/// Rows of each block when so many are left: of several blocks of almost equal size the next.
+const fn block_sizes<S: Simd>() -> [u8; GROUP + 1] {
+    let mut sizes = [0; GROUP + 1];
+    let mut rows = 1;
+    while rows <= GROUP {
+        sizes[rows] = rows.div_ceil(rows.div_ceil(S::ROWS)) as u8;
+        rows += 1;
+    }
+    sizes
+}
+
 /// The next of several blocks of almost equal size.
 #[inline(always)]
 fn block_size<S: Simd>(rows: usize) -> usize {
-    rows.div_ceil(rows.div_ceil(S::ROWS))
+    let sizes = const { block_sizes::<S>() };
+    sizes[rows] as usize
 }
 
 /// Prepares query row `at` of the band times the scales of K as row `to` of the group. What overflows stays finite, so
@@ -184,7 +246,7 @@ unsafe fn scale_query<S: Simd>(coded: &Coded, dim: usize, at: usize, to: usize) 
         let (q, out) = (coded.q.add(at * dim), coded.scaled.add(to * dim / 2 * S::PAIR));
         for i in (0..dim).step_by(S::LANES) {
             let x = S::mul(S::load(q.add(i)), S::load(coded.k_scales.add(i)));
-            let x = S::max(S::splat(f32::MIN), S::min(S::splat(f32::MAX), x));
+            let x = S::max(S::splat(-BF16_MAX), S::min(S::splat(BF16_MAX), x));
             store_scaled::<S>(out.add(i / 2 * S::PAIR), x);
         }
     }
@@ -252,13 +314,11 @@ unsafe fn tokens<S: Simd, const R: usize, const V: usize>(
             let next = tile.k.wrapping_byte_offset(ahead).wrapping_add(token * dim / 2);
             dots::<S, R, V, true>(&mut acc, k, CHUNK, PANEL, q, q_row, dim / 2, next);
         }
-        for (r, acc) in acc.into_iter().enumerate() {
-            for (v, mut x) in acc.into_iter().enumerate() {
-                if let Some(cap) = tile.job.plan.cap {
-                    // Scores are in the log2 domain, and stay there.
-                    x = cap_lanes::<S>(x, 1.0 / cap, cap * std::f32::consts::LOG2_E);
-                }
-                S::store(tile.scores.add((to + r) * CHUNK + token + v * S::LANES), x);
+        let scores = tile.scores.add(to * CHUNK + token);
+        // By reference: by value the sums would go to the stack first.
+        for (r, acc) in acc.iter().enumerate() {
+            for (v, &x) in acc.iter().enumerate() {
+                S::store(scores.add(r * CHUNK + v * S::LANES), x);
             }
         }
     }
@@ -320,12 +380,27 @@ unsafe fn outputs<S: Simd, const R: usize, const V: usize>(
     }
 }
 
-/// Scores of the slots that the row does not see become -inf. Returns the largest score.
+/// Caps the scores of `n` rows. They are in the log2 domain, and stay there.
 ///
 /// # Safety
-/// The ISA of `S` is available and `scores` valid for a chunk.
+/// The ISA of `S` is available and `scores` valid for `n` rows.
 #[inline(always)]
-unsafe fn mask_row<S: Simd>(scores: *mut f32, mask: u64) -> f32 {
+unsafe fn cap_scores<S: Simd>(scores: *mut f32, n: usize, cap: f32) {
+    // SAFETY: offsets stay inside the rows.
+    unsafe {
+        for i in (0..n * CHUNK).step_by(S::LANES) {
+            let x = S::load(scores.add(i));
+            S::store(scores.add(i), cap_lanes::<S>(x, 1.0 / cap, cap * std::f32::consts::LOG2_E));
+        }
+    }
+}
+
+/// Scores of the slots that the row does not see become -inf. The largest score is one of the lanes of `spread`.
+///
+/// # Safety
+/// The ISA of `S` is available, `scores` valid for a chunk and `spread` for a vector.
+#[inline(always)]
+unsafe fn largest_of_row<S: Simd>(scores: *mut f32, mask: u64, spread: *mut f32) {
     // SAFETY: offsets stay inside the chunk.
     unsafe {
         let mut largest = S::splat(f32::NEG_INFINITY);
@@ -337,7 +412,7 @@ unsafe fn mask_row<S: Simd>(scores: *mut f32, mask: u64) -> f32 {
             }
             largest = S::max(largest, s);
         }
-        S::largest(largest)
+        S::store(spread, largest);
     }
 }
 
@@ -357,18 +432,19 @@ unsafe fn raise<S: Simd>(m: *mut f32, largest: &mut [f32; FACTORS], alpha: &mut 
             let top = S::max(S::load(largest.as_ptr().add(i)), old);
             S::store(largest.as_mut_ptr().add(i), top);
             S::store_n(m.add(i), rows, top);
-            S::store(alpha.as_mut_ptr().add(i), S::exp2(S::sub(old, top)));
+            let [factor] = S::exp2_each::<1, true>([S::sub(old, top)]);
+            S::store(alpha.as_mut_ptr().add(i), factor);
         }
     }
 }
 
-/// Replaces a row's scores by the rounded weights relative to the maximum `top`, as prepared pairs, and returns their
-/// sum. The weights that meet codes of V are multiplied with their scales, after the sum.
+/// Replaces a row's scores by the rounded weights relative to the maximum `top`, as prepared pairs; their sum is that of the
+/// lanes of `spread`. The weights that meet codes of V are multiplied with their scales, after the sum.
 ///
 /// # Safety
-/// The ISA of `S` is available and `scores` valid for a chunk.
+/// The ISA of `S` is available, `scores` valid for a chunk and `spread` for a vector.
 #[inline(always)]
-unsafe fn weigh_row<S: Simd>(scores: *mut f32, scales: Option<*const f32>, top: f32) -> f32 {
+unsafe fn weigh_row<S: Simd>(scores: *mut f32, scales: Option<*const f32>, top: f32, spread: *mut f32) {
     // SAFETY: offsets stay inside the chunk; a prepared pair takes no more room than two scores, so that nothing is
     // overwritten before it is read.
     unsafe {
@@ -378,7 +454,7 @@ unsafe fn weigh_row<S: Simd>(scores: *mut f32, scales: Option<*const f32>, top: 
             for (j, e) in e.iter_mut().enumerate() {
                 *e = S::sub(S::load(scores.add(i + j * S::LANES)), top);
             }
-            for (j, e) in S::exp2_each(e).into_iter().enumerate() {
+            for (j, &e) in S::exp2_each::<EXPS, true>(e).iter().enumerate() {
                 let at = i + j * S::LANES;
                 let to = scores.cast::<u32>().add(at / 2 * S::PAIR);
                 let p = S::store_prepared(to, e);
@@ -388,7 +464,7 @@ unsafe fn weigh_row<S: Simd>(scores: *mut f32, scales: Option<*const f32>, top: 
                 }
             }
         }
-        S::sum(sum)
+        S::store(spread, sum);
     }
 }
 
@@ -429,10 +505,10 @@ unsafe fn columns<S: Simd, const R: usize, const V: usize>(
             let next = tile.v.wrapping_byte_offset(ahead).wrapping_add(column * PAIRS);
             dots::<S, R, V, true>(&mut acc, v, shape.head_dim, PANEL, p, CHUNK, PAIRS, next);
         }
-        for (r, acc) in acc.into_iter().enumerate() {
+        for (r, acc) in acc.iter().enumerate() {
             // A row that sees nothing keeps its state: adding zeros could still turn -0 into 0.
             if masks[from + r] != 0 {
-                for (v, x) in acc.into_iter().enumerate() {
+                for (v, &x) in acc.iter().enumerate() {
                     S::store(o.add(r * shape.padded() + v * S::LANES), x);
                 }
             }

@@ -1,6 +1,6 @@
 use std::arch::x86_64::*;
 
-use super::{Simd, at};
+use super::{PANEL, Simd, at};
 use crate::Isa;
 
 /// 8 lanes; bf16 products as two FMAs on widened operands.
@@ -125,11 +125,28 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn widen(codes: *const i8, words: *mut u32) {
-        let pairs = _mm256_broadcastsi128_si256(_mm_loadu_si128(codes.cast()));
-        // Eight bits of significand: the lower half of an integer's f32 is zero.
-        let first = _mm256_srli_epi32::<16>(_mm256_castps_si256(half::<0>(pairs)));
-        let second = _mm256_castps_si256(half::<1>(pairs));
-        _mm256_storeu_si256(words.cast(), _mm256_or_si256(first, second));
+        for at in (0..2 * PANEL).step_by(Self::LANES) {
+            let pairs = _mm256_broadcastsi128_si256(_mm_loadu_si128(codes.add(2 * at).cast()));
+            // Eight bits of significand: the lower half of an integer's f32 is zero.
+            let first = _mm256_srli_epi32::<16>(_mm256_castps_si256(half::<0>(pairs)));
+            let second = _mm256_castps_si256(half::<1>(pairs));
+            _mm256_storeu_si256(words.add(at).cast(), _mm256_or_si256(first, second));
+        }
+    }
+    #[inline(always)]
+    unsafe fn reduce_each<const LARGEST: bool>(x: *const f32, to: *mut f32) {
+        let of = |i: usize| Self::load(x.add(i * PANEL));
+        // Both 128-bit lanes of two rows, pairs of four, single elements of eight: rows 0 2 4 6 1 3 5 7 in the end.
+        let mut halves = [Self::splat(0.0); 4];
+        for (i, half) in halves.iter_mut().enumerate() {
+            let (a, b) = (of(2 * i), of(2 * i + 1));
+            *half = Self::meet::<LARGEST>(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+        }
+        let [a, b, c, d] = halves;
+        let low = Self::meet::<LARGEST>(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b));
+        let high = Self::meet::<LARGEST>(_mm256_shuffle_ps::<0x44>(c, d), _mm256_shuffle_ps::<0xee>(c, d));
+        let all = Self::meet::<LARGEST>(_mm256_shuffle_ps::<0x88>(low, high), _mm256_shuffle_ps::<0xdd>(low, high));
+        Self::store(to, _mm256_permutevar8x32_ps(all, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u32) {

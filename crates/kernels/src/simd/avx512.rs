@@ -1,7 +1,7 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::{Simd, at};
+use super::{PANEL, Simd, at};
 use crate::Isa;
 
 /// 16 lanes; bf16 products by `vdpbf16ps`, which flushes denormals and adds the second element of a pair first.
@@ -14,19 +14,48 @@ fn first(n: usize) -> __mmask16 {
     ((1_u32 << n) - 1) as __mmask16
 }
 
-/// 16 pairs of signed bytes as pairs of bf16. Each byte becomes bits of weight 1 and above of a large f32, 128 more than
-/// the code; eight bits of significand leave the lower half of what is then a code's f32 zero.
+/// The lower or the upper bytes of the bf16 numbers from `from` on.
+const fn bytes_of(from: u32, shift: u32) -> [u8; 64] {
+    let mut bytes = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        bytes[i as usize] = ((from + i) as f32).to_bits().wrapping_shr(shift) as u8;
+        i += 1;
+    }
+    bytes
+}
+
+static LOWER: [[u8; 64]; 2] = [bytes_of(0, 16), bytes_of(64, 16)];
+static UPPER: [[u8; 64]; 2] = [bytes_of(0, 24), bytes_of(64, 24)];
+
+/// 64 codes as 32 pairs of bf16. The bytes of a magnitude are looked up, and the sign is set.
 #[inline(always)]
-unsafe fn widened(codes: *const i8) -> __m512i {
-    /// `a & b ^ c`.
-    const AND_XOR: i32 = 0x6a;
-    let pairs = _mm512_cvtepu16_epi32(_mm256_loadu_si256(codes.cast()));
-    // 2^23 + 128 with the first byte in bits 0 to 7, 2^15 + 128 with the second in bits 8 to 15.
-    let first = _mm512_ternarylogic_epi32::<AND_XOR>(pairs, _mm512_set1_epi32(0xff), _mm512_set1_epi32(0x4b00_0080));
-    let second = _mm512_ternarylogic_epi32::<AND_XOR>(pairs, _mm512_set1_epi32(0xff00), _mm512_set1_epi32(0x4700_8000));
-    let first = _mm512_sub_ps(_mm512_castsi512_ps(first), _mm512_set1_ps(8_388_736.0));
-    let second = _mm512_sub_ps(_mm512_castsi512_ps(second), _mm512_set1_ps(32_896.0));
-    _mm512_or_si512(_mm512_srli_epi32::<16>(_mm512_castps_si512(first)), _mm512_castps_si512(second))
+unsafe fn widened(codes: __m512i) -> [__m512i; 2] {
+    /// `a | b & c`.
+    const OR_AND: i32 = 0xf8;
+    let table = |half: &[u8; 64]| _mm512_loadu_si512(half.as_ptr().cast());
+    // Both halves of a 128-bit lane go to different vectors.
+    let codes = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), codes);
+    let magnitude = _mm512_abs_epi8(codes);
+    let lower = _mm512_permutex2var_epi8(table(&LOWER[0]), magnitude, table(&LOWER[1]));
+    let upper = _mm512_permutex2var_epi8(table(&UPPER[0]), magnitude, table(&UPPER[1]));
+    let upper = _mm512_ternarylogic_epi32::<OR_AND>(upper, codes, _mm512_set1_epi8(i8::MIN));
+    [_mm512_unpacklo_epi8(lower, upper), _mm512_unpackhi_epi8(lower, upper)]
+}
+
+/// [`widened`] for `V` vectors of pairs: of the last of an odd number there are only 32.
+#[inline(always)]
+unsafe fn pairs_of<const V: usize>(codes: *const i8) -> [__m512i; V] {
+    let mut pairs = [_mm512_setzero_si512(); V];
+    for v in (0..V).step_by(2) {
+        let at = codes.add(2 * v * Avx512::LANES);
+        if v + 1 < V {
+            [pairs[v], pairs[v + 1]] = widened(_mm512_loadu_si512(at.cast()));
+        } else {
+            pairs[v] = widened(_mm512_castsi256_si512(_mm256_loadu_si256(at.cast())))[0];
+        }
+    }
+    pairs
 }
 
 /// Adds the products of pairs of weights with one pair of each of `R` rows of x, which are `row` words apart.
@@ -126,7 +155,27 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn widen(codes: *const i8, words: *mut u32) {
-        _mm512_storeu_si512(words.cast(), widened(codes));
+        let [first, second] = pairs_of::<2>(codes);
+        _mm512_storeu_si512(words.cast(), first);
+        _mm512_storeu_si512(words.add(Self::LANES).cast(), second);
+    }
+    #[inline(always)]
+    unsafe fn reduce_each<const LARGEST: bool>(x: *const f32, to: *mut f32) {
+        let of = |i: usize| Self::load(x.add(i * PANEL));
+        // 256 bits of two rows, 128 of four, pairs of eight, single elements: rows 0 4, 1 5, 2 6, 3 7 in the end, each lane twice.
+        let mut halves = [Self::splat(0.0); 4];
+        for (i, half) in halves.iter_mut().enumerate() {
+            let (a, b) = (of(2 * i), of(2 * i + 1));
+            *half = Self::meet::<LARGEST>(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+        }
+        let [a, b, c, d] = halves;
+        let low = Self::meet::<LARGEST>(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+        let high = Self::meet::<LARGEST>(_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
+        let pairs = Self::meet::<LARGEST>(_mm512_shuffle_ps::<0x44>(low, high), _mm512_shuffle_ps::<0xee>(low, high));
+        let all =
+            Self::meet::<LARGEST>(_mm512_shuffle_ps::<0x88>(pairs, pairs), _mm512_shuffle_ps::<0xdd>(pairs, pairs));
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 4, 8, 12, 1, 5, 9, 13);
+        _mm256_storeu_ps(to, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, all)));
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u32) {
@@ -147,7 +196,7 @@ impl Simd for Avx512 {
             // What vectors are widened with leaves no registers for all of them: two at a time, and x again for the next two.
             let mut x = x;
             for v in (0..V).step_by(2) {
-                let pairs = [widened(w.add(2 * v * Self::LANES)), widened(w.add(2 * (v + 1) * Self::LANES))];
+                let pairs = pairs_of::<2>(w.add(2 * v * Self::LANES));
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let x = _mm512_set1_epi32(*x.add(r * row) as i32);
                     for (a, pair) in acc[v..].iter_mut().zip(pairs) {
@@ -162,11 +211,7 @@ impl Simd for Avx512 {
             }
             return;
         }
-        let mut pairs = [_mm512_setzero_si512(); V];
-        for (v, pair) in pairs.iter_mut().enumerate() {
-            *pair = widened(w.add(2 * v * Self::LANES));
-        }
-        add_products(acc, pairs, x, row);
+        add_products(acc, pairs_of::<V>(w), x, row);
     }
     #[inline(always)]
     unsafe fn step<const R: usize, const V: usize>(

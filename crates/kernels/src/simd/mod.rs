@@ -22,6 +22,9 @@ use crate::Isa;
 /// Outputs in a panel of packed operands: a step of a panel is `[16][2]` bf16, one cache line.
 pub(crate) const PANEL: usize = 16;
 
+/// Vectors that [`Simd::reduce_each`] reduces side by side.
+pub(crate) const AT_ONCE: usize = 8;
+
 /// Minimax polynomial of `2^f` on [-1/2, 1/2] with the constant term 1.
 #[expect(clippy::approx_constant, reason = "close to ln 2, but not meant to be it")]
 const EXP2: [f32; 6] = [1.0, 0.693_147, 0.240_222_42, 0.055_507_337, 0.009_671_513, 0.001_326_472_6];
@@ -69,7 +72,7 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn store_bf16(p: *mut u16, x: Self::F);
     /// Rounds non-negative finite values to bf16, stores them as `LANES / 2` prepared pairs, returns them rounded.
     unsafe fn store_prepared(p: *mut u32, x: Self::F) -> Self::F;
-    /// `LANES` pairs of signed bytes to as many words of two bf16 each, exactly.
+    /// `2 * PANEL` pairs of codes to as many words of two bf16 each, exactly. A code is a signed byte, and not -128.
     unsafe fn widen(codes: *const i8, words: *mut u32);
     /// One step of `R x V` dot products: `acc[r][v][lane] += w[v][lane][0] * x[r][0] + w[v][lane][1] * x[r][1]`.
     ///
@@ -83,7 +86,7 @@ pub(crate) trait Simd: Copy + 'static {
         row: usize,
     );
 
-    /// As [`Simd::step`] with pairs of signed bytes at `w`, vector after vector: the same bits as from their bf16 values.
+    /// As [`Simd::step`] with pairs of codes at `w`, vector after vector: the same bits as from their bf16 values.
     unsafe fn step_codes<const R: usize, const V: usize>(
         acc: &mut [[Self::F; V]; R],
         w: *const i8,
@@ -119,35 +122,51 @@ pub(crate) trait Simd: Copy + 'static {
         l[0]
     }
 
-    /// Largest lane.
+    /// The sum of the lanes of each of [`AT_ONCE`] vectors, which lie [`PANEL`] elements apart, or the largest of them: lane i
+    /// meets lane `i + n` for n of `LANES / 2`, .. 2, 1, in that order, as in [`Simd::sum`].
     #[inline(always)]
-    unsafe fn largest(x: Self::F) -> f32 {
-        let mut l = Self::lanes(x);
-        let mut n = Self::LANES;
-        while n > 1 {
-            n /= 2;
-            for i in 0..n {
-                l[i] = if l[i] > l[i + n] { l[i] } else { l[i + n] };
+    unsafe fn reduce_each<const LARGEST: bool>(x: *const f32, to: *mut f32) {
+        for i in 0..AT_ONCE {
+            let mut l = Self::lanes(Self::load(x.add(i * PANEL)));
+            let mut n = Self::LANES;
+            while n > 1 {
+                n /= 2;
+                for i in 0..n {
+                    let (a, b) = (l[i], l[i + n]);
+                    l[i] = match LARGEST {
+                        true if a > b => a,
+                        true => b,
+                        false => a + b,
+                    };
+                }
             }
+            *to.add(i) = l[0];
         }
-        l[0]
+    }
+
+    /// One step of [`Simd::reduce_each`].
+    #[inline(always)]
+    unsafe fn meet<const LARGEST: bool>(a: Self::F, b: Self::F) -> Self::F {
+        if LARGEST { Self::max(a, b) } else { Self::add(a, b) }
     }
 
     /// `2^x` with a relative error below 3e-7 from -125 to 128; exactly 0 below, infinity above, exactly 1 at 0.
     #[inline(always)]
     unsafe fn exp2(x: Self::F) -> Self::F {
-        Self::exp2_each([x])[0]
+        Self::exp2_each::<1, false>([x])[0]
     }
 
-    /// [`Simd::exp2`] of several vectors, step by step: the steps of one wait for each other.
+    /// [`Simd::exp2`] of several vectors, step by step: the steps of one wait for each other. `SMALL`: none is above 128, though
+    /// some may be no number, which gives 0 either way.
     #[inline(always)]
-    unsafe fn exp2_each<const N: usize>(x: [Self::F; N]) -> [Self::F; N] {
+    unsafe fn exp2_each<const N: usize, const SMALL: bool>(x: [Self::F; N]) -> [Self::F; N] {
         // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits.
         const ROUND: f32 = 12_582_912.0;
         let low = Self::splat(-125.0);
         let (mut shifted, mut f, mut p) = (x, x, [Self::splat(EXP2[5]); N]);
         for i in 0..N {
-            let clamped = Self::max(Self::min(x[i], Self::splat(128.0)), low);
+            // The second operand where the first is no number.
+            let clamped = Self::max(if SMALL { x[i] } else { Self::min(x[i], Self::splat(128.0)) }, low);
             shifted[i] = Self::add(clamped, Self::splat(ROUND));
             f[i] = Self::sub(clamped, Self::sub(shifted[i], Self::splat(ROUND)));
         }
@@ -246,7 +265,7 @@ macro_rules! isa_entry {
         /// The machine can run `isa`, and the contract of the generic function.
         $vis unsafe fn $name(isa: $crate::Isa, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx512vbmi")]
             unsafe fn avx512($($arg: $ty),*) {
                 // SAFETY: the contract is passed on.
                 unsafe { $generic::<$crate::simd::Avx512>($($arg),*) }
@@ -333,13 +352,42 @@ mod tests {
         }
     }
 
-    isa_entry!(fn widen_all(codes: &[i8; 2 * PANEL], words: &mut [u32; PANEL]) = widen_lanes);
+    type Rows = [[f32; PANEL]; AT_ONCE];
+    isa_entry!(fn reduce_all(x: &Rows, each: &mut [[f32; AT_ONCE]; 2], alone: &mut [f32; AT_ONCE]) = reduce_rows);
 
     #[inline(always)]
-    unsafe fn widen_lanes<S: Simd>(codes: &[i8; 2 * PANEL], words: &mut [u32; PANEL]) {
-        for i in (0..PANEL).step_by(S::LANES) {
-            S::widen(codes.as_ptr().add(2 * i), words.as_mut_ptr().add(i));
+    unsafe fn reduce_rows<S: Simd>(x: &Rows, each: &mut [[f32; AT_ONCE]; 2], alone: &mut [f32; AT_ONCE]) {
+        S::reduce_each::<true>(x.as_ptr().cast(), each[0].as_mut_ptr());
+        S::reduce_each::<false>(x.as_ptr().cast(), each[1].as_mut_ptr());
+        for (x, alone) in x.iter().zip(alone) {
+            *alone = S::sum(S::load(x.as_ptr()));
         }
+    }
+
+    #[test]
+    fn rows_are_reduced_side_by_side_as_alone() {
+        let x: Rows = std::array::from_fn(|r| std::array::from_fn(|i| ((r * 29 + i * 37) % 101) as f32 * 0.37 - 11.0));
+        for isa in Isa::available() {
+            let lanes = match isa {
+                Isa::Avx512 => 16,
+                Isa::Avx2 => 8,
+                Isa::Portable => 4,
+            };
+            let (mut each, mut alone) = ([[0.0; AT_ONCE]; 2], [0.0; AT_ONCE]);
+            // SAFETY: `isa` is available.
+            unsafe { reduce_all(isa, &x, &mut each, &mut alone) };
+            let largest = x.map(|x| x[..lanes].iter().copied().fold(f32::MIN, f32::max));
+            assert_eq!((each[0], each[1].map(f32::to_bits)), (largest, alone.map(f32::to_bits)), "{isa}");
+        }
+    }
+
+    /// Codes and words that are widened at once.
+    type Line = ([i8; 4 * PANEL], [u32; 2 * PANEL]);
+    isa_entry!(fn widen_line(line: &mut Line) = widen_pairs);
+
+    #[inline(always)]
+    unsafe fn widen_pairs<S: Simd>(line: &mut Line) {
+        S::widen(line.0.as_ptr(), line.1.as_mut_ptr());
     }
 
     #[test]
@@ -347,11 +395,12 @@ mod tests {
         let bits = |code: i8| f32::from(code).to_bits() >> 16;
         for isa in Isa::available() {
             for first in i8::MIN..=i8::MAX {
-                let codes = std::array::from_fn(|i| first.wrapping_mul(i as i8 | 1).wrapping_add(i as i8));
-                let mut words = [0; PANEL];
+                let code = |i| first.wrapping_mul(i as i8 | 1).wrapping_add(i as i8).max(-127);
+                let mut line = (std::array::from_fn(code), [0; 2 * PANEL]);
                 // SAFETY: `isa` is available.
-                unsafe { widen_all(isa, &codes, &mut words) };
-                let want: [u32; PANEL] = std::array::from_fn(|i| bits(codes[2 * i]) | bits(codes[2 * i + 1]) << 16);
+                unsafe { widen_line(isa, &mut line) };
+                let (codes, words) = line;
+                let want = std::array::from_fn(|i| bits(codes[2 * i]) | bits(codes[2 * i + 1]) << 16);
                 assert_eq!(words, want, "{isa} {codes:?}");
             }
         }
@@ -371,7 +420,7 @@ mod tests {
     #[inline(always)]
     unsafe fn step_block<S: Simd, const R: usize, const V: usize>(codes: &[i8; 128], x: &[u16], sums: &mut Sums) {
         let (mut words, mut prepared) = ([0; 64], [0; 32]);
-        for i in (0..64).step_by(S::LANES) {
+        for i in (0..64).step_by(2 * PANEL) {
             S::widen(codes.as_ptr().add(2 * i), words.as_mut_ptr().add(i));
         }
         prepare::<S>(x, prepared.as_mut_ptr());
@@ -385,7 +434,7 @@ mod tests {
 
     #[test]
     fn a_step_of_codes_is_that_of_their_values() {
-        let codes = std::array::from_fn(|i| (i * 83) as u8 as i8);
+        let codes = std::array::from_fn(|i| ((i * 83) as u8 as i8).max(-127));
         let x: Vec<u16> = (0..12).map(|i| 0x3f81 + 37 * i).collect();
         for isa in Isa::available() {
             for rows in 1..=6 {

@@ -1,4 +1,4 @@
-use super::{Simd, at};
+use super::{PANEL, Simd, at};
 use crate::{Isa, bf16};
 
 /// 4 lanes in arrays that the compiler turns into the target's baseline vectors; no fused multiply-add.
@@ -101,9 +101,9 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn widen(codes: *const i8, words: *mut u32) {
-        let pairs = codes.cast::<[[i8; 2]; 4]>().read_unaligned();
+        let pairs = codes.cast::<[[i8; 2]; 2 * PANEL]>().read_unaligned();
         let word = |[a, b]: [i8; 2]| f32::from(a).to_bits() >> 16 | f32::from(b).to_bits();
-        words.cast::<[u32; 4]>().write_unaligned(pairs.map(word));
+        words.cast::<[u32; 2 * PANEL]>().write_unaligned(pairs.map(word));
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u32) {}
