@@ -1,15 +1,16 @@
 //! `kvist bench attention`: the tree kernel beside itself with the tree off and beside the machine's floor.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, Dtype, LayerKind, RunList, Seal, Slot};
 use kvist_kernels::{AttnPlan, AttnShape, Isa, KvPool, Pool, Queries, attend, bf16};
 use serde_json::{Value, json};
 
+use super::attention_peers::{Beside, Form, Peers};
 use super::figures::{Clock, Random, in_turns_by, median};
 use super::plot::{self, Line, Panel};
-use super::torch::{Beside, Torch};
 use super::tree_cases;
 use super::trees::{Case, Heads, Planned, Tree};
 use crate::failure::{Failure, Result};
@@ -36,8 +37,8 @@ pub struct Measured {
     pub kv8: Vec<f64>,
     /// Ordering the rows, listing the runs and dividing the work among threads: once for all layers of a step.
     pub plan: f64,
-    /// torch on the same shape, where it has a form for it.
-    pub torch: Option<Beside>,
+    /// Other programs on the same shape, where they have a form for it.
+    pub peers: Vec<Beside>,
     /// Bytes to be read and written, operations to be done, at least.
     pub bytes: f64,
     pub flops: f64,
@@ -58,9 +59,9 @@ impl Measured {
         of_pairs(&self.tree, &self.kv8)
     }
 
-    /// How much faster the tree is than torch.
-    pub fn torch_gain(&self) -> Option<f64> {
-        self.torch.as_ref().map(|torch| of_pairs(&torch.seconds, &self.tree))
+    /// How much faster the tree is than a peer.
+    pub fn peer_gain(&self, peer: &Beside) -> f64 {
+        of_pairs(&peer.seconds, &self.tree)
     }
 
     /// The tree's time in units of the time without.
@@ -95,7 +96,7 @@ pub fn run(
     cases: &[Case],
     options: &Options,
     probe: &mut Probe,
-    mut torch: Option<&mut Torch>,
+    mut peers: Option<&mut Peers>,
 ) -> Result<(Vec<Measured>, Vec<String>)> {
     let pool = Pool::new(options.threads);
     let progress = Progress::new("measuring:");
@@ -103,13 +104,13 @@ pub fn run(
     for (i, case) in cases.iter().enumerate() {
         progress.note(&format!("{} of {}: {}", i + 1, cases.len(), case.name()));
         let input = Input::new(case);
-        let needed = input.bytes(torch.is_some());
+        let needed = input.bytes(peers.is_some());
         if machine::free_memory().is_some_and(|free| needed > free.bytes) {
             skipped.push(format!("{}: needs {}", case.name(), human(needed)));
             continue;
         }
         probe.look();
-        measured.push(measure(case, &input, options, &pool, torch.as_deref_mut())?);
+        measured.push(measure(case, &input, options, &pool, peers.as_deref_mut())?);
     }
     Ok((measured, skipped))
 }
@@ -140,15 +141,21 @@ impl Input {
         (self.planned.chunks as u32).min(OPEN)
     }
 
-    /// Of both pools, and of what torch has, perhaps in f32.
-    fn bytes(&self, torch: bool) -> u64 {
+    /// Of both pools, and of what three peers have, two of them perhaps in f32.
+    fn bytes(&self, peers: bool) -> u64 {
         let [bf16, kv8] = [Codec::Dense(Dtype::Bf16), Codec::Kv8].map(|codec| self.layout(codec).bytes as u64);
         let chunks = self.planned.chunks as u64;
-        (chunks + u64::from(self.open())) * bf16 + chunks * (kv8 + if torch { 2 * bf16 } else { 0 })
+        (chunks + u64::from(self.open())) * bf16 + chunks * (kv8 + if peers { 5 * bf16 } else { 0 })
     }
 }
 
-fn measure(case: &Case, input: &Input, options: &Options, pool: &Pool, torch: Option<&mut Torch>) -> Result<Measured> {
+fn measure(
+    case: &Case,
+    input: &Input,
+    options: &Options,
+    pool: &Pool,
+    mut peers: Option<&mut Peers>,
+) -> Result<Measured> {
     let Input { planned: Planned { runs, rows, chunks, tokens, .. }, layers, flops, .. } = input;
     let (rows, layers, heads) = (*rows, *layers, case.heads);
     let refused = |e| Failure::new(format!("{}: {e}", case.name()), "free some memory, or leave it out with --only");
@@ -182,31 +189,28 @@ fn measure(case: &Case, input: &Input, options: &Options, pool: &Pool, torch: Op
     let mut unshared = || all_layers(&kv, &mut unshared_plan, &unshared_runs);
     let mut encoded = || all_layers(&kv8, &mut encoded_plan, &encoded_runs);
     let mut works: Vec<&mut dyn FnMut()> = vec![&mut tree, &mut unshared, &mut encoded];
-    let mut failed = None;
-    let mut torch = match torch {
-        Some(torch) => torch.load(case, layers)?,
-        None => None,
+    let forms = match &mut peers {
+        Some(peers) => peers.load(case, layers)?,
+        None => BTreeMap::new(),
     };
-    let dtype = torch.as_ref().map(|loaded| loaded.dtype.clone());
-    let mut other = || {
-        if let Some(Err(e)) = torch.as_mut().map(|loaded| loaded.run()) {
-            failed = Some(e);
+    let asked = RefCell::new((peers, Ok(())));
+    let ask = |peer: &str| {
+        let (peers, outcome) = &mut *asked.borrow_mut();
+        if let (Some(peers), Ok(())) = (peers, &outcome) {
+            *outcome = peers.run(peer);
         }
     };
-    if dtype.is_some() {
-        works.push(&mut other);
-    }
-    let times = in_turns_by(options.clock, options.repeat, &mut works);
-    if let Some(e) = failed {
-        return Err(e);
-    }
+    let mut others: Vec<_> = forms.keys().map(|peer| || ask(peer)).collect();
+    works.extend(others.iter_mut().map(|other| other as &mut dyn FnMut()));
+    let times = in_turns_by(options.clock, options.repeat, !forms.is_empty(), &mut works);
+    asked.into_inner().1?;
     let plan = {
         let (mut runs, mut plan) = (RunList::default(), AttnPlan::new(shape));
         let mut prepare = || {
             input.planned.assemble(&mut runs);
             plan.build(&runs, rows, pool.threads());
         };
-        median(&in_turns_by(options.clock, options.repeat, &mut [&mut prepare])[0])
+        median(&in_turns_by(options.clock, options.repeat, false, &mut [&mut prepare])[0])
     };
     let mut each = times.into_iter().map(|times| times.into_iter().map(|t| t / layers as f64).collect());
     let mut next = || each.next().unwrap_or_default();
@@ -218,7 +222,7 @@ fn measure(case: &Case, input: &Input, options: &Options, pool: &Pool, torch: Op
         unshared,
         kv8,
         plan,
-        torch: dtype.map(|dtype| Beside { dtype, seconds: next() }),
+        peers: forms.into_iter().map(|(peer, form)| Beside { peer, form, seconds: next() }).collect(),
         bytes: (tokens * token_bytes + rows * width * (2 + 4)) as f64,
         flops: *flops,
     })
@@ -244,22 +248,13 @@ fn fill(kv: &mut KvPool, pool: &Pool, width: usize, random: &mut Random) {
 /// For people.
 pub fn table(measured: &[Measured], limits: &Limits) -> String {
     let width = measured.iter().map(|m| m.case.name().len()).max().unwrap_or(0);
-    let torch = measured.iter().any(|m| m.torch.is_some());
     let mut out = format!(
-        "{:<width$}{:>12}{:>12}{:>8}{:>8}{:>9}{:>10}{:>12}{}\n",
-        "one layer",
-        "tree",
-        "tree off",
-        "gain",
-        "GB/s",
-        "GFLOP/s",
-        "of floor",
-        "kv8 faster",
-        if torch { format!("{:>12}{:>9}{:>6}", "torch", "ratio", "") } else { String::new() },
+        "{:<width$}{:>12}{:>12}{:>8}{:>8}{:>9}{:>10}{:>12}\n",
+        "one layer", "tree", "tree off", "gain", "GB/s", "GFLOP/s", "of floor", "kv8 faster",
     );
     for m in measured {
         out += &format!(
-            "{:<width$}{:>9.1} us{:>9.1} us{:>7.2}x{:>8.1}{:>9.1}{:>8.0} %{:>11.2}x",
+            "{:<width$}{:>9.1} us{:>9.1} us{:>7.2}x{:>8.1}{:>9.1}{:>8.0} %{:>11.2}x\n",
             m.case.name(),
             m.seconds() * 1e6,
             median(&m.unshared) * 1e6,
@@ -269,12 +264,26 @@ pub fn table(measured: &[Measured], limits: &Limits) -> String {
             100.0 * m.floor(limits) / m.seconds(),
             m.kv8_gain(),
         );
-        if let (Some(torch), Some(gain)) = (&m.torch, m.torch_gain()) {
-            out += &format!("{:>9.1} us{gain:>8.2}x {:<5}", median(&torch.seconds) * 1e6, torch.dtype);
-        }
-        out = out.trim_end().to_owned() + "\n";
     }
     out
+}
+
+/// For people: other programs on the same shapes, each in its fastest form, and how many times as fast the tree is.
+pub fn peers_table(measured: &[Measured], names: &[&str]) -> String {
+    let width = measured.iter().map(|m| m.case.name().len()).max().unwrap_or(0);
+    let mut out = format!("{:<width$}{:>12}", "one layer", "tree");
+    out.extend(names.iter().map(|name| format!("{name:>15}{:>9}{:>6}", "ratio", "")));
+    for m in measured {
+        out = format!("{}\n{:<width$}{:>9.1} us", out.trim_end(), m.case.name(), m.seconds() * 1e6);
+        out.extend(names.iter().map(|&name| match m.peers.iter().find(|beside| beside.peer == name) {
+            Some(beside) => {
+                let (time, gain) = (median(&beside.seconds) * 1e6, m.peer_gain(beside));
+                format!("{time:>12.1} us{gain:>8.2}x {:<5}", beside.form.form)
+            }
+            None => format!("{:>15}{:>15}", "-", ""),
+        }));
+    }
+    out.trim_end().to_owned() + "\n"
 }
 
 /// The case where the tree costs most among those where it cannot help: its name and the tree's time in units of the
@@ -344,10 +353,12 @@ pub fn plot(measured: &[Measured], limits: &Limits, folder: &Path) -> Result<()>
 
 pub fn json(measured: &[Measured], skipped: &[String], limits: &Limits) -> Value {
     let entry = |m: &Measured| {
-        let torch = m
-            .torch
-            .as_ref()
-            .map(|torch| json!({"dtype": torch.dtype, "seconds": torch.seconds, "ratio": m.torch_gain()}));
+        let peer = |beside: &Beside| {
+            let Beside { peer, form, seconds } = beside;
+            let (median, ratio) = (median(seconds), m.peer_gain(beside));
+            let Form { form, tried } = form;
+            json!({"peer": peer, "form": form, "tried": tried, "seconds": seconds, "median_seconds": median, "ratio": ratio})
+        };
         json!({
             "name": m.case.name(),
             "heads": m.case.heads.q,
@@ -358,7 +369,7 @@ pub fn json(measured: &[Measured], skipped: &[String], limits: &Limits) -> Value
             "kv8_seconds": m.kv8,
             "kv8_gain": m.kv8_gain(),
             "plan_seconds": m.plan,
-            "torch": torch,
+            "peers": m.peers.iter().map(peer).collect::<Vec<_>>(),
             "median_seconds": m.seconds(),
             "gain": m.gain(),
             "paired_cost": m.cost(),
@@ -385,9 +396,11 @@ mod tests {
     fn measured(batch: usize, shared: usize, tree: f64, unshared: f64) -> Measured {
         let case = Case { tree: Tree::Flat { batch, shared, own: 64 }, heads: Heads { q: 4, kv: 2, dim: 64 } };
         let times = |t: f64| vec![t, 1.1 * t, 0.9 * t];
-        let torch = (batch > 1).then(|| Beside { dtype: "bf16".into(), seconds: times(5.0 * tree) });
+        let form = Form { form: "bf16".into(), tried: Value::Null };
+        let beside = (batch > 1).then(|| Beside { peer: "torch".into(), form, seconds: times(5.0 * tree) });
+        let peers = beside.into_iter().collect();
         let (tree, unshared, kv8) = (times(tree), times(unshared), times(tree / 2.0));
-        Measured { case, tree, unshared, kv8, plan: 1e-5, torch, bytes: 1e6, flops: 1e6 }
+        Measured { case, tree, unshared, kv8, plan: 1e-5, peers, bytes: 1e6, flops: 1e6 }
     }
 
     #[test]
@@ -403,7 +416,18 @@ mod tests {
         let limits = Limits { bandwidth: 2.0, ..Limits::unknown(Isa::Portable, 1) };
         assert_eq!(all[2].floor(&limits), 1e-3);
         let table = table(&all, &limits);
-        assert!(["3.00x", "2.00x", "5.00x bf16\n", "tree off"].iter().all(|part| table.contains(part)), "{table}");
+        assert!(["3.00x", "2.00x\n", "tree off"].iter().all(|part| table.contains(part)), "{table}");
+    }
+
+    #[test]
+    fn peers_have_columns() {
+        let table = peers_table(&[measured(1, 0, 1e-3, 1e-3), measured(4, 0, 1e-3, 1e-3)], &["torch"]);
+        let lines: Vec<&str> = table.lines().collect();
+        assert!(lines[0].contains("torch    ratio") && lines[1].ends_with(" -"), "{table}");
+        assert!(lines[2].ends_with("1000.0 us      5000.0 us    5.00x bf16"), "{table}");
+        let json = json(&[measured(4, 0, 1e-3, 1e-3)], &[], &Limits::unknown(Isa::Portable, 1));
+        let peer = &json["cases"][0]["peers"][0];
+        assert_eq!((&peer["peer"], &peer["form"], &peer["ratio"]), (&"torch".into(), &"bf16".into(), &5.0.into()));
     }
 
     #[test]
@@ -417,7 +441,7 @@ mod tests {
         assert_eq!(m.flops, 4.0 * 64.0 * (4.0 * 192.0));
         let json = json(&all, &skipped, &Limits::unknown(Isa::Portable, 2));
         assert_eq!(json["cases"][0]["kv_heads"], 1);
-        assert_eq!((&json["cases"][0]["torch"], &json["cases"][0]["bound"]), (&Value::Null, &"arithmetic".into()));
+        assert_eq!((&json["cases"][0]["peers"], &json["cases"][0]["bound"]), (&json!([]), &"arithmetic".into()));
     }
 
     #[test]

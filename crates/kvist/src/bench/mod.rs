@@ -1,6 +1,7 @@
 //! `kvist bench`: figures beside the limits of the machine, measured in the same run.
 
 mod attention;
+mod attention_peers;
 mod cases;
 mod dense;
 mod engine;
@@ -8,7 +9,6 @@ mod figures;
 mod peer;
 mod plot;
 mod store;
-mod torch;
 mod tree_cases;
 mod trees;
 mod workload;
@@ -62,15 +62,16 @@ fn bench_attention(matches: &ArgMatches) -> Result<()> {
             return Err(Failure::usage(format!("--only: no case has `{only}` in its name"), "--full has more"));
         }
     }
-    let mut torch = match matches.get_one::<PathBuf>("python") {
-        Some(python) => Some(torch::Torch::start(python, threads)?),
+    let ggml = matches.get_one::<PathBuf>("ggml").map(PathBuf::as_path);
+    let mut peers = match matches.get_one::<PathBuf>("python") {
+        Some(python) => Some(attention_peers::Peers::start(python, threads, ggml)?),
         None => None,
     };
-    // torch's time is the wall's.
-    let clock = if torch.is_some() { Clock::Wall } else { Clock::of_threads(threads) };
+    // The peers' time is the wall's.
+    let clock = if peers.is_some() { Clock::Wall } else { Clock::of_threads(threads) };
     let options = attention::Options { repeat, isa, threads, clock };
     let mut probe = Probe::new(isa, threads);
-    let (measured, skipped) = attention::run(&cases, &options, &mut probe, torch.as_mut())?;
+    let (measured, skipped) = attention::run(&cases, &options, &mut probe, peers.as_mut())?;
     let limits = probe.finish();
     if let Some(folder) = plots {
         attention::plot(&measured, &limits, folder)?;
@@ -78,13 +79,19 @@ fn bench_attention(matches: &ArgMatches) -> Result<()> {
     if matches.get_flag("json") {
         let mut figures = attention::json(&measured, &skipped, &limits);
         figures["clock"] = clock.name().into();
+        figures["peers"] = peers.iter().flat_map(|peers| peers.versions.clone()).collect();
         return print_json("attention", &limits, figures);
     }
     let table = attention::table(&measured, &limits);
-    let beside = torch.map_or(String::new(), |torch| format!("torch {}, {threads} threads\n", torch.version));
+    let beside = peers.map_or(String::new(), |peers| {
+        let versions: Vec<String> = peers.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        let names: Vec<&str> = peers.versions.iter().map(|(name, _)| name.as_str()).collect();
+        let table = attention::peers_table(&measured, &names);
+        format!("\nbeside {}, {threads} threads each\n{table}", versions.join(", "))
+    });
     let skipped: String = skipped.iter().map(|case| format!("not enough memory: {case}\n")).collect();
     let (line, clock, verdict) = (limits.line(), clock.name(), attention::verdict(&measured));
-    say(&format!("{line}\ntimes by the {clock}'s clock\n{beside}\n{table}{skipped}\n{verdict}"))
+    say(&format!("{line}\ntimes by the {clock}'s clock\n\n{table}{skipped}{beside}\n{verdict}"))
 }
 
 fn bench_dense(matches: &ArgMatches) -> Result<()> {

@@ -241,8 +241,18 @@ fn bench() -> Command {
                     Arg::new("python")
                         .long("python")
                         .value_name("PATH")
-                        .help("A python with torch, whose attention runs in turns with ours")
+                        .help(
+                            "A python whose torch, ggml (of llama_cpp) and chunk_attn, those of them that it has, run in \
+                             turns with ours",
+                        )
                         .value_hint(ValueHint::FilePath)
+                        .value_parser(value_parser!(PathBuf)),
+                    Arg::new("ggml")
+                        .long("ggml")
+                        .value_name("DIR")
+                        .requires("python")
+                        .help("The libraries of a build of llama.cpp (libggml*.so), instead of those of llama_cpp")
+                        .value_hint(ValueHint::DirPath)
                         .value_parser(value_parser!(PathBuf)),
                     Arg::new("plots")
                         .long("plots")
