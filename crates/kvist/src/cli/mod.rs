@@ -60,7 +60,7 @@ Both measure the machine's limits in the same run and mark the run void if the m
 Examples:
   kvist bench attention
   kvist bench attention --full --json > attention.json
-  kvist bench attention --only 'heads 32/32' --python ~/venv/bin/python --threads 1
+  kvist bench attention --only 'heads 32/32' --python ~/venv/bin/python --ggml llama.cpp/build/bin
   kvist bench dense
   kvist bench engine --shape qwen2.5-0.5b
   kvist bench store --shape qwen2.5-0.5b --history 2048,4096

@@ -1,7 +1,7 @@
 class Ggml:
     """ggml's flash_attn_ext as llama.cpp calls it: the batch as query rows over one cache, with a mask where they do
     not see all of it; where nothing is shared, a cache for each sequence. But the tokens of a head follow each
-    other, where llama.cpp has the heads of a token side by side: that takes up to twice the time."""
+    other, where llama.cpp has the heads of a token side by side: that takes up to 2.4 times as long."""
 
     name = "ggml"
     package = "llama_cpp"
