@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 /// Cache line, and the widest vector.
 const LINE: usize = 64;
 
-/// Size of a huge page on the machines we know; buffers of several of them are aligned to it.
+/// Size of a huge page on the machines we know; buffers of at least one are aligned to it.
 const HUGE: usize = 2 << 20;
 
 /// Zeroed bf16 elements, aligned to 64 bytes and followed by 64 readable bytes, so that a vector may be loaded across
@@ -22,7 +22,7 @@ pub(crate) struct Buffer {
 impl Buffer {
     /// `None` when the system refuses, or when the size overflows.
     pub(crate) fn zeroed(len: usize) -> Option<Buffer> {
-        let align = if len >= 2 * HUGE { HUGE } else { LINE };
+        let align = if len * 2 >= HUGE { HUGE } else { LINE };
         // Asking for more alignment than malloc gives would make the allocator write the zeros itself and so touch
         // every page: align by hand instead.
         let bytes = len.checked_mul(2)?.checked_add(align + LINE)?;

@@ -1,6 +1,8 @@
 //! A few rows of activations against a panel: codes go from the packed form into registers, since what is used that
 //! little needs no place of its own.
 
+use std::mem::MaybeUninit;
+
 use super::PackedQuant;
 use super::QuantKind::{self, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
 use super::dots::Dots;
@@ -8,21 +10,35 @@ use super::kernel::{add_scaled, add_step, start, unroll};
 use super::packed::GROUP;
 use super::rows::Group;
 use super::unpack::{By4, By4Min, By5, By5Min, By6, By8, Form, Packed, prefetch, unpack_heads};
-use crate::simd::PANEL;
+use crate::simd::{PANEL, at};
 
 /// Rows of a tile that are multiplied this way; more of them are worth unpacking. Measured.
 pub(crate) fn few_of(kind: QuantKind) -> usize {
     if matches!(kind, Q8_0 | Q6K) { 8 } else { 4 }
 }
 
-/// Writes the sums of `rows` rows, which are `stride` groups apart in x, `[rows][16]`.
+/// Panels of which as many rows are multiplied at once, each read from a place of its own. Reads of several places that take
+/// turns line by line keep more of memory busy than one place with all its lines asked for ahead, by a quarter where nothing
+/// else bounds it: the hardware looks ahead by itself in each, within a page. The sums of all have to fit the registers.
+const fn streams<S: Dots>(rows: usize) -> usize {
+    match (S::LANES, rows) {
+        (8, 1) | (16, 1 | 2) => STREAMS,
+        (8, 2) | (16, 3 | 4) => STREAMS / 2,
+        _ => 1,
+    }
+}
+
+/// The most [`streams`].
+pub(crate) const STREAMS: usize = 4;
+
+/// Writes the sums of `rows` rows, which are `stride` groups apart in x, `[panels][rows][16]`.
 ///
 /// # Safety
-/// The ISA of `S` is available; w has the panel, x the rows, `sums` room.
+/// The ISA of `S` is available; w has the panels, x the rows, `sums` room.
 #[inline(always)]
 pub(crate) unsafe fn few_rows<S: Dots>(
     w: &PackedQuant,
-    panel: usize,
+    panels: (usize, usize),
     x: *const Group,
     stride: usize,
     rows: usize,
@@ -33,18 +49,53 @@ pub(crate) unsafe fn few_rows<S: Dots>(
     // SAFETY: passed on.
     unsafe {
         match w.kind() {
-            Q8_0 => all_rows::<S, By8, true>(w, panel, x, stride, rows, sums),
-            Q4_0 => all_rows::<S, By4, false>(w, panel, x, stride, rows, sums),
-            Q5_0 => all_rows::<S, By5, false>(w, panel, x, stride, rows, sums),
-            Q4K => all_rows::<S, By4Min, false>(w, panel, x, stride, rows, sums),
-            Q5K => all_rows::<S, By5Min, false>(w, panel, x, stride, rows, sums),
-            Q6K => all_rows::<S, By6, false>(w, panel, x, stride, rows, sums),
+            Q8_0 => all_panels::<S, By8, true>(w, panels, x, stride, rows, sums),
+            Q4_0 => all_panels::<S, By4, false>(w, panels, x, stride, rows, sums),
+            Q5_0 => all_panels::<S, By5, false>(w, panels, x, stride, rows, sums),
+            Q4K => all_panels::<S, By4Min, false>(w, panels, x, stride, rows, sums),
+            Q5K => all_panels::<S, By5Min, false>(w, panels, x, stride, rows, sums),
+            Q6K => all_panels::<S, By6, false>(w, panels, x, stride, rows, sums),
         }
     }
 }
 
 /// # Safety
 /// As [`few_rows`]; the matrix is of the form `F`.
+#[inline(always)]
+unsafe fn all_panels<S: Dots, F: Form, const WIDE: bool>(
+    w: &PackedQuant,
+    (first, end): (usize, usize),
+    x: *const Group,
+    stride: usize,
+    rows: usize,
+    sums: *mut f32,
+) {
+    // Each stream goes through consecutive panels: what the hardware reads ahead at the end of one is the next one's.
+    let streams = streams::<S>(rows);
+    let each = (end - first) / streams;
+    let whole = each * streams;
+    // SAFETY: the panels and their sums are there.
+    unsafe {
+        for i in 0..if streams > 1 { each } else { 0 } {
+            let (panel, sums) = (first + i, sums.add(i * rows * PANEL));
+            match (S::LANES, rows) {
+                (8, 1) => block::<S, F, WIDE, 1, 8>(w, panel, each, x, stride, rows, sums),
+                (8, 2) => block::<S, F, WIDE, 2, 4>(w, panel, each, x, stride, rows, sums),
+                (16, 1) => block::<S, F, WIDE, 1, 4>(w, panel, each, x, stride, rows, sums),
+                (16, 2) => block::<S, F, WIDE, 2, 4>(w, panel, each, x, stride, rows, sums),
+                (16, 3) => block::<S, F, WIDE, 3, 2>(w, panel, each, x, stride, rows, sums),
+                (16, 4) => block::<S, F, WIDE, 4, 2>(w, panel, each, x, stride, rows, sums),
+                (lanes, rows) => unreachable!("{streams} streams for {rows} rows at {lanes} lanes"),
+            };
+        }
+        for panel in if streams > 1 { first + whole } else { first }..end {
+            all_rows::<S, F, WIDE>(w, panel, x, stride, rows, sums.add((panel - first) * rows * PANEL));
+        }
+    }
+}
+
+/// # Safety
+/// As [`all_panels`], for one panel.
 #[inline(always)]
 unsafe fn all_rows<S: Dots, F: Form, const WIDE: bool>(
     w: &PackedQuant,
@@ -60,48 +111,59 @@ unsafe fn all_rows<S: Dots, F: Form, const WIDE: bool>(
         unsafe {
             let (x, sums) = (x.byte_add(r * stride), sums.add(r * PANEL));
             r += match (S::LANES, rows - r) {
-                (4, _) => block::<S, F, WIDE, 1, 4>(w, panel, x, stride, sums),
-                (8, 1) => block::<S, F, WIDE, 1, 2>(w, panel, x, stride, sums),
-                (8, 2) => block::<S, F, WIDE, 2, 2>(w, panel, x, stride, sums),
-                (8, 3) => block::<S, F, WIDE, 3, 2>(w, panel, x, stride, sums),
-                (8, _) => block::<S, F, WIDE, 4, 2>(w, panel, x, stride, sums),
-                (_, 1) => block::<S, F, WIDE, 1, 1>(w, panel, x, stride, sums),
-                (_, 2) => block::<S, F, WIDE, 2, 1>(w, panel, x, stride, sums),
-                (_, 3) => block::<S, F, WIDE, 3, 1>(w, panel, x, stride, sums),
-                (..) => block::<S, F, WIDE, 4, 1>(w, panel, x, stride, sums),
+                (4, _) => block::<S, F, WIDE, 1, 4>(w, panel, 0, x, stride, rows, sums),
+                (8, 1) => block::<S, F, WIDE, 1, 2>(w, panel, 0, x, stride, rows, sums),
+                (8, 2) => block::<S, F, WIDE, 2, 2>(w, panel, 0, x, stride, rows, sums),
+                (8, 3) => block::<S, F, WIDE, 3, 2>(w, panel, 0, x, stride, rows, sums),
+                (8, _) => block::<S, F, WIDE, 4, 2>(w, panel, 0, x, stride, rows, sums),
+                (_, 1) => block::<S, F, WIDE, 1, 1>(w, panel, 0, x, stride, rows, sums),
+                (_, 2) => block::<S, F, WIDE, 2, 1>(w, panel, 0, x, stride, rows, sums),
+                (_, 3) => block::<S, F, WIDE, 3, 1>(w, panel, 0, x, stride, rows, sums),
+                (..) => block::<S, F, WIDE, 4, 1>(w, panel, 0, x, stride, rows, sums),
             };
         }
     }
 }
 
-/// As [`all_rows`], for `R` rows; returns `R`.
+/// `R` rows against the panels of `V` vectors, each `apart` panels from the one before; returns `R`. `rows` is as many as
+/// `sums` has of each panel.
 ///
 /// # Safety
-/// As [`all_rows`].
+/// As [`all_panels`].
 #[inline(always)]
 unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usize>(
     w: &PackedQuant,
     panel: usize,
+    apart: usize,
     x: *const Group,
     stride: usize,
+    rows: usize,
     sums: *mut f32,
 ) -> usize {
     let halves = GROUP / F::KIND.scale_len();
     let steps = GROUP / 4 / halves;
     let groups = w.k() / GROUP;
+    // From a panel's codes and heads to those of the next.
+    let (codes_apart, heads_apart) = (apart * groups * F::CODES, apart * (groups / F::BLOCK) * F::HEADS);
+    let panels = V * S::LANES / PANEL;
     // SAFETY: the contract above.
     unsafe {
         let codes = w.codes().as_ptr().add(panel * groups * F::CODES);
         let heads = w.heads().as_ptr().add(panel * (groups / F::BLOCK) * F::HEADS);
         let mut acc = [[S::splat(0.0); V]; R];
+        let mut room = MaybeUninit::<Heads>::uninit();
+        let room = room.as_mut_ptr();
         for g in 0..groups {
             let (codes, x) = (codes.add(g * F::CODES), x.add(g));
             let (heads, of_block) = (heads.add(g / F::BLOCK * F::HEADS), g % F::BLOCK);
-            prefetch::<S, F>(codes, heads, of_block);
-            let (mut scales, mut lifts) = ([[0.0; PANEL]; 2], [0.0; PANEL]);
-            for lane in (0..PANEL).step_by(S::LANES) {
-                let (scales, lifts) = (scales.as_mut_ptr().cast::<f32>().add(lane), lifts.as_mut_ptr().add(lane));
-                unpack_heads::<S, F>(heads.add(lane), of_block, scales, lifts);
+            if panels == 1 {
+                prefetch::<S, F>(codes, heads, of_block);
+            }
+            for v in 0..V {
+                let heads = heads.add(at::<S>(v, heads_apart));
+                let (scales, lifts) = ((&raw mut (*room).scales).cast::<f32>(), (&raw mut (*room).lifts).cast::<f32>());
+                let (scales, lifts) = (scales.add(at::<S>(v, 2 * PANEL)), lifts.add(at::<S>(v, 2 * PANEL)));
+                unpack_heads::<S, F>(heads, of_block, scales, lifts);
             }
             for half in 0..halves {
                 let mut dots = if halves == 2 {
@@ -111,22 +173,31 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
                 };
                 unroll!(s in 0 1 2 3 4 5 6 7 {
                     if s < steps {
-                        add_step::<S, Packed<F>, WIDE, R, V>(&mut dots, codes, 0, 0, half * steps + s, x, stride);
+                        let s = half * steps + s;
+                        add_step::<S, Packed<F>, WIDE, R, V>(&mut dots, codes, codes_apart, 0, s, x, stride);
                     }
                 });
-                let scales = scales[half].as_ptr();
+                let scales = (&raw const (*room).scales).cast::<f32>().add(half * PANEL);
+                let lifts = (&raw const (*room).lifts).cast::<f32>();
                 if F::KIND.has_min() {
-                    add_scaled::<S, WIDE, true, R, V>(&mut acc, dots, x, stride, scales, lifts.as_ptr());
+                    add_scaled::<S, WIDE, true, R, V>(&mut acc, dots, x, stride, scales, lifts, 2 * PANEL);
                 } else {
-                    add_scaled::<S, WIDE, false, R, V>(&mut acc, dots, x, stride, scales, lifts.as_ptr());
+                    add_scaled::<S, WIDE, false, R, V>(&mut acc, dots, x, stride, scales, lifts, 2 * PANEL);
                 }
             }
         }
         for (r, acc) in acc.into_iter().enumerate() {
             for (v, acc) in acc.into_iter().enumerate() {
-                S::store(sums.add(r * PANEL + v * S::LANES), acc);
+                S::store(sums.add(r * PANEL + at::<S>(v, apart * rows * PANEL)), acc);
             }
         }
     }
     R
+}
+
+/// What the heads of a group give, for all streams.
+struct Heads {
+    /// Of the group, or of its halves.
+    scales: [[[f32; PANEL]; 2]; STREAMS],
+    lifts: [[[f32; PANEL]; 2]; STREAMS],
 }

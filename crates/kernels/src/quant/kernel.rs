@@ -163,7 +163,7 @@ unsafe fn add_sums<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
         }
         let scales = (&raw const (*piece.room).scales[g][half]).cast::<f32>();
         let lifts = (&raw const (*piece.room).lifts[g]).cast::<f32>();
-        add_scaled::<S, WIDE, LIFT, R, V>(acc, dots, x, stride, scales, lifts);
+        add_scaled::<S, WIDE, LIFT, R, V>(acc, dots, x, stride, scales, lifts, ROOM);
     }
 }
 
@@ -215,7 +215,7 @@ pub(crate) unsafe fn add_step<S: Dots, C: Codes, const WIDE: bool, const R: usiz
     }
 }
 
-/// Adds the sums of a group, or one of its halves, under their scales; those of panels are [`ROOM`] apart.
+/// Adds the sums of a group, or one of its halves, under their scales; those of panels are `room` apart.
 ///
 /// # Safety
 /// The ISA of `S` is available; x has `R` rows; `scales`, and `lifts` with `LIFT`, are of the panels.
@@ -227,16 +227,17 @@ pub(crate) unsafe fn add_scaled<S: Dots, const WIDE: bool, const LIFT: bool, con
     stride: usize,
     scales: *const f32,
     lifts: *const f32,
+    room: usize,
 ) {
     // SAFETY: the contract above.
     unsafe {
         for (r, (acc, dots)) in acc.iter_mut().zip(dots).enumerate() {
             let x = x.byte_add(r * stride);
             for (v, (acc, dot)) in acc.iter_mut().zip(dots).enumerate() {
-                let scale = S::mul(S::load(scales.add(at::<S>(v, ROOM))), S::splat((*x).scale));
+                let scale = S::mul(S::load(scales.add(at::<S>(v, room))), S::splat((*x).scale));
                 *acc = S::fma(S::total::<WIDE>(dot), scale, *acc);
                 if LIFT {
-                    *acc = S::fma(S::load(lifts.add(at::<S>(v, ROOM))), S::splat((*x).sum), *acc);
+                    *acc = S::fma(S::load(lifts.add(at::<S>(v, room))), S::splat((*x).sum), *acc);
                 }
             }
         }

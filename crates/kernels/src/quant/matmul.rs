@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use super::dots::Dots;
-use super::few::{few_of, few_rows};
+use super::few::{STREAMS, few_of, few_rows};
 use super::kernel::add_products;
 use super::packed::GROUP;
 use super::rows::Group;
@@ -19,6 +19,9 @@ const TILE_ROWS: usize = 96;
 
 /// Panels that one tile handles at most.
 const TILE_PANELS: usize = 8;
+
+/// The same with few rows, whose streams of memory are the longer.
+const FEW_PANELS: usize = 128;
 
 /// What may be kept of x from panel to panel: half of an L2 cache of 512 KiB.
 const L2_BYTES: usize = 256 << 10;
@@ -66,8 +69,12 @@ pub fn matmul_quant(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, y: &m
     let panels = n.div_ceil(PANEL);
     // Several tiles per thread where there is enough to do; fewer rows at GROUPS only when panels do not suffice.
     let want = if pool.threads() == 1 { 1 } else { pool.threads() * 4 };
-    let at_once = if isa == Isa::Avx512 && rows > few_of(w.kind()) { PANELS } else { 1 };
-    let wide = (panels / want).clamp(1, TILE_PANELS).next_multiple_of(at_once);
+    let (at_once, most) = match (rows <= few_of(w.kind()), isa) {
+        (true, _) => (STREAMS, FEW_PANELS),
+        (false, Isa::Avx512) => (PANELS, TILE_PANELS),
+        (false, _) => (1, TILE_PANELS),
+    };
+    let wide = (panels / want).clamp(1, most).next_multiple_of(at_once);
     let columns = panels.div_ceil(wide);
     let tall = (rows * columns / want).clamp(24, TILE_ROWS).next_multiple_of(8);
     let bands = rows.div_ceil(tall);
@@ -78,7 +85,7 @@ pub fn matmul_quant(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, y: &m
             panels: (column * wide, panels.min((column + 1) * wide)),
         };
         SUMS.with_borrow_mut(|sums| {
-            let len = wide * tall * PANEL;
+            let len = wide * tall.min(rows) * PANEL;
             if sums.len() < len {
                 sums.resize(len, 0.0);
             }
@@ -96,10 +103,9 @@ isa_entry!(fn run_tile(job: &Job<'_>, tile: Tile, sums: &mut [f32]) = tile_rows)
 unsafe fn tile_rows<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
     let rows = tile.rows.1 - tile.rows.0;
     let few = rows <= few_of(job.w.kind());
-    // One panel after the other is one stream of memory. Where x does not stay in the cache from panel to panel, its
-    // part for several at once does.
+    // Where x does not stay in the cache from panel to panel, its part for several at once does.
     let many = match few {
-        true => 1,
+        true => FEW_PANELS,
         false if rows * job.groups * size_of::<Group>() <= L2_BYTES => panels_at_once::<S>(),
         false => TILE_PANELS,
     };
@@ -110,7 +116,7 @@ unsafe fn tile_rows<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
             let x = job.x.as_ptr().add(tile.rows.0 * job.groups);
             let part = &mut sums[..(panels.1 - panels.0) * rows * PANEL];
             if few {
-                few_rows::<S>(job.w, first, x, job.groups, rows, part.as_mut_ptr());
+                few_rows::<S>(job.w, panels, x, job.groups, rows, part.as_mut_ptr());
             } else {
                 many_rows::<S>(job, panels, x, rows, part);
             }
