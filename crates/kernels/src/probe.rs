@@ -4,6 +4,7 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use crate::buffer::Buffer;
 use crate::quant::dots::Dots;
 use crate::simd::{PANEL, Simd, isa_entry, row_block};
 use crate::{Isa, Pool};
@@ -25,12 +26,16 @@ pub struct Peak {
 /// Bytes that every thread reads in [`bandwidth`]: more than the caches hold.
 const STREAM: usize = 64 << 20;
 
-/// Highest read bandwidth of `rounds` passes over memory by all threads of the pool, in GB/s.
+/// Highest read bandwidth of `rounds` passes over memory by all threads of the pool, in GB/s. The memory is of the kind that
+/// weights and KV are in: on huge pages where the system gives them, which is a quarter more than on small ones.
 pub fn bandwidth(pool: &Pool, rounds: usize) -> f64 {
     /// Words of a stream; a tile reads several at once, as the kernels do.
     const STREAM_WORDS: usize = 1 << 15;
     const TILE: usize = 4 * STREAM_WORDS;
-    let data = vec![1_u64; STREAM / 8 * pool.threads()];
+    let mut data = Buffer::zeroed(STREAM / 2 * pool.threads()).expect("memory for the probe");
+    data.fill(1);
+    // SAFETY: the buffer is aligned to cache lines and lives as long; any bits are a number.
+    let data = unsafe { std::slice::from_raw_parts(data.as_ptr().cast::<u64>(), data.len() / 4) };
     let tiles = data.len() / TILE;
     let total = AtomicU64::new(0);
     let seconds = best(rounds, || {

@@ -5,11 +5,12 @@ use std::mem::MaybeUninit;
 
 use super::PackedQuant;
 use super::QuantKind::{self, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
+use super::block::MAX_LEN;
 use super::dots::Dots;
 use super::kernel::{add_scaled, add_step, start, unroll};
 use super::packed::GROUP;
 use super::rows::Group;
-use super::unpack::{By4, By4Min, By5, By5Min, By6, By8, Form, Packed, prefetch, unpack_heads};
+use super::unpack::{By4, By4Min, By5, By5Min, By6, By8, Form, HEADS, Heads, Packed, prefetch, unpack_heads};
 use crate::simd::{PANEL, at};
 
 /// Rows of a tile that are multiplied this way; more of them are worth unpacking. Measured.
@@ -30,6 +31,9 @@ const fn streams<S: Dots>(rows: usize) -> usize {
 
 /// The most [`streams`].
 pub(crate) const STREAMS: usize = 4;
+
+/// Groups of the largest block.
+const MAX_BLOCK: usize = MAX_LEN / GROUP;
 
 /// Writes the sums of `rows` rows, which are `stride` groups apart in x, `[panels][rows][16]`.
 ///
@@ -151,38 +155,42 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
         let codes = w.codes().as_ptr().add(panel * groups * F::CODES);
         let heads = w.heads().as_ptr().add(panel * (groups / F::BLOCK) * F::HEADS);
         let mut acc = [[S::splat(0.0); V]; R];
-        let mut room = MaybeUninit::<Heads>::uninit();
-        let room = room.as_mut_ptr();
-        for g in 0..groups {
-            let (codes, x) = (codes.add(g * F::CODES), x.add(g));
-            let (heads, of_block) = (heads.add(g / F::BLOCK * F::HEADS), g % F::BLOCK);
-            if panels == 1 {
-                prefetch::<S, F>(codes, heads, of_block);
-            }
+        let mut room = MaybeUninit::<[[Heads; STREAMS]; MAX_BLOCK]>::uninit();
+        let room = room.as_mut_ptr().cast::<f32>();
+        for first in (0..groups).step_by(F::AT_ONCE) {
+            let (heads, of_block) = (heads.add(first / F::BLOCK * F::HEADS), first % F::BLOCK);
             for v in 0..V {
-                let heads = heads.add(at::<S>(v, heads_apart));
-                let (scales, lifts) = ((&raw mut (*room).scales).cast::<f32>(), (&raw mut (*room).lifts).cast::<f32>());
-                let (scales, lifts) = (scales.add(at::<S>(v, 2 * PANEL)), lifts.add(at::<S>(v, 2 * PANEL)));
-                unpack_heads::<S, F>(heads, of_block, scales, lifts);
+                let out = room.add(at::<S>(v, HEADS));
+                unpack_heads::<S, F>(heads.add(at::<S>(v, heads_apart)), of_block, out, STREAMS * HEADS);
             }
-            for half in 0..halves {
-                let mut dots = if halves == 2 {
-                    start::<S, WIDE, true, R, V>(F::KIND.centre() as i16, x, stride, half)
-                } else {
-                    start::<S, WIDE, false, R, V>(F::KIND.centre() as i16, x, stride, half)
-                };
-                unroll!(s in 0 1 2 3 4 5 6 7 {
-                    if s < steps {
-                        let s = half * steps + s;
-                        add_step::<S, Packed<F>, WIDE, R, V>(&mut dots, codes, codes_apart, 0, s, x, stride);
+            for g in 0..F::AT_ONCE {
+                let (codes, x) = (codes.add((first + g) * F::CODES), x.add(first + g));
+                if panels == 1 {
+                    prefetch::<S, F>(codes, heads, of_block + g);
+                } else if F::AT_ONCE > 1 && g % 2 == 0 {
+                    // Too few lines for the hardware to see that they go on.
+                    for p in 0..panels {
+                        S::prefetch_near(heads.wrapping_add(p * heads_apart + F::HEADS + g * PANEL).cast());
                     }
-                });
-                let scales = (&raw const (*room).scales).cast::<f32>().add(half * PANEL);
-                let lifts = (&raw const (*room).lifts).cast::<f32>();
-                if F::KIND.has_min() {
-                    add_scaled::<S, WIDE, true, R, V>(&mut acc, dots, x, stride, scales, lifts, 2 * PANEL);
-                } else {
-                    add_scaled::<S, WIDE, false, R, V>(&mut acc, dots, x, stride, scales, lifts, 2 * PANEL);
+                }
+                for half in 0..halves {
+                    let mut dots = if halves == 2 {
+                        start::<S, WIDE, true, R, V>(F::KIND.centre() as i16, x, stride, half)
+                    } else {
+                        start::<S, WIDE, false, R, V>(F::KIND.centre() as i16, x, stride, half)
+                    };
+                    unroll!(s in 0 1 2 3 4 5 6 7 {
+                        if s < steps {
+                            let s = half * steps + s;
+                            add_step::<S, Packed<F>, WIDE, R, V>(&mut dots, codes, codes_apart, 0, s, x, stride);
+                        }
+                    });
+                    let scales = room.add(g * STREAMS * HEADS + half * PANEL);
+                    if F::KIND.has_min() {
+                        add_scaled::<S, WIDE, true, R, V>(&mut acc, dots, x, stride, scales, HEADS);
+                    } else {
+                        add_scaled::<S, WIDE, false, R, V>(&mut acc, dots, x, stride, scales, HEADS);
+                    }
                 }
             }
         }
@@ -193,11 +201,4 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
         }
     }
     R
-}
-
-/// What the heads of a group give, for all streams.
-struct Heads {
-    /// Of the group, or of its halves.
-    scales: [[[f32; PANEL]; 2]; STREAMS],
-    lifts: [[[f32; PANEL]; 2]; STREAMS],
 }

@@ -161,9 +161,8 @@ unsafe fn add_sums<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
                 add_step::<S, Bytes, WIDE, R, V>(&mut dots, codes, piece.apart, 0, s, x, stride);
             }
         }
-        let scales = (&raw const (*piece.room).scales[g][half]).cast::<f32>();
-        let lifts = (&raw const (*piece.room).lifts[g]).cast::<f32>();
-        add_scaled::<S, WIDE, LIFT, R, V>(acc, dots, x, stride, scales, lifts, ROOM);
+        let scales = (&raw const (*piece.room).heads[g][half]).cast::<f32>();
+        add_scaled::<S, WIDE, LIFT, R, V>(acc, dots, x, stride, scales, ROOM);
     }
 }
 
@@ -218,7 +217,7 @@ pub(crate) unsafe fn add_step<S: Dots, C: Codes, const WIDE: bool, const R: usiz
 /// Adds the sums of a group, or one of its halves, under their scales; those of panels are `room` apart.
 ///
 /// # Safety
-/// The ISA of `S` is available; x has `R` rows; `scales`, and `lifts` with `LIFT`, are of the panels.
+/// The ISA of `S` is available; x has `R` rows; `scales` are of the panels, with `LIFT` followed by what they are lifted by.
 #[inline(always)]
 pub(crate) unsafe fn add_scaled<S: Dots, const WIDE: bool, const LIFT: bool, const R: usize, const V: usize>(
     acc: &mut [[S::F; V]; R],
@@ -226,7 +225,6 @@ pub(crate) unsafe fn add_scaled<S: Dots, const WIDE: bool, const LIFT: bool, con
     x: *const Group,
     stride: usize,
     scales: *const f32,
-    lifts: *const f32,
     room: usize,
 ) {
     // SAFETY: the contract above.
@@ -237,7 +235,7 @@ pub(crate) unsafe fn add_scaled<S: Dots, const WIDE: bool, const LIFT: bool, con
                 let scale = S::mul(S::load(scales.add(at::<S>(v, room))), S::splat((*x).scale));
                 *acc = S::fma(S::total::<WIDE>(dot), scale, *acc);
                 if LIFT {
-                    *acc = S::fma(S::load(lifts.add(at::<S>(v, room))), S::splat((*x).sum), *acc);
+                    *acc = S::fma(S::load(scales.add(PANEL + at::<S>(v, room))), S::splat((*x).sum), *acc);
                 }
             }
         }

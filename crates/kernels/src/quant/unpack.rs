@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use super::PackedQuant;
 use super::QuantKind::{self, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
 use super::dots::Dots;
+use super::kernel::unroll;
 use super::packed::GROUP;
 use crate::simd::PANEL;
 
@@ -17,13 +18,17 @@ const AHEAD: usize = 4096;
 /// The same for the words beside them.
 const AHEAD_HEADS: usize = 512;
 
+/// What the heads of a group give for a panel: its scale, or those of its halves, or its scale and what it is lifted by.
+pub(crate) type Heads = [[f32; PANEL]; 2];
+
+/// Words of them.
+pub(crate) const HEADS: usize = 2 * PANEL;
+
 /// Room for [`GROUPS`] groups of a panel.
 #[repr(C, align(64))]
 pub(crate) struct Unpacked {
     codes: [[[u32; PANEL]; GROUP / 4]; GROUPS],
-    /// Of each group, or of its halves.
-    pub scales: [[[f32; PANEL]; 2]; GROUPS],
-    pub lifts: [[f32; PANEL]; GROUPS],
+    pub heads: [Heads; GROUPS],
 }
 
 /// Panels that are unpacked at once at most, side by side.
@@ -35,7 +40,7 @@ pub(crate) const fn panels_at_once<S: Dots>() -> usize {
     if S::LANES == PANEL { PANELS } else { 1 }
 }
 
-/// Words from the scales or lifts of a panel to those of the next.
+/// Words from the heads of a panel to those of the next.
 pub(crate) const ROOM: usize = size_of::<Unpacked>() / 4;
 
 /// Groups of some panels. A weight is `scale * (code - centre)`, or `scale * (code - centre) + lift`.
@@ -103,6 +108,9 @@ pub(crate) trait Form {
     const HEADS: usize = Self::KIND.heads() * PANEL;
     /// Groups of a block.
     const BLOCK: usize = Self::KIND.block_len() / GROUP;
+    /// Groups whose heads are unpacked at once: of a block with minima all, since they share words and two scales. With the
+    /// sixteen scales of Q6_K that gains nothing and reads them in bursts.
+    const AT_ONCE: usize = if Self::KIND.has_min() { Self::BLOCK } else { 1 };
 }
 
 macro_rules! forms {
@@ -163,10 +171,11 @@ unsafe fn unpack_form<S: Dots, F: Form>(
                 let (block, of_block) = (all / F::BLOCK, all % F::BLOCK);
                 let heads = w.heads().as_ptr().add(block * F::HEADS);
                 prefetch::<S, F>(w.codes().as_ptr().add(all * F::CODES), heads, of_block);
-                for lane in (0..PANEL).step_by(S::LANES) {
-                    let scales = (&raw mut (*room).scales[g]).cast::<f32>().add(lane);
-                    let lifts = (&raw mut (*room).lifts[g]).cast::<f32>().add(lane);
-                    unpack_heads::<S, F>(heads.add(lane), of_block, scales, lifts);
+                // Pieces are whole blocks.
+                let lanes = if of_block.is_multiple_of(F::AT_ONCE) { PANEL } else { 0 };
+                for lane in (0..lanes).step_by(S::LANES) {
+                    let out = (&raw mut (*room).heads[g]).cast::<f32>().add(lane);
+                    unpack_heads::<S, F>(heads.add(lane), of_block, out, HEADS);
                 }
             }
         }
@@ -229,35 +238,40 @@ unsafe fn unpack_codes_of<S: Dots, F: Form>(piece: &mut Piece) {
     }
 }
 
-/// Scales of group `g` of a block, and what they are lifted by.
+/// Unpacks the heads of [`Form::AT_ONCE`] groups of a block, from `group` on: [`Heads`] of each, `apart` from each other.
 ///
 /// # Safety
 /// As [`unpack`], for the lanes from the pointers on.
 #[inline(always)]
-pub(crate) unsafe fn unpack_heads<S: Dots, F: Form>(heads: *const u16, g: usize, scales: *mut f32, lifts: *mut f32) {
+pub(crate) unsafe fn unpack_heads<S: Dots, F: Form>(heads: *const u16, group: usize, out: *mut f32, apart: usize) {
     // SAFETY: the contract above.
     unsafe {
         let d = S::halves(heads);
         match F::KIND {
-            Q8_0 | Q4_0 | Q5_0 => S::store(scales, d),
+            Q8_0 | Q4_0 | Q5_0 => S::store(out, d),
             Q4K | Q5K => {
-                let both = if g < 6 {
-                    head::<S>(heads, 2 + g)
-                } else {
-                    let first = 2 + (g - 6) * 3;
-                    let low = S::shift(head::<S>(heads, first), -12);
-                    let middle = S::and(S::shift(head::<S>(heads, first + 1), -8), 0xf0);
-                    S::or(low, S::or(middle, S::and(S::shift(head::<S>(heads, first + 2), -4), 0xf00)))
-                };
-                let scale = S::mul(d, S::float(S::and(both, 63)));
-                let min = S::mul(S::halves(heads.add(PANEL)), S::float(S::and(S::shift(both, -6), 63)));
-                S::store(scales, scale);
-                S::store(lifts, S::sub(S::mul(S::splat(F::KIND.centre() as f32), scale), min));
+                // `8 * scale` is exact, so that its difference to the minimum is rounded once, here as everywhere.
+                let centre = S::splat(F::KIND.centre() as f32);
+                let d_min = S::mul(S::halves(heads.add(PANEL)), S::splat(-1.0));
+                unroll!(g in 0 1 2 3 4 5 6 7 {
+                    let both = if g < 6 {
+                        head::<S>(heads, 2 + g)
+                    } else {
+                        let first = 2 + (g - 6) * 3;
+                        let low = S::shift(head::<S>(heads, first), -12);
+                        let middle = S::and(S::shift(head::<S>(heads, first + 1), -8), 0xf0);
+                        S::or(low, S::or(middle, S::and(S::shift(head::<S>(heads, first + 2), -4), 0xf00)))
+                    };
+                    let scale = S::mul(d, S::float(S::and(both, 63)));
+                    let min = S::mul(d_min, S::float(S::and(S::shift(both, -6), 63)));
+                    S::store(out.add(g * apart), scale);
+                    S::store(out.add(g * apart + PANEL), S::fma(centre, scale, min));
+                });
             }
             Q6K => {
-                let both = head::<S>(heads, 1 + g);
-                S::store(scales, S::mul(d, S::float(S::low_byte(both))));
-                S::store(scales.add(PANEL), S::mul(d, S::float(S::low_byte(S::shift(both, -8)))));
+                let both = head::<S>(heads, 1 + group);
+                S::store(out, S::mul(d, S::float(S::low_byte(both))));
+                S::store(out.add(PANEL), S::mul(d, S::float(S::low_byte(S::shift(both, -8)))));
             }
         }
     }
