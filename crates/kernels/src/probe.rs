@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::buffer::Buffer;
 use crate::quant::dots::Dots;
 use crate::simd::{PANEL, Simd, isa_entry, row_block};
-use crate::{Isa, Pool};
+use crate::{Isa, Pool, bf16};
 
 /// Arithmetic limit of one ISA path.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,36 +23,59 @@ pub struct Peak {
     pub share: f64,
 }
 
-/// Bytes that every thread reads in [`bandwidth`]: more than the caches hold.
+/// Bytes that every thread reads in [`bandwidth`]: more than the caches hold, with the threads of a small machine too.
 const STREAM: usize = 64 << 20;
+const LEAST: usize = 256 << 20;
 
 /// Highest read bandwidth of `rounds` passes over memory by all threads of the pool, in GB/s. The memory is of the kind that
 /// weights and KV are in: on huge pages where the system gives them, which is a quarter more than on small ones.
 pub fn bandwidth(pool: &Pool, rounds: usize) -> f64 {
-    /// Words of a stream; a tile reads several at once, as the kernels do.
-    const STREAM_WORDS: usize = 1 << 15;
-    const TILE: usize = 4 * STREAM_WORDS;
-    let mut data = Buffer::zeroed(STREAM / 2 * pool.threads()).expect("memory for the probe");
-    data.fill(1);
-    // SAFETY: the buffer is aligned to cache lines and lives as long; any bits are a number.
-    let data = unsafe { std::slice::from_raw_parts(data.as_ptr().cast::<u64>(), data.len() / 4) };
-    let tiles = data.len() / TILE;
-    let total = AtomicU64::new(0);
+    let isa = Isa::detect();
+    let mut data = Buffer::zeroed(LEAST.max(STREAM * pool.threads()) / 2).expect("memory for the probe");
+    data.fill(bf16::from_f32(1.0));
+    let tiles = data.len() / (STREAMS * PIECE);
     let seconds = best(rounds, || {
         pool.run(tiles, &|t| {
-            let tile = &data[t * TILE..(t + 1) * TILE];
-            let mut sums = [[0_u64; 8]; 4];
-            for line in (0..STREAM_WORDS).step_by(8) {
-                for (s, sums) in sums.iter_mut().enumerate() {
-                    let at = s * STREAM_WORDS + line;
-                    sums.iter_mut().zip(&tile[at..at + 8]).for_each(|(s, x)| *s = s.wrapping_add(*x));
-                }
-            }
-            total.fetch_add(sums.iter().flatten().sum(), Relaxed);
+            let tile = &data[t * STREAMS * PIECE..(t + 1) * STREAMS * PIECE];
+            let mut sum = 0.0;
+            // SAFETY: `isa` is available.
+            unsafe { read(isa, tile, &mut sum) };
+            black_box(sum);
         });
     });
-    black_box(total.into_inner());
-    (tiles * TILE * 8) as f64 / seconds / 1e9
+    (tiles * STREAMS * PIECE * 2) as f64 / seconds / 1e9
+}
+
+/// Places that a tile of [`bandwidth`] is read from in turns, a line of each, as products of one row are.
+const STREAMS: usize = 4;
+
+/// Elements that are read from each.
+const PIECE: usize = 1 << 14;
+
+isa_entry!(fn read(tile: &[u16], sum: &mut f32) = read_lines);
+
+/// # Safety
+/// The ISA of `S` is available; the tile has [`STREAMS`] pieces.
+#[inline(always)]
+unsafe fn read_lines<S: Simd>(tile: &[u16], sum: &mut f32) {
+    assert_eq!(tile.len(), STREAMS * PIECE);
+    let words = tile.as_ptr().cast::<f32>();
+    let mut out = [0.0; PANEL];
+    // SAFETY: any bits are a number, and pieces are whole lines of as many words as a panel has outputs.
+    unsafe {
+        let mut sums = [[S::splat(0.0); PANEL / 4]; STREAMS];
+        for line in (0..PIECE / 2).step_by(PANEL) {
+            for (stream, sums) in sums.iter_mut().enumerate() {
+                for (v, sum) in sums.iter_mut().take(PANEL / S::LANES).enumerate() {
+                    *sum = S::add(*sum, S::load(words.add(stream * PIECE / 2 + line + v * S::LANES)));
+                }
+            }
+        }
+        for x in sums.into_iter().flatten() {
+            S::store(out.as_mut_ptr(), x);
+            *sum += out[0];
+        }
+    }
 }
 
 /// Highest rate of multiply-adds of `rounds` short runs on all threads of the pool, with the clock check.
