@@ -120,8 +120,10 @@ unsafe fn tile_rows<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
             } else {
                 many_rows::<S>(job, panels, x, rows, part);
             }
-            for (i, sums) in part.chunks_exact(PANEL).enumerate() {
-                store::<S>(job, tile.rows.0 + i % rows, first + i / rows, sums.as_ptr());
+            for (panel, part) in part.chunks_exact(rows * PANEL).enumerate() {
+                for (row, sums) in part.chunks_exact(PANEL).enumerate() {
+                    store::<S>(job, tile.rows.0 + row, first + panel, sums.as_ptr());
+                }
             }
         }
     }
