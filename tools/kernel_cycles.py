@@ -3,11 +3,13 @@
 
     cargo test --release -p kvist-kernels --test instructions --no-run
     tools/kernel_cycles.py target/release/deps/instructions-<hash> [--model zen5|intel] [--loop ADDRESS]
+    tools/kernel_cycles.py PROGRAM --model zen3|zen5 --trace FILE
 
 needs objdump (binutils) and llvm-mca (LLVM 19 was used). Prints a table of the loops of each kernel: rows by vectors of
 a block, instructions, cycles of one pass, share of the peak of two 512-bit products a cycle, or bytes of weights a
 cycle. With --loop, also the analyser's whole answer for that loop. A model, not a measurement: all operands are in the
-L1 cache, and both sides of a branch are taken.
+L1 cache, and both sides of a branch are taken. With --trace (of trace.py), the cycles of all instructions of a call in
+their order, branches foreseen; with --model zen3 that can be compared with a clock.
 
 LLVM has no model of Zen 5. Its Zen 4 executes 256 bits at once where Zen 5 executes 512, with the same pipes otherwise,
 so the loops are given to it with registers of half the size. Where its tables are wrong (products at a sixth of their
@@ -43,6 +45,12 @@ def half_registers(name, operands):
         name, operands = "vpshufd", "$0, " + operands
     elif re.match("vperm[pqdb]", name):  # Across the whole register, from memory as well.
         name, operands = name.replace("vpermpd", "vpermq"), operands.replace("%xmm", "%ymm")
+    elif name.startswith("vextract"):
+        place, source, to = operands.rsplit(",", 2)
+        name, operands = "vextractf128", f"{place},{source.replace('%xmm', '%ymm')},{to}"
+    elif name.startswith("vinsert"):
+        source, *others = operands.rsplit(",", 2)
+        name, operands = "vinsertf128", ",".join([source] + [other.replace("%xmm", "%ymm") for other in others])
     elif name.startswith("vpternlog"):  # Whose broadcast operands objdump's syntax and the analyser's differ in.
         operands = operands.replace("{1to8}", "")
     return name, operands
@@ -56,7 +64,30 @@ def second_multiplier(name, operands):
     return name, operands.replace("{sae},", "")
 
 
-MODELS = {"zen5": ("znver4", half_registers), "intel": ("icelake-server", second_multiplier)}
+def as_it_is(name, operands):
+    return name, operands.replace("{sae},", "")
+
+
+MODELS = {
+    "zen5": ("znver4", half_registers),
+    "intel": ("icelake-server", second_multiplier),
+    "zen3": ("znver3", as_it_is),
+}
+# Instructions of a trace that the analyser is given at once.
+PIECE = 20000
+
+
+def cycles_of(lines, analyser, cpu, passes, *options):
+    """Cycles of so many passes over these instructions, and the analyser's whole answer."""
+    command = [analyser, f"-mcpu={cpu}", f"-iterations={passes}", *options]
+    run = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(run.stderr)
+    return int(re.search(r"Total Cycles:\s+(\d+)", run.stdout)[1]), run.stdout
+
+
+def instructions(printed):
+    return [(int(a, 16), name, rest) for a, name, rest in re.findall(r"^ *(\w+):\t(\S+)[ \t]*(.*)$", printed, re.M)]
 
 
 class Loop:
@@ -69,12 +100,28 @@ class Loop:
     def analyse(self, analyser, model, passes=100):
         cpu, rewrite = MODELS[model]
         lines = (rewrite(name, re.sub(r"\s*[<#].*", "", operands)) for _, name, operands in self.code if name[0] != "j")
-        source = "".join(f"{name} {operands}\n" for name, operands in lines)
-        command = [analyser, f"-mcpu={cpu}", f"-iterations={passes}", "-bottleneck-analysis"]
-        run = subprocess.run(command, input=source, capture_output=True, text=True)
-        if run.returncode:
-            sys.exit(run.stderr)
-        return int(re.search(r"Total Cycles:\s+(\d+)", run.stdout)[1]) / passes, run.stdout
+        cycles, answer = cycles_of(map(" ".join, lines), analyser, cpu, passes, "-bottleneck-analysis")
+        return cycles / passes, answer
+
+
+def of_trace(printed, trace, analyser, model):
+    """Prints what the instructions at these addresses, one after the other, are and take."""
+    cpu, rewrite = MODELS[model]
+    line = {}
+    for address, name, operands in instructions(printed):
+        if name[0] == "j":
+            line[address] = "cmpl $0, %eax"  # One instruction that waits for nothing.
+        elif name not in ("call", "ret"):
+            line[address] = " ".join(rewrite(name, re.sub(r"\s*[<#].*", "", operands)))
+    product = {a for a, name, _ in instructions(printed) if name in (INTEGER, BF16)}
+    addresses = [int(address, 16) for address in trace]
+    # What other libraries do counts, but not how.
+    lines = [line.get(address, "nop") for address in addresses]
+    pieces = (lines[at : at + PIECE] for at in range(0, len(lines), PIECE))
+    cycles = sum(cycles_of(piece, analyser, cpu, 1)[0] for piece in pieces)
+    products = sum(address in product for address in addresses)
+    of_peak = f", {products / 2 / cycles:.0%} of the peak" if products else ""
+    print(f"{len(lines)} instructions, {cycles} cycles{of_peak}")
 
 
 def loops(printed, function):
@@ -82,7 +129,7 @@ def loops(printed, function):
     body = re.search(rf"<\w*{function}\w*>:\n(.*?)\n\n", printed + "\n\n", re.S)
     if not body:
         sys.exit(f"there is no {function} in this program")
-    code = [(int(a, 16), name, rest) for a, name, rest in re.findall(r"^ *(\w+):\t(\S+)[ \t]*(.*)$", body[1], re.M)]
+    code = instructions(body[1])
     place = {address: i for i, (address, _, _) in enumerate(code)}
     ends = []
     for i, (address, name, rest) in enumerate(code):
@@ -120,10 +167,13 @@ def main():
     parser.add_argument("program")
     parser.add_argument("--model", choices=MODELS, default="zen5")
     parser.add_argument("--loop", type=lambda s: int(s, 16))
+    parser.add_argument("--trace", type=argparse.FileType())
     parser.add_argument("--llvm-mca", default="llvm-mca-19")
     args = parser.parse_args()
     command = ["objdump", "-d", "--no-show-raw-insn", args.program]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if args.trace:
+        return of_trace(printed, args.trace, args.llvm_mca, args.model)
     rows = {}
     for kernel, function, product in [
         ("bf16 weights", "kvist_kernels6matmul8run_tile6avx512", BF16),

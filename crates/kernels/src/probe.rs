@@ -27,11 +27,16 @@ pub struct Peak {
 const STREAM: usize = 64 << 20;
 const LEAST: usize = 256 << 20;
 
+/// Bytes that [`bandwidth`] reads, and takes for as long.
+pub fn bytes(threads: usize) -> usize {
+    LEAST.max(STREAM * threads)
+}
+
 /// Highest read bandwidth of `rounds` passes over memory by all threads of the pool, in GB/s. The memory is of the kind that
 /// weights and KV are in: on huge pages where the system gives them, which is a quarter more than on small ones.
 pub fn bandwidth(pool: &Pool, rounds: usize) -> f64 {
     let isa = Isa::detect();
-    let mut data = Buffer::zeroed(LEAST.max(STREAM * pool.threads()) / 2).expect("memory for the probe");
+    let mut data = Buffer::zeroed(bytes(pool.threads()) / 2).expect("memory for the probe");
     data.fill(bf16::from_f32(1.0));
     let tiles = data.len() / (STREAMS * PIECE);
     let seconds = best(rounds, || {

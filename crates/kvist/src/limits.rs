@@ -19,8 +19,11 @@ const VALID: f64 = 0.9;
 pub struct Limits {
     pub isa: Isa,
     pub threads: usize,
-    /// Read bandwidth of memory in GB/s.
+    /// Read bandwidth of memory in GB/s: the median of all looks. Of some virtual machines it changes by a third within
+    /// seconds, and the best would be a limit that most of the run did not have.
     pub bandwidth: f64,
+    /// The lowest and the highest.
+    pub bandwidths: [f64; 2],
     /// bf16 dot products in GFLOP/s.
     pub peak: f64,
     /// Dot products of quantised rows in GOP/s: with codes of at most 6 bits, and of 8.
@@ -36,29 +39,32 @@ pub struct Limits {
 pub struct Probe {
     isa: Isa,
     pool: Pool,
-    bandwidth: f64,
     peak: probe::Peak,
     integer_peaks: [f64; 2],
     /// GFLOP/s of each look.
     looks: Vec<f64>,
+    /// GB/s at the start and of each look.
+    bandwidths: Vec<f64>,
 }
 
 impl Probe {
     pub fn new(isa: Isa, threads: usize) -> Probe {
         let pool = Pool::new(threads);
         let peak = probe::peak(isa, &pool, ROUNDS);
-        let bandwidth = probe::bandwidth(&pool, STREAM_ROUNDS);
+        let bandwidths = vec![probe::bandwidth(&pool, STREAM_ROUNDS)];
         let integer_peaks = integer_peaks(isa, &pool);
-        Probe { isa, pool, bandwidth, peak, integer_peaks, looks: Vec::new() }
+        Probe { isa, pool, peak, integer_peaks, looks: Vec::new(), bandwidths }
     }
 
-    /// To be called before each measurement. Takes some 50 milliseconds.
+    /// To be called before each measurement. Takes some 200 milliseconds.
     pub fn look(&mut self) {
+        self.bandwidths.push(probe::bandwidth(&self.pool, STREAM_ROUNDS));
         self.looks.push(probe::peak(self.isa, &self.pool, LOOK_ROUNDS).gflops);
     }
 
     /// The limits, from the start, all looks and the end of the run.
-    pub fn finish(self) -> Limits {
+    pub fn finish(mut self) -> Limits {
+        self.bandwidths.push(probe::bandwidth(&self.pool, STREAM_ROUNDS));
         let again = probe::peak(self.isa, &self.pool, ROUNDS);
         let best = if again.gflops > self.peak.gflops { again } else { self.peak };
         let integer = integer_peaks(self.isa, &self.pool);
@@ -67,7 +73,8 @@ impl Probe {
         Limits {
             isa: self.isa,
             threads: self.pool.threads(),
-            bandwidth: self.bandwidth.max(probe::bandwidth(&self.pool, STREAM_ROUNDS)),
+            bandwidth: median(&self.bandwidths),
+            bandwidths: [f64::min, f64::max].map(|f| self.bandwidths.iter().copied().reduce(f).unwrap_or(f64::NAN)),
             peak,
             integer_peaks: std::array::from_fn(|i| self.integer_peaks[i].max(integer[i])),
             clock_ghz: best.clock_ghz,
@@ -84,7 +91,7 @@ fn integer_peaks(isa: Isa, pool: &Pool) -> [f64; 2] {
 impl Limits {
     /// Bytes that measuring with so many threads takes for a moment.
     pub fn bytes(threads: usize) -> u64 {
-        threads as u64 * (64 << 20)
+        probe::bytes(threads) as u64
     }
 
     /// The share of what the machine can do that it had for this run.
@@ -129,8 +136,9 @@ impl Limits {
                  bad; ratios of two of them (gain) suffer least."
             );
         }
+        let [lowest, highest] = self.bandwidths;
         format!(
-            "{}, {}: reads {:.1} GB/s, {:.0} GFLOP/s bf16 at {:.2} GHz, clock check {:.0} %{void}",
+            "{}, {}: reads {:.1} GB/s ({lowest:.1} to {highest:.1}), {:.0} GFLOP/s bf16 at {:.2} GHz, clock check {:.0} %{void}",
             self.isa,
             count(self.threads, "thread"),
             self.bandwidth,
@@ -146,6 +154,7 @@ impl Limits {
             "isa": self.isa.to_string(),
             "threads": self.threads,
             "read_gb_per_second": self.bandwidth,
+            "read_gb_per_second_lowest_highest": self.bandwidths,
             "bf16_gflop_per_second": self.peak,
             "integer_gop_per_second": {"up_to_6_bits": self.integer_peaks[0], "8_bits": self.integer_peaks[1]},
             "clock_ghz": self.clock_ghz,
@@ -164,6 +173,7 @@ impl Limits {
             isa,
             threads,
             bandwidth: 1.0,
+            bandwidths: [1.0; 2],
             peak: 1.0,
             integer_peaks,
             clock_ghz: 1.0,
@@ -214,6 +224,8 @@ mod tests {
         let mut probe = Probe::new(Isa::Portable, 2);
         (0..3).for_each(|_| probe.look());
         let limits = probe.finish();
-        assert!(limits.peak > 0.0 && limits.bandwidth > 0.0 && limits.steadiness > 0.0 && limits.steadiness <= 1.0);
+        let [lowest, highest] = limits.bandwidths;
+        assert!(0.0 < lowest && lowest <= limits.bandwidth && limits.bandwidth <= highest);
+        assert!(limits.peak > 0.0 && limits.steadiness > 0.0 && limits.steadiness <= 1.0);
     }
 }
