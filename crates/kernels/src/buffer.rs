@@ -22,7 +22,7 @@ pub(crate) struct Buffer {
 impl Buffer {
     /// `None` when the system refuses, or when the size overflows.
     pub(crate) fn zeroed(len: usize) -> Option<Buffer> {
-        let align = if len * 2 >= HUGE { HUGE } else { LINE };
+        let align = if len >= HUGE / 2 { HUGE } else { LINE };
         // Asking for more alignment than malloc gives would make the allocator write the zeros itself and so touch
         // every page: align by hand instead.
         let bytes = len.checked_mul(2)?.checked_add(align + LINE)?;

@@ -86,7 +86,7 @@ fn scale(largest: u16) -> u16 {
 #[inline(always)]
 fn code(x: f32, scale: f32) -> i8 {
     let scale = if scale == 0.0 { 1.0 } else { scale };
-    ((x / scale + ROUND) - ROUND) as i8
+    ((x / scale + ROUND) - ROUND).clamp(-MOST, MOST) as i8
 }
 
 #[cfg(test)]

@@ -23,11 +23,12 @@ pub struct Peak {
     pub share: f64,
 }
 
-/// Bytes that every thread reads in [`bandwidth`]: more than the caches hold, with the threads of a small machine too.
+/// Bytes for each thread: more than its caches hold.
 const STREAM: usize = 64 << 20;
+/// And at least so many: few threads may have as large a shared cache.
 const LEAST: usize = 256 << 20;
 
-/// Bytes that [`bandwidth`] reads, and takes for as long.
+/// Bytes of memory that [`bandwidth`] takes and reads.
 pub fn bytes(threads: usize) -> usize {
     LEAST.max(STREAM * threads)
 }
@@ -65,8 +66,7 @@ isa_entry!(fn read(tile: &[u16], sum: &mut f32) = read_lines);
 unsafe fn read_lines<S: Simd>(tile: &[u16], sum: &mut f32) {
     assert_eq!(tile.len(), STREAMS * PIECE);
     let words = tile.as_ptr().cast::<f32>();
-    let mut out = [0.0; PANEL];
-    // SAFETY: any bits are a number, and pieces are whole lines of as many words as a panel has outputs.
+    // SAFETY: any bits are an f32, and pieces are whole lines of as many words as a panel has outputs.
     unsafe {
         let mut sums = [[S::splat(0.0); PANEL / 4]; STREAMS];
         for line in (0..PIECE / 2).step_by(PANEL) {
@@ -77,8 +77,7 @@ unsafe fn read_lines<S: Simd>(tile: &[u16], sum: &mut f32) {
             }
         }
         for x in sums.into_iter().flatten() {
-            S::store(out.as_mut_ptr(), x);
-            *sum += out[0];
+            *sum += S::sum(x);
         }
     }
 }

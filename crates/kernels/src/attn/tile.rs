@@ -17,6 +17,8 @@ use crate::simd::{AT_ONCE, PANEL, Simd, dots};
 /// Query rows that meet K of a chunk before the first of them meets V: K and q, then V and O fit the L1 cache.
 pub(super) const GROUP: usize = 24;
 
+const _: () = assert!(GROUP.is_multiple_of(AT_ONCE), "rows are reduced so many at once");
+
 /// One number for each row of a group, in whole vectors.
 const FACTORS: usize = GROUP.next_multiple_of(PANEL);
 
@@ -95,7 +97,7 @@ pub(super) struct Tile<'a, F: Form> {
     pub q: *const u32,
     pub state: State,
     pub scores: *mut f32,
-    /// A vector for each row of a group.
+    /// [`PANEL`] elements for each of [`GROUP`] rows.
     pub spread: *mut f32,
     /// Bytes from this chunk's K and V to those of the next one; 0 if there is none.
     pub ahead: isize,
@@ -131,7 +133,7 @@ pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
     }
     let mut largest = [f32::NEG_INFINITY; FACTORS];
     let mut alpha = [1.0; FACTORS];
-    // SAFETY: rows `at..at + n` lie in the band, and `scores` and `spread` have room for `n` rows.
+    // SAFETY: rows `at..at + n` lie in the band; `scores` has room for `n` rows, `spread` for `GROUP`.
     unsafe {
         let q_row = plan.shape.head_dim / 2 * S::PAIR;
         let q = match &tile.coded {
@@ -157,7 +159,10 @@ pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
         }
         reduce::<S, true>(tile.spread, &mut largest, n);
         if plan.canary == Canary::BlockWideRescale {
-            largest = [largest[..n].iter().copied().fold(f32::NEG_INFINITY, f32::max); FACTORS];
+            let top = largest[..n].iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            for (of, _) in largest.iter_mut().zip(&masks[..n]).filter(|(_, mask)| **mask != 0) {
+                *of = top;
+            }
         }
         raise::<S>(tile.state.m.add(at), &mut largest, &mut alpha, n);
         let scales = tile.coded.map(|coded| coded.v_scales);
@@ -208,7 +213,7 @@ fn mask_rows<F: Form>(tile: &Tile<'_, F>, at: usize, masks: &mut [u64]) {
 /// The ISA of `S` is available; `spread` has rows up to the next multiple of [`AT_ONCE`].
 #[inline(always)]
 unsafe fn reduce<S: Simd, const LARGEST: bool>(spread: *const f32, to: &mut [f32; FACTORS], n: usize) {
-    // SAFETY: `FACTORS` is such a multiple, too.
+    // SAFETY: `GROUP` and `FACTORS` are such multiples.
     unsafe {
         for i in (0..n).step_by(AT_ONCE) {
             S::reduce_each::<LARGEST>(spread.add(i * PANEL), to.as_mut_ptr().add(i));
@@ -410,7 +415,8 @@ unsafe fn largest_of_row<S: Simd>(scores: *mut f32, mask: u64, spread: *mut f32)
                 s = S::select((mask >> i) as u32 & ((1 << S::LANES) - 1), s, S::splat(f32::NEG_INFINITY));
                 S::store(scores.add(i), s);
             }
-            largest = S::max(largest, s);
+            // What is no number raises nothing, here as in `raise`: no score is above the maximum.
+            largest = S::max(s, largest);
         }
         S::store(spread, largest);
     }

@@ -241,7 +241,8 @@ unsafe fn unpack_codes_of<S: Dots, F: Form>(piece: &mut Piece) {
 /// Unpacks the heads of [`Form::AT_ONCE`] groups of a block, from `group` on: [`Heads`] of each, `apart` from each other.
 ///
 /// # Safety
-/// As [`unpack`], for the lanes from the pointers on.
+/// As [`unpack`], for the lanes from the pointers on; `group` is a multiple of [`Form::AT_ONCE`], and `out` has room for as
+/// many heads.
 #[inline(always)]
 pub(crate) unsafe fn unpack_heads<S: Dots, F: Form>(heads: *const u16, group: usize, out: *mut f32, apart: usize) {
     // SAFETY: the contract above.
@@ -250,7 +251,7 @@ pub(crate) unsafe fn unpack_heads<S: Dots, F: Form>(heads: *const u16, group: us
         match F::KIND {
             Q8_0 | Q4_0 | Q5_0 => S::store(out, d),
             Q4K | Q5K => {
-                // `8 * scale` is exact, so that its difference to the minimum is rounded once, here as everywhere.
+                // A power of two times the scale is exact: its difference to the minimum is rounded once on every path.
                 let centre = S::splat(F::KIND.centre() as f32);
                 let d_min = S::mul(S::halves(heads.add(PANEL)), S::splat(-1.0));
                 unroll!(g in 0 1 2 3 4 5 6 7 {
