@@ -16,8 +16,9 @@ pub struct Publish {
 }
 
 impl Cache {
-    /// Makes the whole chunks of `tokens` that `domain` holds public. Private nodes of any domain (but carried ones, whose
-    /// KV may be another) that hold the same chunk in the same place are merged into the public node: their children are re-hung below it, their pins move.
+    /// Makes the whole chunks of `tokens` that `domain` holds public. Private nodes of any domain (but carried ones,
+    /// whose KV may be another) that hold the same chunk in the same place are merged into the public node: their
+    /// children are re-hung below it, their pins move.
     ///
     /// Changes no tokens, no slot, and no path's length; evicts nothing. What hangs below stays private to its domain.
     ///

@@ -2,12 +2,12 @@
 //! guard that no noise moves, and that sees the paths that this CPU cannot run.
 //!
 //! A loop is known by its products and by something that goes with them. In attention and in bf16 products these are
-//! multiply-adds and the words of rows that are broadcast: with AVX2, `R` rows by `V` vectors are `2 R V` and `2 R` in a step,
-//! with AVX-512 `R V` and `R`. In quantised products they are integer products and f32 multiply-adds, which scale the sums of a
-//! group: with AVX-512, `R` rows by `V` vectors are `8 R V` and `R V`, of formats with a minimum `2 R V`, and half of the
-//! products where there are two scales. One row and four panels have as many as four rows and one; where a block's heads are
-//! unpacked at once, the compiler puts its first group beside that. What else a loop has is loads, conversions, prefetches and counting; what it must
-//! not have is sums on the stack.
+//! multiply-adds and the words of rows that are broadcast: with AVX2, `R` rows by `V` vectors are `2 R V` and `2 R` in
+//! a step, with AVX-512 `R V` and `R`. In quantised products they are integer products and f32 multiply-adds, which
+//! scale the sums of a group: with AVX-512, `R` rows by `V` vectors are `8 R V` and `R V`, of formats with a minimum `2
+//! R V`, and half of the products where there are two scales. One row and four panels have as many as four rows and
+//! one; where a block's heads are unpacked at once, the compiler puts its first group beside that. What else a loop has
+//! is loads, conversions, prefetches and counting; what it must not have is sums on the stack.
 //!
 //! `cargo test --release -p kvist-kernels --test instructions`: development builds check each index in these loops.
 

@@ -125,7 +125,8 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Starts the thread. With a keeper the engine is one over its tier. `buffer` is the number of events that may wait for a reader, for each choice of its requests.
+    /// Starts the thread. With a keeper the engine is one over its tier. `buffer` is the number of events that may wait
+    /// for a reader, for each choice of its requests.
     pub fn start(
         engine: Engine,
         executor: Box<dyn Executor>,

@@ -9,9 +9,9 @@ const ARGUMENTS: usize = 12 << 20;
 /// Names under which clients send a reply's reasoning; the first is the one that templates read.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// Checks the messages and brings them into the form that templates expect:
-/// content parts of type `text` are joined to one string, arguments of tool calls are objects (clients send them as
-/// JSON in a string), keys that are null are left out, reasoning is found under `reasoning_content`. Everything else is passed on as it is.
+/// Checks the messages and brings them into the form that templates expect: content parts of type `text` are joined to
+/// one string, arguments of tool calls are objects (clients send them as JSON in a string), keys that are null are left
+/// out, reasoning is found under `reasoning_content`. Everything else is passed on as it is.
 pub(crate) fn normalise(messages: &[Value]) -> Result<Vec<Value>, TextError> {
     if messages.is_empty() {
         return Err(TextError::invalid("messages", "at least one message is needed"));

@@ -1,7 +1,7 @@
 //! How many rows and vectors meet in registers.
 
-/// [`crate::simd::row_block`] with a number of vectors that need not make whole panels: a chunk's operands lie side by side. With
-/// fewer than nine sums a row block of AVX2 waits for its additions.
+/// [`crate::simd::row_block`] with a number of vectors that need not make whole panels: a chunk's operands lie side by
+/// side. With fewer than nine sums a row block of AVX2 waits for its additions.
 macro_rules! tile_block {
     ($s:ident, $rows:expr, $f:ident($($arg:expr),* $(,)?)) => {
         match ($s::LANES, $rows) {

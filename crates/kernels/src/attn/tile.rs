@@ -12,7 +12,7 @@ use super::block::{cover, tile_block};
 use super::kernel::Job;
 use super::plan::Canary;
 use crate::elementwise::cap_lanes;
-use crate::simd::{AT_ONCE, PANEL, Simd, dots};
+use crate::simd::{AT_ONCE, PANEL, Simd, block_sizes, dots};
 
 /// Query rows that meet K of a chunk before the first of them meets V: K and q, then V and O fit the L1 cache.
 pub(super) const GROUP: usize = 24;
@@ -216,26 +216,19 @@ unsafe fn reduce<S: Simd, const LARGEST: bool>(spread: *const f32, to: &mut [f32
     // SAFETY: `GROUP` and `FACTORS` are such multiples.
     unsafe {
         for i in (0..n).step_by(AT_ONCE) {
-            S::reduce_each::<LARGEST>(spread.add(i * PANEL), to.as_mut_ptr().add(i));
+            let mut rows = [S::splat(0.0); AT_ONCE];
+            for (r, row) in rows.iter_mut().enumerate() {
+                *row = S::load(spread.add((i + r) * PANEL));
+            }
+            S::reduce_each::<LARGEST>(rows, to.as_mut_ptr().add(i));
         }
     }
-}
-
-/// Rows of each block when so many are left: of several blocks of almost equal size the next.
-const fn block_sizes<S: Simd>() -> [u8; GROUP + 1] {
-    let mut sizes = [0; GROUP + 1];
-    let mut rows = 1;
-    while rows <= GROUP {
-        sizes[rows] = rows.div_ceil(rows.div_ceil(S::ROWS)) as u8;
-        rows += 1;
-    }
-    sizes
 }
 
 /// The next of several blocks of almost equal size.
 #[inline(always)]
 fn block_size<S: Simd>(rows: usize) -> usize {
-    let sizes = const { block_sizes::<S>() };
+    let sizes: [u8; GROUP + 1] = const { block_sizes(S::ROWS) };
     sizes[rows] as usize
 }
 
@@ -444,8 +437,8 @@ unsafe fn raise<S: Simd>(m: *mut f32, largest: &mut [f32; FACTORS], alpha: &mut 
     }
 }
 
-/// Replaces a row's scores by the rounded weights relative to the maximum `top`, as prepared pairs; their sum is that of the
-/// lanes of `spread`. The weights that meet codes of V are multiplied with their scales, after the sum.
+/// Replaces a row's scores by the rounded weights relative to the maximum `top`, as prepared pairs; their sum is that
+/// of the lanes of `spread`. The weights that meet codes of V are multiplied with their scales, after the sum.
 ///
 /// # Safety
 /// The ISA of `S` is available, `scores` valid for a chunk and `spread` for a vector.

@@ -5,10 +5,16 @@ use super::dots::Dots;
 use super::packed::GROUP;
 use super::rows::Group;
 use super::unpack::{Bytes, Codes, Piece, ROOM};
-use crate::simd::{PANEL, at};
+use crate::simd::{PANEL, at, block_sizes};
 
 /// Rows of the largest block of AVX-512: its sums, as integers and as f32, are 24 of 32 registers.
 const ROWS: usize = 6;
+
+/// Rows that one tile handles at most.
+pub(crate) const TILE_ROWS: usize = 96;
+
+/// No division for each block.
+const SIZES: [u8; TILE_ROWS + 1] = block_sizes(ROWS);
 
 macro_rules! unroll {
     ($name:ident in $($value:literal)* $body:block) => {
@@ -68,7 +74,7 @@ unsafe fn all_rows<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
         unsafe {
             let (x, sums) = (x.byte_add(r * stride), sums.add(r * PANEL));
             // Of AVX-512, blocks of almost equal size: with fewer sums than six they wait for their additions.
-            r += match (S::LANES, block_size(left)) {
+            r += match (S::LANES, SIZES[left]) {
                 (4, _) if left > 1 => block::<S, WIDE, HALVES, LIFT, 2, 4>(piece, x, stride, sums, apart),
                 (4, _) => block::<S, WIDE, HALVES, LIFT, 1, 4>(piece, x, stride, sums, apart),
                 (8, _) if left > 3 => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, stride, sums, apart),
@@ -82,22 +88,6 @@ unsafe fn all_rows<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
             };
         }
     }
-}
-
-/// The next of several blocks of at most [`ROWS`] rows of almost equal size, when so many are left.
-#[inline(always)]
-fn block_size(left: usize) -> usize {
-    const SIZES: [u8; 2 * ROWS] = {
-        let mut sizes = [0; 2 * ROWS];
-        let mut left = 1;
-        while left < sizes.len() {
-            sizes[left] = left.div_ceil(left.div_ceil(ROWS)) as u8;
-            left += 1;
-        }
-        sizes
-    };
-    // No division: blocks of the largest size first, until two are left.
-    if left < 2 * ROWS { SIZES[left] as usize } else { ROWS }
 }
 
 /// As [`all_rows`], for `R` rows, of whose sums those of a panel are `apart` from those of the next; returns `R`.

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use super::dots::Dots;
 use super::few::{STREAMS, few_of, few_rows};
-use super::kernel::add_products;
+use super::kernel::{TILE_ROWS, add_products};
 use super::packed::GROUP;
 use super::rows::Group;
 use super::unpack::{GROUPS, PANELS, Unpacked, panels_at_once, unpack, unpack_codes};
@@ -13,9 +13,6 @@ use super::{PackedQuant, QuantRows};
 use crate::buffer::SharedMut;
 use crate::simd::{PANEL, isa_entry};
 use crate::{Isa, Pool};
-
-/// Rows that one tile handles at most.
-const TILE_ROWS: usize = 96;
 
 /// Panels that one tile handles at most.
 const TILE_PANELS: usize = 8;

@@ -1,6 +1,6 @@
 use std::arch::x86_64::*;
 
-use super::{PANEL, Simd, at};
+use super::{AT_ONCE, PANEL, Simd, at};
 use crate::Isa;
 
 /// 8 lanes; bf16 products as two FMAs on widened operands.
@@ -134,12 +134,10 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn reduce_each<const LARGEST: bool>(x: *const f32, to: *mut f32) {
-        let of = |i: usize| Self::load(x.add(i * PANEL));
+    unsafe fn reduce_each<const LARGEST: bool>(x: [__m256; AT_ONCE], to: *mut f32) {
         // Both 128-bit lanes of two rows, pairs of four, single elements of eight: rows 0 2 4 6 1 3 5 7 in the end.
-        let mut halves = [Self::splat(0.0); 4];
-        for (i, half) in halves.iter_mut().enumerate() {
-            let (a, b) = (of(2 * i), of(2 * i + 1));
+        let mut halves = [x[0]; AT_ONCE / 2];
+        for (half, &[a, b]) in halves.iter_mut().zip(x.as_chunks().0) {
             *half = Self::meet::<LARGEST>(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
         }
         let [a, b, c, d] = halves;

@@ -1,7 +1,7 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::{PANEL, Simd, at};
+use super::{AT_ONCE, Simd, at};
 use crate::Isa;
 
 /// 16 lanes; bf16 products by `vdpbf16ps`, which flushes denormals and adds the second element of a pair first.
@@ -28,17 +28,24 @@ const fn bytes_of(from: u32, shift: u32) -> [u8; 64] {
 static LOWER: [[u8; 64]; 2] = [bytes_of(0, 16), bytes_of(64, 16)];
 static UPPER: [[u8; 64]; 2] = [bytes_of(0, 24), bytes_of(64, 24)];
 
+/// The byte of a table of 128 at each magnitude.
+#[inline(always)]
+unsafe fn looked_up(table: &[[u8; 64]; 2], magnitude: __m512i) -> __m512i {
+    let [first, second] = table;
+    let (first, second) = (_mm512_loadu_si512(first.as_ptr().cast()), _mm512_loadu_si512(second.as_ptr().cast()));
+    _mm512_permutex2var_epi8(first, magnitude, second)
+}
+
 /// 64 codes as 32 pairs of bf16. The bytes of a magnitude are looked up, and the sign is set.
 #[inline(always)]
 unsafe fn widened(codes: __m512i) -> [__m512i; 2] {
     /// `a | b & c`.
     const OR_AND: i32 = 0xf8;
-    let table = |half: &[u8; 64]| _mm512_loadu_si512(half.as_ptr().cast());
     // Both halves of a 128-bit lane go to different vectors.
     let codes = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), codes);
     let magnitude = _mm512_abs_epi8(codes);
-    let lower = _mm512_permutex2var_epi8(table(&LOWER[0]), magnitude, table(&LOWER[1]));
-    let upper = _mm512_permutex2var_epi8(table(&UPPER[0]), magnitude, table(&UPPER[1]));
+    let lower = looked_up(&LOWER, magnitude);
+    let upper = looked_up(&UPPER, magnitude);
     let upper = _mm512_ternarylogic_epi32::<OR_AND>(upper, codes, _mm512_set1_epi8(i8::MIN));
     [_mm512_unpacklo_epi8(lower, upper), _mm512_unpackhi_epi8(lower, upper)]
 }
@@ -160,12 +167,10 @@ impl Simd for Avx512 {
         _mm512_storeu_si512(words.add(Self::LANES).cast(), second);
     }
     #[inline(always)]
-    unsafe fn reduce_each<const LARGEST: bool>(x: *const f32, to: *mut f32) {
-        let of = |i: usize| Self::load(x.add(i * PANEL));
-        // 256 bits of two rows, 128 of four, pairs of eight, single elements: rows 0 4, 1 5, 2 6, 3 7 in the end, each lane twice.
-        let mut halves = [Self::splat(0.0); 4];
-        for (i, half) in halves.iter_mut().enumerate() {
-            let (a, b) = (of(2 * i), of(2 * i + 1));
+    unsafe fn reduce_each<const LARGEST: bool>(x: [__m512; AT_ONCE], to: *mut f32) {
+        // 256 bits of two rows, 128 of four, pairs of eight, single elements, each twice: rows 0 4, 1 5, 2 6, 3 7.
+        let mut halves = [x[0]; AT_ONCE / 2];
+        for (half, &[a, b]) in halves.iter_mut().zip(x.as_chunks().0) {
             *half = Self::meet::<LARGEST>(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
         }
         let [a, b, c, d] = halves;

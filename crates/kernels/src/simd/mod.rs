@@ -25,6 +25,17 @@ pub(crate) const PANEL: usize = 16;
 /// Vectors that [`Simd::reduce_each`] reduces side by side.
 pub(crate) const AT_ONCE: usize = 8;
 
+/// By how many rows are left, the rows of the next of several blocks of almost equal size, at most `most`.
+pub(crate) const fn block_sizes<const N: usize>(most: usize) -> [u8; N] {
+    let mut sizes = [0; N];
+    let mut left = 1;
+    while left < N {
+        sizes[left] = left.div_ceil(left.div_ceil(most)) as u8;
+        left += 1;
+    }
+    sizes
+}
+
 /// Minimax polynomial of `2^f` on [-1/2, 1/2] with the constant term 1.
 #[expect(clippy::approx_constant, reason = "close to ln 2, but not meant to be it")]
 const EXP2: [f32; 6] = [1.0, 0.693_147, 0.240_222_42, 0.055_507_337, 0.009_671_513, 0.001_326_472_6];
@@ -122,12 +133,12 @@ pub(crate) trait Simd: Copy + 'static {
         l[0]
     }
 
-    /// The sum of the lanes of each of [`AT_ONCE`] vectors, which lie [`PANEL`] elements apart, or the largest of them: lane i
-    /// meets lane `i + n` for n of `LANES / 2`, .. 2, 1, in that order, as in [`Simd::sum`].
+    /// The sum of the lanes of each of [`AT_ONCE`] vectors, or the largest of them: lane i meets lane `i + n` for n of
+    /// `LANES / 2`, .. 2, 1, in that order, as in [`Simd::sum`].
     #[inline(always)]
-    unsafe fn reduce_each<const LARGEST: bool>(x: *const f32, to: *mut f32) {
-        for i in 0..AT_ONCE {
-            let mut l = Self::lanes(Self::load(x.add(i * PANEL)));
+    unsafe fn reduce_each<const LARGEST: bool>(x: [Self::F; AT_ONCE], to: *mut f32) {
+        for (i, &x) in x.iter().enumerate() {
+            let mut l = Self::lanes(x);
             let mut n = Self::LANES;
             while n > 1 {
                 n /= 2;
@@ -156,8 +167,8 @@ pub(crate) trait Simd: Copy + 'static {
         Self::exp2_each::<1, false>([x])[0]
     }
 
-    /// [`Simd::exp2`] of several vectors, step by step: the steps of one wait for each other. `SMALL`: none is above 128, though
-    /// some may be no number, which gives 0 either way.
+    /// [`Simd::exp2`] of several vectors, step by step: the steps of one wait for each other. `SMALL`: none is above
+    /// 128, though some may be no number, which gives 0 either way.
     #[inline(always)]
     unsafe fn exp2_each<const N: usize, const SMALL: bool>(x: [Self::F; N]) -> [Self::F; N] {
         // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits.
@@ -357,8 +368,12 @@ mod tests {
 
     #[inline(always)]
     unsafe fn reduce_rows<S: Simd>(x: &Rows, each: &mut [[f32; AT_ONCE]; 2], alone: &mut [f32; AT_ONCE]) {
-        S::reduce_each::<true>(x.as_ptr().cast(), each[0].as_mut_ptr());
-        S::reduce_each::<false>(x.as_ptr().cast(), each[1].as_mut_ptr());
+        let mut rows = [S::splat(0.0); AT_ONCE];
+        for (row, x) in rows.iter_mut().zip(x) {
+            *row = S::load(x.as_ptr());
+        }
+        S::reduce_each::<true>(rows, each[0].as_mut_ptr());
+        S::reduce_each::<false>(rows, each[1].as_mut_ptr());
         for (x, alone) in x.iter().zip(alone) {
             *alone = S::sum(S::load(x.as_ptr()));
         }
