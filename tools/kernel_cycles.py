@@ -3,13 +3,13 @@
 
     cargo test --release -p kvist-kernels --test instructions --no-run
     tools/kernel_cycles.py target/release/deps/instructions-<hash> [--model zen5|intel] [--loop ADDRESS]
-    tools/kernel_cycles.py PROGRAM --model zen3|zen5 --trace FILE
+    tools/kernel_cycles.py PROGRAM --model zen3|zen5|alderlake --trace FILE
 
 needs objdump (binutils) and llvm-mca (LLVM 19 was used). Prints a table of the loops of each kernel: rows by vectors of
 a block, instructions, cycles of one pass, share of the peak of two 512-bit products a cycle, or bytes of weights a
 cycle. With --loop, also the analyser's whole answer for that loop. A model, not a measurement: all operands are in the
 L1 cache, and both sides of a branch are taken. With --trace (of trace.py), the cycles of all instructions of a call in
-their order, branches foreseen; with --model zen3 that can be compared with a clock.
+their order, branches foreseen; with --model zen3 that can be compared with a clock. alderlake is for AVX-VNNI.
 
 LLVM has no model of Zen 5. Its Zen 4 executes 256 bits at once where Zen 5 executes 512, with the same pipes otherwise,
 so the loops are given to it with registers of half the size. Where its tables are wrong (products at a sixth of their
@@ -72,6 +72,7 @@ MODELS = {
     "zen5": ("znver4", half_registers),
     "intel": ("icelake-server", second_multiplier),
     "zen3": ("znver3", as_it_is),
+    "alderlake": ("alderlake", as_it_is),
 }
 # Instructions of a trace that the analyser is given at once.
 PIECE = 20000
@@ -87,7 +88,8 @@ def cycles_of(lines, analyser, cpu, passes, *options):
 
 
 def instructions(printed):
-    return [(int(a, 16), name, rest) for a, name, rest in re.findall(r"^ *(\w+):\t(\S+)[ \t]*(.*)$", printed, re.M)]
+    found = re.findall(r"^ *(\w+):\t(?:\{vex\} )?(\S+)[ \t]*(.*)$", printed, re.M)
+    return [(int(a, 16), name, rest) for a, name, rest in found]
 
 
 class Loop:
@@ -126,7 +128,7 @@ def of_trace(printed, trace, analyser, model):
 
 def loops(printed, function):
     """Loops without loops inside."""
-    body = re.search(rf"<\w*{function}\w*>:\n(.*?)\n\n", printed + "\n\n", re.S)
+    body = re.search(rf"<\w*{function}[\w.]*>:\n(.*?)\n\n", printed + "\n\n", re.S)
     if not body:
         sys.exit(f"there is no {function} in this program")
     code = instructions(body[1])
@@ -179,7 +181,7 @@ def main():
         ("bf16 weights", "kvist_kernels6matmul8run_tile6avx512", BF16),
         ("attention, bf16", "15groups_of_words6avx512", BF16),
         ("attention, kv8", "15groups_of_codes6avx512", BF16),
-        ("", "5quant6matmul8run_tile6avx512", INTEGER),
+        ("", "5quant6matmul8run_tile6others6avx512", INTEGER),
     ]:
         for loop in loops(printed, function):
             products = loop.count(product)

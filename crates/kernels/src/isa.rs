@@ -6,6 +6,8 @@ use std::str::FromStr;
 pub enum Isa {
     /// AVX-512 F, BW, VL, DQ, VNNI, BF16 and VBMI (Zen 4, Sapphire Rapids and later).
     Avx512,
+    /// AVX2 with AVX-VNNI (Alder Lake and later). The same bits as [`Isa::Avx2`]: integer products are exact.
+    AvxVnni,
     /// AVX2, FMA and F16C.
     Avx2,
     /// No instruction beyond the target's baseline.
@@ -14,7 +16,10 @@ pub enum Isa {
 
 impl Isa {
     /// Every path, best first.
-    pub const ALL: [Isa; 3] = [Isa::Avx512, Isa::Avx2, Isa::Portable];
+    pub const ALL: [Isa; 4] = [Isa::Avx512, Isa::AvxVnni, Isa::Avx2, Isa::Portable];
+
+    /// Their names, in the same order.
+    pub const NAMES: [&str; 4] = ["avx512", "avxvnni", "avx2", "portable"];
 
     /// The best path of this machine.
     pub fn detect() -> Isa {
@@ -42,8 +47,11 @@ impl Isa {
                 })*
             };
         }
-        if matches!(self, Isa::Avx512 | Isa::Avx2) {
+        if self != Isa::Portable {
             need!("avx2", "fma", "f16c");
+        }
+        if self == Isa::AvxVnni {
+            need!("avxvnni");
         }
         if self == Isa::Avx512 {
             need!("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "avx512bf16", "avx512vbmi");
@@ -57,6 +65,11 @@ impl Isa {
         if self == Isa::Portable { Vec::new() } else { vec!["an x86-64 CPU"] }
     }
 
+    /// The path that needs least among those with the bits of this one: what the paths have in common is known by it.
+    pub fn bits(self) -> Isa {
+        if self == Isa::AvxVnni { Isa::Avx2 } else { self }
+    }
+
     /// Every public kernel calls this first: it is what makes the `target_feature` calls behind it sound.
     #[inline]
     pub(crate) fn require(self) {
@@ -64,11 +77,7 @@ impl Isa {
     }
 
     fn name(self) -> &'static str {
-        match self {
-            Isa::Avx512 => "avx512",
-            Isa::Avx2 => "avx2",
-            Isa::Portable => "portable",
-        }
+        Isa::NAMES[self as usize]
     }
 }
 
@@ -83,7 +92,7 @@ impl FromStr for Isa {
 
     fn from_str(s: &str) -> Result<Self, String> {
         let found = Isa::ALL.into_iter().find(|isa| isa.name() == s);
-        found.ok_or_else(|| format!("unknown instruction set `{s}`: one of avx512, avx2, portable"))
+        found.ok_or_else(|| format!("unknown instruction set `{s}`: one of {}", Isa::NAMES.join(", ")))
     }
 }
 
@@ -95,6 +104,7 @@ mod tests {
     fn names_round_trip_and_the_baseline_always_runs() {
         for isa in Isa::ALL {
             assert_eq!(isa.to_string().parse(), Ok(isa));
+            assert!(!isa.is_available() || isa.bits().is_available());
         }
         assert!("sse".parse::<Isa>().is_err());
         assert_eq!(Isa::available().last(), Some(&Isa::Portable));

@@ -199,7 +199,7 @@ unsafe fn steps_in_registers<S: Simd, const R: usize, const V: usize>(
     *count = ((n * R * V * per_step) as u64, flops as u64);
 }
 
-isa_entry!(fn integer_steps(n: usize, wide: bool, count: &mut u64) = integer_steps_of);
+isa_entry!(fn integer_steps(n: usize, wide: bool, count: &mut u64) = integer_steps_of, with vnni);
 
 /// Runs `n` steps of a block on the same operands; reports the operations.
 ///
@@ -212,9 +212,11 @@ unsafe fn integer_steps_of<S: Dots>(n: usize, wide: bool, count: &mut u64) {
         match (S::LANES, wide) {
             (4, false) => integer_block::<S, false, 1, 4>(n),
             (4, true) => integer_block::<S, true, 1, 4>(n),
-            (8, false) => integer_block::<S, false, 4, 2>(n),
-            (8, true) => integer_block::<S, true, 4, 2>(n),
+            (8, false) if S::ISA == Isa::Avx2 => integer_block::<S, false, 4, 2>(n),
+            (8, true) if S::ISA == Isa::Avx2 => integer_block::<S, true, 4, 2>(n),
             // As many sums as cover five cycles of latency at two products a cycle.
+            (8, false) => integer_block::<S, false, 6, 2>(n),
+            (8, true) => integer_block::<S, true, 6, 2>(n),
             (_, false) => integer_block::<S, false, 12, 1>(n),
             (_, true) => integer_block::<S, true, 12, 1>(n),
         }

@@ -32,7 +32,7 @@ struct Guard {
 
 const BROADCASTS: &[&str] = &["vbroadcastss", "vpbroadcastd"];
 
-const GUARDS: [Guard; 6] = [
+const GUARDS: [Guard; 7] = [
     Guard {
         function: "15groups_of_words4avx2",
         products: &["vfmadd"],
@@ -66,7 +66,7 @@ const GUARDS: [Guard; 6] = [
         committed: &[((8, 2), 22), ((12, 3), 23), ((16, 4), 28), ((20, 5), 37), ((24, 6), 43)],
     },
     Guard {
-        function: "5quant6matmul8run_tile4avx2",
+        function: "5quant6matmul8run_tile6others4avx2",
         products: &["vpmaddubsw"],
         with: &["vfmadd"],
         committed: &[
@@ -84,7 +84,30 @@ const GUARDS: [Guard; 6] = [
         ],
     },
     Guard {
-        function: "5quant6matmul8run_tile6avx512",
+        function: "5quant6matmul8run_tile7avxvnni",
+        products: &["vpdpbusd"],
+        with: &["vfmadd"],
+        committed: &[
+            ((8, 8), 103),
+            ((10, 10), 125),
+            ((10, 20), 137),
+            ((12, 12), 150),
+            ((12, 24), 161),
+            ((16, 2), 131),
+            ((16, 4), 179),
+            ((20, 20), 209),
+            ((24, 6), 146),
+            ((24, 24), 251),
+            ((32, 4), 176),
+            ((32, 8), 311),
+            ((48, 6), 219),
+            ((48, 12), 231),
+            ((64, 8), 575),
+            ((64, 16), 693),
+        ],
+    },
+    Guard {
+        function: "5quant6matmul8run_tile6others6avx512",
         products: &["vpdpbusd"],
         with: &["vfmadd"],
         committed: &[
@@ -149,7 +172,8 @@ fn loops(printed: &str, function: &str, products: &[&str], with: &[&str]) -> Loo
     for line in body.take_while(|line| !starts(line)) {
         let Some((address, instruction)) = line.trim().split_once(':') else { continue };
         let Ok(address) = u64::from_str_radix(address, 16) else { continue };
-        let (name, operands) = instruction.trim().split_once(char::is_whitespace).unwrap_or((instruction.trim(), ""));
+        let instruction = instruction.trim().trim_start_matches("{vex} ");
+        let (name, operands) = instruction.split_once(char::is_whitespace).unwrap_or((instruction, ""));
         code.push((address, name, operands.trim()));
     }
     let backwards = code.iter().enumerate().filter_map(|(end, &(address, name, operands))| {

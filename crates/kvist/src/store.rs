@@ -194,7 +194,7 @@ pub fn config(
     hasher.update(weights);
     // One set of frequencies or another, by the context.
     let rotations = chosen.config.ropes.iter().map(|rope| rope.rotation(context));
-    let rest = (rotations.collect::<Vec<_>>(), chosen.form, codec, isa, NUMERICS_VERSION);
+    let rest = (rotations.collect::<Vec<_>>(), chosen.form, codec, isa.bits(), NUMERICS_VERSION);
     hasher.update(format!("{rest:?}").as_bytes());
     let fingerprint = Fingerprint { digest: *hasher.finalize().as_bytes(), text: text(chosen, settings, isa) };
     let layout = chosen.config.layout_of(load::codec(codec));
@@ -205,7 +205,7 @@ pub fn config(
 /// What a fingerprint is of, for people.
 pub fn text(chosen: &Chosen, settings: &Settings, isa: Isa) -> String {
     let codec = settings.text(&KV_TYPE).unwrap_or_default();
-    format!("{} {} {codec} {isa} numerics {NUMERICS_VERSION}", chosen.name, chosen.kind())
+    format!("{} {} {codec} {} numerics {NUMERICS_VERSION}", chosen.name, chosen.kind(), isa.bits())
 }
 
 /// What is told of a store that cannot be opened.

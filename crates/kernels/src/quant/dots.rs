@@ -175,8 +175,8 @@ mod x86 {
     }
 
     /// Narrow sums are in 16 bits, two for an output. Wide products of two are exact in 16 bits (`127 * 128 * 2`) where
-    /// the codes' signs are moved to the activations.
-    impl Dots for Avx2 {
+    /// the codes' signs are moved to the activations. With VNNI, all is as with [`Avx512`].
+    impl<const VNNI: bool> Dots for Avx2<VNNI> {
         type I = __m256i;
 
         #[inline(always)]
@@ -225,14 +225,20 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn start<const WIDE: bool>(sums: *const u32, centre: i16) -> __m256i {
-            if WIDE {
-                return _mm256_setzero_si256();
+            let sums = _mm256_set1_epi32(*sums as i32);
+            match (VNNI, WIDE) {
+                (true, true) => _mm256_dpwssd_avx_epi32(_mm256_setzero_si256(), sums, _mm256_set1_epi16(-128)),
+                (true, false) => _mm256_dpwssd_avx_epi32(_mm256_setzero_si256(), sums, _mm256_set1_epi16(-centre)),
+                (false, true) => _mm256_setzero_si256(),
+                (false, false) => _mm256_mullo_epi16(sums, _mm256_set1_epi16(-centre)),
             }
-            _mm256_mullo_epi16(_mm256_set1_epi32(*sums as i32), _mm256_set1_epi16(-centre))
         }
         #[inline(always)]
         unsafe fn dot<const WIDE: bool>(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
-            let sum = if WIDE {
+            let sum = if VNNI {
+                let w = if WIDE { _mm256_xor_si256(w, _mm256_set1_epi8(-128)) } else { w };
+                _mm256_dpbusd_avx_epi32(acc, w, x)
+            } else if WIDE {
                 let twos = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
                 _mm256_add_epi32(acc, _mm256_madd_epi16(twos, _mm256_set1_epi16(1)))
             } else {
@@ -242,7 +248,7 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn total<const WIDE: bool>(acc: __m256i) -> Self::F {
-            Self::float(if WIDE { acc } else { _mm256_madd_epi16(acc, _mm256_set1_epi16(1)) })
+            Self::float(if VNNI || WIDE { acc } else { _mm256_madd_epi16(acc, _mm256_set1_epi16(1)) })
         }
         #[inline(always)]
         unsafe fn encode(x: &[f32; GROUP], inverse: f32) -> ([u32; GROUP / 4], [u32; 2]) {

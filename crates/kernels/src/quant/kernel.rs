@@ -5,9 +5,11 @@ use super::dots::Dots;
 use super::packed::GROUP;
 use super::rows::Group;
 use super::unpack::{Bytes, Codes, Piece, ROOM};
+use crate::Isa;
 use crate::simd::{PANEL, at, block_sizes};
 
-/// Rows of the largest block of AVX-512: its sums, as integers and as f32, are 24 of 32 registers.
+/// Rows of the largest block with VNNI. Of AVX-512 its sums, as integers and as f32, are 24 of 32 registers; of AVX-VNNI the
+/// integers alone are 12 of 16, and 10 would have to be added to at any time.
 const ROWS: usize = 6;
 
 /// Rows that one tile handles at most.
@@ -73,18 +75,18 @@ unsafe fn all_rows<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
         // SAFETY: `r` rows are done, and a block takes no more than are left. V vectors are the panels.
         unsafe {
             let (x, sums) = (x.byte_add(r * stride), sums.add(r * PANEL));
-            // Of AVX-512, blocks of almost equal size: with fewer sums than six they wait for their additions.
-            r += match (S::LANES, SIZES[left]) {
-                (4, _) if left > 1 => block::<S, WIDE, HALVES, LIFT, 2, 4>(piece, x, stride, sums, apart),
-                (4, _) => block::<S, WIDE, HALVES, LIFT, 1, 4>(piece, x, stride, sums, apart),
-                (8, _) if left > 3 => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, stride, sums, apart),
-                (8, _) if left > 1 => block::<S, WIDE, HALVES, LIFT, 2, 2>(piece, x, stride, sums, apart),
-                (8, _) => block::<S, WIDE, HALVES, LIFT, 1, 2>(piece, x, stride, sums, apart),
-                (16, 6) => block::<S, WIDE, HALVES, LIFT, 6, 2>(piece, x, stride, sums, apart),
-                (16, 5) => block::<S, WIDE, HALVES, LIFT, 5, 2>(piece, x, stride, sums, apart),
-                (16, 4) => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, stride, sums, apart),
-                (16, 3) => block::<S, WIDE, HALVES, LIFT, 3, 2>(piece, x, stride, sums, apart),
-                (lanes, rows) => unreachable!("no block of {rows} rows at {lanes} lanes"),
+            // With VNNI, blocks of almost equal size: with few sums they wait for their additions.
+            r += match (S::ISA, SIZES[left]) {
+                (Isa::Portable, _) if left > 1 => block::<S, WIDE, HALVES, LIFT, 2, 4>(piece, x, stride, sums, apart),
+                (Isa::Portable, _) => block::<S, WIDE, HALVES, LIFT, 1, 4>(piece, x, stride, sums, apart),
+                (Isa::Avx2, _) if left > 3 => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, stride, sums, apart),
+                (Isa::Avx2, _) if left > 1 => block::<S, WIDE, HALVES, LIFT, 2, 2>(piece, x, stride, sums, apart),
+                (Isa::Avx2, _) => block::<S, WIDE, HALVES, LIFT, 1, 2>(piece, x, stride, sums, apart),
+                (_, 6) => block::<S, WIDE, HALVES, LIFT, 6, 2>(piece, x, stride, sums, apart),
+                (_, 5) => block::<S, WIDE, HALVES, LIFT, 5, 2>(piece, x, stride, sums, apart),
+                (_, 4) => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, stride, sums, apart),
+                (_, 3) => block::<S, WIDE, HALVES, LIFT, 3, 2>(piece, x, stride, sums, apart),
+                (isa, rows) => unreachable!("no block of {rows} rows with {isa}"),
             };
         }
     }

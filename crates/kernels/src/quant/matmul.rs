@@ -92,7 +92,7 @@ pub fn matmul_quant(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, y: &m
     });
 }
 
-isa_entry!(fn run_tile(job: &Job<'_>, tile: Tile, sums: &mut [f32]) = tile_rows);
+isa_entry!(fn run_tile(job: &Job<'_>, tile: Tile, sums: &mut [f32]) = tile_rows, with vnni);
 
 /// # Safety
 /// The ISA of `S` is available; the tile lies inside the job; `sums` has 16 elements for each of its rows and panels.

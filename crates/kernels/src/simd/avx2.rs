@@ -3,9 +3,11 @@ use std::arch::x86_64::*;
 use super::{AT_ONCE, PANEL, Simd, at};
 use crate::Isa;
 
-/// 8 lanes; bf16 products as two FMAs on widened operands.
+/// 8 lanes; bf16 products as two FMAs on widened operands. `VNNI`: integer products have an instruction of their own.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2;
+pub(crate) struct Avx2<const VNNI: bool = false>;
+
+pub(crate) type AvxVnni = Avx2<true>;
 
 /// Lane mask for `maskload`: all ones in the first `n` lanes.
 #[inline(always)]
@@ -38,8 +40,8 @@ unsafe fn half<const H: i8>(pairs: __m256i) -> __m256 {
     _mm256_sub_ps(_mm256_castsi256_ps(biased), _mm256_set1_ps(8_388_736.0))
 }
 
-impl Simd for Avx2 {
-    const ISA: Isa = Isa::Avx2;
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
+    const ISA: Isa = if VNNI { Isa::AvxVnni } else { Isa::Avx2 };
     const LANES: usize = 8;
     const PAIR: usize = 2;
     const ROWS: usize = 6;

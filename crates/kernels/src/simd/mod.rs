@@ -12,7 +12,7 @@ mod avx512;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx2::Avx2;
+pub(crate) use avx2::{Avx2, AvxVnni};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
 pub(crate) use portable::Portable;
@@ -270,7 +270,28 @@ pub(crate) unsafe fn prepare_halves<S: Simd>(src: &[u16], dst: *mut u32) {
 }
 
 /// Writes `unsafe fn $name(isa: Isa, ...)`, which runs `$generic::<S>(...)` compiled for the instruction set `isa`.
+/// With `, with vnni` behind it AVX-VNNI has code of its own; otherwise it runs that of AVX2.
 macro_rules! isa_entry {
+    ($vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $generic:ident, with vnni) => {
+        /// # Safety
+        /// The machine can run `isa`, and the contract of the generic function.
+        $vis unsafe fn $name(isa: $crate::Isa, $($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+            unsafe fn avxvnni($($arg: $ty),*) {
+                // SAFETY: the contract is passed on.
+                unsafe { $generic::<$crate::simd::AvxVnni>($($arg),*) }
+            }
+            $crate::simd::isa_entry!(fn others($($arg: $ty),*) = $generic);
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the machine can run it, says the caller.
+                $crate::Isa::AvxVnni => unsafe { avxvnni($($arg),*) },
+                // SAFETY: likewise.
+                _ => unsafe { others(isa, $($arg),*) },
+            }
+        }
+    };
     ($vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $generic:ident) => {
         /// # Safety
         /// The machine can run `isa`, and the contract of the generic function.
@@ -293,7 +314,7 @@ macro_rules! isa_entry {
                 $crate::Isa::Avx512 => unsafe { avx512($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: the machine can run it, says the caller.
-                $crate::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::Isa::AvxVnni | $crate::Isa::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: needs nothing beyond the baseline.
                 _ => unsafe { $generic::<$crate::simd::Portable>($($arg),*) },
             }
@@ -385,7 +406,7 @@ mod tests {
         for isa in Isa::available() {
             let lanes = match isa {
                 Isa::Avx512 => 16,
-                Isa::Avx2 => 8,
+                Isa::AvxVnni | Isa::Avx2 => 8,
                 Isa::Portable => 4,
             };
             let (mut each, mut alone) = ([[0.0; AT_ONCE]; 2], [0.0; AT_ONCE]);

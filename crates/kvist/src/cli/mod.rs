@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint, value_parser};
+use kvist_kernels::Isa;
 
 use crate::complain;
 use crate::failure::{Failure, Result};
@@ -220,7 +221,7 @@ fn bench() -> Command {
         .long("isa")
         .value_name("PATH")
         .help("Instruction set of the kernels [default: the best of this CPU]")
-        .value_parser(PossibleValuesParser::new(["avx512", "avx2", "portable"]));
+        .value_parser(PossibleValuesParser::new(Isa::NAMES));
     let json = Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print every figure as JSON");
     let common = [number("threads", "Threads that compute [default: the cores allowed]"), isa, json];
     Command::new("bench")
@@ -428,7 +429,7 @@ mod tests {
             (&["serve", "--kv-rm", "1GiB"], "--kv-ram"),
             (&["serv"], "serve"),
             (&["bench", "engine", "--shape", "llama"], "llama-3.2-1b"),
-            (&["serve", "--isa", "sse"], "[possible values: avx512, avx2, portable]"),
+            (&["serve", "--isa", "sse"], "[possible values: avx512, avxvnni, avx2, portable]"),
             (&["run", "--temperature", "-1"], "it is not a number from 0 to 100"),
             (&["run", "--temperature", "nan"], "it is not a number from 0 to 100"),
             (&["run", "--seed", "9223372036854775808"], "9223372036854775807"),

@@ -2,6 +2,7 @@
 //! (`max-batch`), its default and its help are one entry.
 
 use Fallback::{Found, Is};
+use kvist_kernels::Isa;
 use kvist_server::ToolSetting;
 
 use super::value::{Kind, Value, anything, origin};
@@ -131,15 +132,10 @@ pub static API_KEY_FILE: Key = key(
     "Keys, one `name key` or `name sha256:HEX` a line; each name is a tenant",
 );
 
-pub static ISA: Key = key(
-    "isa",
-    "PATH",
-    Kind::Choice(&["avx512", "avx2", "portable"]),
-    Found("the best of this CPU"),
-    "Instruction set of the kernels",
-)
-.under(MEMORY)
-.also_in_run();
+pub static ISA: Key =
+    key("isa", "PATH", Kind::Choice(&Isa::NAMES), Found("the best of this CPU"), "Instruction set of the kernels")
+        .under(MEMORY)
+        .also_in_run();
 pub static WEIGHTS: Key = key(
     "weights",
     "FORM",
