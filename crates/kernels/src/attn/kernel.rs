@@ -8,7 +8,7 @@ use kvist_base::{CHUNK, ChunkId, RunList};
 
 use super::Queries;
 use super::plan::{AttnPlan, Task, state_len};
-use super::tile::{Coded, Form, GROUP, InCodes, InWords, State, Tile, group};
+use super::tile::{Coded, Form, GROUP, InCodes, InWords, State, Tile, Unwidened, group};
 use crate::buffer::SharedMut;
 use crate::kv::Words;
 use crate::kv8::Codes;
@@ -169,18 +169,25 @@ unsafe fn segment<S: Simd>(
             for chunk in 0..run.chunks.len() as u32 {
                 let id = runs.chunks[(run.chunks.start + chunk) as usize];
                 let next = following(runs, picks, i, chunk).map(|&next| job.kv.words(next, job.layer, head).start());
-                let mut in_codes = false;
+                let (mut in_codes, mut unwidened) = (false, None);
                 let (k, v, ahead, coded) = match job.kv.words(id, job.layer, head) {
                     Words::Dense { k, v } => (k, v, next.map_or(0, |next| next as isize - k as isize), None),
                     Words::Codes(codes) => {
                         let coded = Some(scales::<S>(&codes, shape.head_dim, scratch));
+                        let ahead = next.map_or(0, |next| next as isize - codes.k as isize);
                         in_codes = end - begin <= 2 * S::ROWS;
                         if in_codes {
-                            let ahead = next.map_or(0, |next| next as isize - codes.k as isize);
                             (codes.k.cast(), codes.v.cast(), ahead, coded)
                         } else {
-                            widen::<S>(&codes, shape.head_dim, next, &mut scratch.coded.words);
-                            let words = scratch.coded.words.as_ptr();
+                            let words = scratch.coded.words.as_mut_ptr();
+                            let from = Unwidened { k: codes.k, v: codes.v, ahead };
+                            // Where products take f32, a block has no registers left to keep what it widens.
+                            if S::PAIR == 1 {
+                                unwidened = Some(from);
+                            } else {
+                                widen::<S>(from, shape.head_dim, words);
+                            }
+                            let words = words.cast_const();
                             (words, words.add(shape.head_dim * CHUNK / 2), 0, coded)
                         }
                     }
@@ -199,6 +206,8 @@ unsafe fn segment<S: Simd>(
                     scores: scratch.scores.as_mut_ptr(),
                     spread: scratch.spread.as_mut_ptr(),
                     ahead,
+                    unwidened,
+                    kept: [std::ptr::null_mut(); 2],
                 };
                 if in_codes {
                     groups_of_codes(S::ISA, tile.of(), begin..end);
@@ -218,8 +227,15 @@ unsafe fn segment<S: Simd>(
 unsafe fn groups<S: Simd>(mut tile: Tile<'_, impl Form>, rows: Range<usize>) {
     for at in rows.clone().step_by(GROUP) {
         // SAFETY: passed on.
-        unsafe { group::<S, _>(&tile, at, GROUP.min(rows.end - at)) };
+        let met = unsafe { group::<S, _>(&tile, at, GROUP.min(rows.end - at)) };
         tile.ahead = 0;
+        if let Some(codes) = tile.unwidened.take()
+            && !met
+        {
+            let dim = tile.job.plan.shape.head_dim;
+            // SAFETY: K and V of the tile are the scratch's, and V follows K.
+            unsafe { widen::<S>(codes, dim, tile.k.cast_mut()) };
+        }
     }
 }
 
@@ -234,21 +250,21 @@ fn following<'a>(runs: &'a RunList, picks: &[u32], i: usize, chunk: u32) -> Opti
     }
 }
 
-/// Widens the codes of a chunk, and meanwhile brings the chunk at `next` nearer.
+/// Widens the codes of a chunk, and meanwhile brings the next one nearer.
 ///
 /// # Safety
 /// As [`whole_task`]; the codes are those of a head of this size, and `words` has room for them.
 #[inline(always)]
-unsafe fn widen<S: Simd>(codes: &Codes, dim: usize, next: Option<*const u32>, words: &mut [u32]) {
+unsafe fn widen<S: Simd>(codes: Unwidened, dim: usize, words: *mut u32) {
     // SAFETY: K and V have `dim * 32` pairs of codes each, a multiple of every vector, and the scratch has room for them.
     unsafe {
         let half = dim * CHUNK / 2;
-        for (part, codes) in [codes.k, codes.v].into_iter().enumerate() {
+        for (part, from) in [codes.k, codes.v].into_iter().enumerate() {
             for line in (0..half).step_by(2 * PANEL) {
-                if let Some(next) = next {
-                    S::prefetch(next.wrapping_byte_add(2 * (part * half + line)));
+                if codes.ahead != 0 {
+                    S::prefetch(codes.k.wrapping_offset(codes.ahead).wrapping_add(2 * (part * half + line)).cast());
                 }
-                S::widen(codes.add(2 * line), words.as_mut_ptr().add(part * half + line));
+                S::widen(from.add(2 * line), words.add(part * half + line));
             }
         }
     }

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 use kvist_base::{CHUNK, Run};
 
-use super::block::{cover, tile_block};
+use super::block::{cover, large_block, tile_block};
 use super::kernel::Job;
 use super::plan::Canary;
 use crate::elementwise::cap_lanes;
@@ -64,8 +64,10 @@ pub(super) struct Coded {
 
 /// What K and V of a tile are, known when the hot loops are compiled.
 pub(super) trait Form {
-    /// Codes, which are widened on the way: for few rows.
+    /// Codes, which are widened on the way.
     const CODES: bool;
+    /// Their values are kept.
+    const KEEP: bool;
 }
 
 /// bf16, also of a chunk whose codes were widened before.
@@ -73,12 +75,32 @@ pub(super) struct InWords;
 
 impl Form for InWords {
     const CODES: bool = false;
+    const KEEP: bool = false;
 }
 
+/// For few rows.
 pub(super) struct InCodes;
 
 impl Form for InCodes {
     const CODES: bool = true;
+    const KEEP: bool = false;
+}
+
+/// For the first block of many rows.
+struct Fresh;
+
+impl Form for Fresh {
+    const CODES: bool = true;
+    const KEEP: bool = true;
+}
+
+/// Codes of a chunk that the first block of rows widens, and keeps in the place of the tile's words.
+#[derive(Clone, Copy)]
+pub(super) struct Unwidened {
+    pub k: *const i8,
+    pub v: *const i8,
+    /// As of a tile.
+    pub ahead: isize,
 }
 
 /// What the groups of one band, head and chunk have in common.
@@ -101,34 +123,53 @@ pub(super) struct Tile<'a, F: Form> {
     pub spread: *mut f32,
     /// Bytes from this chunk's K and V to those of the next one; 0 if there is none.
     pub ahead: isize,
+    /// Where K and V are not what they are to become yet.
+    pub unwidened: Option<Unwidened>,
+    /// Where values of K and V are kept.
+    pub kept: [*mut u32; 2],
 }
 
 impl<'a, F: Form> Tile<'a, F> {
     #[inline(always)]
-    pub fn of<G: Form>(self) -> Tile<'a, G> {
-        let Tile { job, run, chunk, first, k, v, coded, q, state, scores, spread, ahead, .. } = self;
-        Tile { form: PhantomData, job, run, chunk, first, k, v, coded, q, state, scores, spread, ahead }
+    pub fn of<G: Form>(&self) -> Tile<'a, G> {
+        let &Tile { job, run, chunk, first, k, v, coded, q, state, scores, spread, ahead, unwidened, kept, .. } = self;
+        let form = PhantomData;
+        Tile { form, job, run, chunk, first, k, v, coded, q, state, scores, spread, ahead, unwidened, kept }
+    }
+
+    /// The tile of a first block.
+    #[inline(always)]
+    fn fresh(&self, from: Unwidened) -> Tile<'a, Fresh> {
+        let Unwidened { k, v, ahead } = from;
+        Tile { k: k.cast(), v: v.cast(), ahead, kept: [self.k.cast_mut(), self.v.cast_mut()], ..self.of() }
     }
 
     #[inline(always)]
     fn in_codes(&self) -> bool {
         F::CODES
     }
+
+    /// Where the values of K (0) or V (1) from column `column` on are kept.
+    #[inline(always)]
+    fn keep(&self, part: usize, column: usize) -> Option<*mut u32> {
+        F::KEEP.then(|| self.kept[part].wrapping_add(column))
+    }
 }
 
-/// `n <= GROUP` query rows from `at` of the band against a chunk.
+/// `n <= GROUP` query rows from `at` of the band against a chunk; more than two of the largest blocks where the chunk is
+/// not widened. Whether any of them sees the chunk: if not, nothing was done.
 ///
 /// # Safety
 /// The ISA of `S` is available, the tile's pointers are those of its job, and the rows' state and the scores belong to
 /// the caller.
 #[inline(always)]
-pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: usize) {
+pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: usize) -> bool {
     let plan = tile.job.plan;
     let mut masks = [u64::MAX; GROUP];
     if tile.run.masks.is_some() {
         mask_rows(tile, at, &mut masks[..n]);
         if masks[..n].iter().all(|&mask| mask == 0) {
-            return;
+            return false;
         }
     }
     let mut largest = [f32::NEG_INFINITY; FACTORS];
@@ -146,6 +187,12 @@ pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             }
         };
         let mut row = 0;
+        if const { S::PAIR == 1 }
+            && let Some(from) = tile.unwidened
+        {
+            row = block_size::<S>(n);
+            large_block!(S, row, scores(&tile.fresh(from), q, 0));
+        }
         while row < n {
             let size = block_size::<S>(n - row);
             tile_block!(S, size, scores(tile, q.add(row * q_row), row));
@@ -165,15 +212,9 @@ pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             }
         }
         raise::<S>(tile.state.m.add(at), &mut largest, &mut alpha, n);
-        let scales = tile.coded.map(|coded| coded.v_scales);
-        for r in 0..n {
-            let spread = tile.spread.add(r * PANEL);
-            if masks[r] == 0 {
-                // l times 1 plus 0, or 0 times 0 plus 0, is what it was.
-                S::store(spread, S::splat(0.0));
-            } else {
-                weigh_row::<S>(tile.scores.add(r * CHUNK), scales, largest[r], spread);
-            }
+        match &tile.coded {
+            None => weigh_rows::<S, false>(tile.scores, std::ptr::null(), &largest, &masks[..n], tile.spread),
+            Some(coded) => weigh_rows::<S, true>(tile.scores, coded.v_scales, &largest, &masks[..n], tile.spread),
         }
         let mut sums = [0.0; FACTORS];
         reduce::<S, false>(tile.spread, &mut sums, n);
@@ -183,12 +224,19 @@ pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             S::store_n(l, rows, S::add(scaled, S::load(sums.as_ptr().add(i))));
         }
         row = 0;
+        if const { S::PAIR == 1 }
+            && let Some(from) = tile.unwidened
+        {
+            row = block_size::<S>(n);
+            large_block!(S, row, outputs(&tile.fresh(from), at, 0, &alpha, &masks));
+        }
         while row < n {
             let size = block_size::<S>(n - row);
             tile_block!(S, size, outputs(tile, at + row, row, &alpha, &masks));
             row += size;
         }
     }
+    true
 }
 
 /// What each query row from `at` of the band on sees of the chunk.
@@ -239,30 +287,36 @@ fn block_size<S: Simd>(rows: usize) -> usize {
 /// As [`group`]. A vector behind the row is written: rows are scaled in ascending order.
 #[inline(always)]
 unsafe fn scale_query<S: Simd>(coded: &Coded, dim: usize, at: usize, to: usize) {
+    const AT_ONCE: usize = 4;
     // SAFETY: the caller's contract; all four have room for a vector behind their last element.
     unsafe {
         let (q, out) = (coded.q.add(at * dim), coded.scaled.add(to * dim / 2 * S::PAIR));
-        for i in (0..dim).step_by(S::LANES) {
-            let x = S::mul(S::load(q.add(i)), S::load(coded.k_scales.add(i)));
-            let x = S::max(S::splat(-BF16_MAX), S::min(S::splat(BF16_MAX), x));
-            store_scaled::<S>(out.add(i / 2 * S::PAIR), x);
+        let mut i = 0;
+        while i + AT_ONCE * S::LANES <= dim {
+            scale::<S, AT_ONCE>(q.add(i), coded.k_scales.add(i), out.add(i / 2 * S::PAIR));
+            i += AT_ONCE * S::LANES;
+        }
+        while i < dim {
+            scale::<S, 1>(q.add(i), coded.k_scales.add(i), out.add(i / 2 * S::PAIR));
+            i += S::LANES;
         }
     }
 }
 
-/// Stores `LANES / 2` prepared pairs as precisely as a pair is held: in f32, or rounded to bf16.
+/// `N` vectors of [`scale_query`].
 ///
 /// # Safety
-/// The ISA of `S` is available and `to` valid for a vector.
+/// The ISA of `S` is available and the pointers are valid for so many.
 #[inline(always)]
-unsafe fn store_scaled<S: Simd>(to: *mut u32, x: S::F) {
+unsafe fn scale<S: Simd, const N: usize>(q: *const f32, scales: *const f32, out: *mut u32) {
     // SAFETY: the caller's contract.
     unsafe {
-        if S::PAIR == 2 {
-            S::store(to.cast(), x);
-        } else {
-            S::store_prepared(to, x);
+        let mut all = [S::splat(0.0); N];
+        for (i, x) in all.iter_mut().enumerate() {
+            *x = S::mul(S::load(q.add(i * S::LANES)), S::load(scales.add(i * S::LANES)));
+            *x = S::max(S::splat(-BF16_MAX), S::min(S::splat(BF16_MAX), *x));
         }
+        S::store_pairs(out, all);
     }
 }
 
@@ -305,7 +359,7 @@ unsafe fn tokens<S: Simd, const R: usize, const V: usize>(
         if tile.in_codes() {
             let k = tile.k.cast::<i8>().add(2 * token);
             let next = next_codes(tile.k, ahead, token, dim / 2);
-            dots_codes::<S, R, V>(&mut acc, k, CHUNK, q, q_row, dim / 2, next);
+            dots_codes::<S, R, V>(&mut acc, k, CHUNK, q, q_row, dim / 2, next, tile.keep(0, token));
         } else if ahead == 0 {
             dots::<S, R, V, false>(&mut acc, k, CHUNK, PANEL, q, q_row, dim / 2, std::ptr::null());
         } else {
@@ -328,8 +382,8 @@ fn next_codes(codes: *const u32, ahead: isize, column: usize, pairs: usize) -> O
     (ahead != 0).then(|| codes.cast::<i8>().wrapping_offset(ahead).wrapping_add(2 * column * pairs))
 }
 
-/// [`dots`] with codes, `stride` pairs apart; meanwhile as many bytes as are read here are asked for from `next` on, line
-/// after line.
+/// [`dots`] with codes, `stride` pairs apart, whose values are stored at `keep`; meanwhile as many bytes as are read here are
+/// asked for from `next` on, line after line.
 ///
 /// # Safety
 /// As [`dots`].
@@ -342,19 +396,27 @@ unsafe fn dots_codes<S: Simd, const R: usize, const V: usize>(
     row: usize,
     pairs: usize,
     next: Option<*const i8>,
+    keep: Option<*mut u32>,
 ) {
+    const LINE: usize = 64;
     let bytes = 2 * V * S::LANES;
+    debug_assert!(bytes < LINE || bytes.is_multiple_of(LINE));
     // SAFETY: the caller's contract; any address may be asked for.
     unsafe {
         for i in 0..pairs {
             if let Some(next) = next {
-                let mut line = (i * bytes).next_multiple_of(64);
-                while line < (i + 1) * bytes {
+                // The lines that begin in a step's part: as many in each step, or one at most.
+                let line = (i * bytes).next_multiple_of(LINE);
+                if const { (2 * V * S::LANES).is_multiple_of(LINE) } {
+                    for at in (0..bytes).step_by(LINE) {
+                        S::prefetch(next.wrapping_add(i * bytes + at).cast());
+                    }
+                } else if line < (i + 1) * bytes {
                     S::prefetch(next.wrapping_add(line).cast());
-                    line += 64;
                 }
             }
-            S::step_codes(acc, codes.add(2 * i * stride), x.add(i * S::PAIR), row);
+            let keep = keep.map(|words| words.add(i * stride));
+            S::step_codes(acc, codes.add(2 * i * stride), x.add(i * S::PAIR), row, keep);
         }
     }
 }
@@ -437,13 +499,38 @@ unsafe fn raise<S: Simd>(m: *mut f32, largest: &mut [f32; FACTORS], alpha: &mut 
     }
 }
 
-/// Replaces a row's scores by the rounded weights relative to the maximum `top`, as prepared pairs; their sum is that
-/// of the lanes of `spread`. The weights that meet codes of V are multiplied with their scales, after the sum.
+/// Replaces rows' scores by the rounded weights relative to their maxima `tops`, as prepared pairs; a row's sum is that of
+/// its lanes of `spread`. With `SCALE`, the weights are multiplied with the scales of V, after the sum.
 ///
 /// # Safety
-/// The ISA of `S` is available, `scores` valid for a chunk and `spread` for a vector.
+/// The ISA of `S` is available; `scores` is valid for the rows of the masks, and `spread` for a vector of each.
 #[inline(always)]
-unsafe fn weigh_row<S: Simd>(scores: *mut f32, scales: Option<*const f32>, top: f32, spread: *mut f32) {
+unsafe fn weigh_rows<S: Simd, const SCALE: bool>(
+    scores: *mut f32,
+    scales: *const f32,
+    tops: &[f32; FACTORS],
+    masks: &[u64],
+    spread: *mut f32,
+) {
+    for (r, &mask) in masks.iter().enumerate() {
+        // SAFETY: the caller's contract.
+        unsafe {
+            // l times 1 plus 0, or 0 times 0 plus 0, is what it was.
+            let mut sum = S::splat(0.0);
+            if mask != 0 {
+                sum = weigh_row::<S, SCALE>(scores.add(r * CHUNK), scales, tops[r]);
+            }
+            S::store(spread.add(r * PANEL), sum);
+        }
+    }
+}
+
+/// A row of [`weigh_rows`].
+///
+/// # Safety
+/// The ISA of `S` is available, and `scores` valid for a chunk.
+#[inline(always)]
+unsafe fn weigh_row<S: Simd, const SCALE: bool>(scores: *mut f32, scales: *const f32, top: f32) -> S::F {
     // SAFETY: offsets stay inside the chunk; a prepared pair takes no more room than two scores, so that nothing is
     // overwritten before it is read.
     unsafe {
@@ -453,17 +540,20 @@ unsafe fn weigh_row<S: Simd>(scores: *mut f32, scales: Option<*const f32>, top: 
             for (j, e) in e.iter_mut().enumerate() {
                 *e = S::sub(S::load(scores.add(i + j * S::LANES)), top);
             }
-            for (j, &e) in S::exp2_each::<EXPS, true>(e).iter().enumerate() {
-                let at = i + j * S::LANES;
-                let to = scores.cast::<u32>().add(at / 2 * S::PAIR);
-                let p = S::store_prepared(to, e);
-                sum = S::add(sum, p);
-                if let Some(scales) = scales {
-                    store_scaled::<S>(to, S::mul(p, S::load(scales.add(at))));
+            let mut e = S::exp2_each::<EXPS, true>(e);
+            let to = scores.cast::<u32>().add(i / 2 * S::PAIR);
+            for (j, e) in e.iter_mut().enumerate() {
+                *e = if SCALE { S::rounded(*e) } else { S::store_prepared(to.add(j * S::LANES / 2 * S::PAIR), *e) };
+                sum = S::add(sum, *e);
+                if SCALE {
+                    *e = S::mul(*e, S::load(scales.add(i + j * S::LANES)));
                 }
             }
+            if SCALE {
+                S::store_pairs(to, e);
+            }
         }
-        S::store(spread, sum);
+        sum
     }
 }
 
@@ -497,7 +587,8 @@ unsafe fn columns<S: Simd, const R: usize, const V: usize>(
         if tile.in_codes() {
             let v = tile.v.cast::<i8>().add(2 * column);
             let next = next_codes(tile.v, ahead, column, PAIRS);
-            dots_codes::<S, R, V>(&mut acc, v, shape.head_dim, p, CHUNK, PAIRS, next);
+            let keep = tile.keep(1, column);
+            dots_codes::<S, R, V>(&mut acc, v, shape.head_dim, p, CHUNK, PAIRS, next, keep);
         } else if ahead == 0 {
             dots::<S, R, V, false>(&mut acc, v, shape.head_dim, PANEL, p, CHUNK, PAIRS, std::ptr::null());
         } else {

@@ -40,6 +40,13 @@ unsafe fn half<const H: i8>(pairs: __m256i) -> __m256 {
     _mm256_sub_ps(_mm256_castsi256_ps(biased), _mm256_set1_ps(8_388_736.0))
 }
 
+/// Stores both halves of pairs as bf16. They have eight bits of significand: the lower half of such an f32 is zero.
+#[inline(always)]
+unsafe fn store_words(first: __m256, second: __m256, words: *mut u32) {
+    let first = _mm256_srli_epi32::<16>(_mm256_castps_si256(first));
+    _mm256_storeu_si256(words.cast(), _mm256_or_si256(first, _mm256_castps_si256(second)));
+}
+
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const ISA: Isa = if VNNI { Isa::AvxVnni } else { Isa::Avx2 };
     const LANES: usize = 8;
@@ -117,22 +124,29 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         _mm_storeu_si128(p.cast(), packed)
     }
     #[inline(always)]
-    unsafe fn store_prepared(p: *mut u32, x: __m256) -> __m256 {
+    unsafe fn rounded(x: __m256) -> __m256 {
         let bits = _mm256_castps_si256(x);
         let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
         let up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-        let rounded = _mm256_and_si256(up, _mm256_set1_epi32(0xffff_0000_u32 as i32));
-        _mm256_storeu_si256(p.cast(), rounded);
-        _mm256_castsi256_ps(rounded)
+        _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(0xffff_0000_u32 as i32)))
+    }
+    #[inline(always)]
+    unsafe fn store_prepared(p: *mut u32, x: __m256) -> __m256 {
+        let rounded = Self::rounded(x);
+        Self::store(p.cast(), rounded);
+        rounded
+    }
+    #[inline(always)]
+    unsafe fn store_pairs<const N: usize>(p: *mut u32, x: [__m256; N]) {
+        for (i, &x) in x.iter().enumerate() {
+            Self::store(p.add(i * Self::LANES).cast(), x);
+        }
     }
     #[inline(always)]
     unsafe fn widen(codes: *const i8, words: *mut u32) {
         for at in (0..2 * PANEL).step_by(Self::LANES) {
             let pairs = _mm256_broadcastsi128_si256(_mm_loadu_si128(codes.add(2 * at).cast()));
-            // Eight bits of significand: the lower half of an integer's f32 is zero.
-            let first = _mm256_srli_epi32::<16>(_mm256_castps_si256(half::<0>(pairs)));
-            let second = _mm256_castps_si256(half::<1>(pairs));
-            _mm256_storeu_si256(words.add(at).cast(), _mm256_or_si256(first, second));
+            store_words(half::<0>(pairs), half::<1>(pairs), words.add(at));
         }
     }
     #[inline(always)]
@@ -162,14 +176,19 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         w: *const i8,
         x: *const u32,
         row: usize,
+        keep: Option<*mut u32>,
     ) {
         if R <= 2 {
             for v in 0..V {
                 let pairs = _mm256_broadcastsi128_si256(_mm_loadu_si128(w.add(2 * v * Self::LANES).cast()));
+                let (first, second) = (half::<0>(pairs), half::<1>(pairs));
+                if let Some(words) = keep {
+                    store_words(first, second, words.add(v * Self::LANES));
+                }
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let x = x.add(r * row).cast::<f32>();
-                    acc[v] = _mm256_fmadd_ps(half::<0>(pairs), _mm256_broadcast_ss(&*x), acc[v]);
-                    acc[v] = _mm256_fmadd_ps(half::<1>(pairs), _mm256_broadcast_ss(&*x.add(1)), acc[v]);
+                    acc[v] = _mm256_fmadd_ps(first, _mm256_broadcast_ss(&*x), acc[v]);
+                    acc[v] = _mm256_fmadd_ps(second, _mm256_broadcast_ss(&*x.add(1)), acc[v]);
                 }
             }
             return;
@@ -187,8 +206,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                 *a = _mm256_fmadd_ps(h, x, *a);
             }
         }
-        for (pairs, h) in pairs.iter().zip(&mut halves) {
-            *h = half::<1>(*pairs);
+        for (v, (pairs, h)) in pairs.iter().zip(&mut halves).enumerate() {
+            let second = half::<1>(*pairs);
+            if let Some(words) = keep {
+                store_words(*h, second, words.add(v * Self::LANES));
+            }
+            *h = second;
         }
         for (r, acc) in acc.iter_mut().enumerate() {
             let x = _mm256_broadcast_ss(&*x.add(r * row + 1).cast());

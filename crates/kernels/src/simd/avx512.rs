@@ -81,6 +81,13 @@ unsafe fn add_products<const R: usize, const V: usize>(
     }
 }
 
+#[inline(always)]
+unsafe fn store_words<const V: usize>(pairs: [__m512i; V], words: *mut u32) {
+    for (v, pair) in pairs.into_iter().enumerate() {
+        _mm512_storeu_si512(words.add(v * Avx512::LANES).cast(), pair);
+    }
+}
+
 impl Simd for Avx512 {
     const ISA: Isa = Isa::Avx512;
     const LANES: usize = 16;
@@ -155,16 +162,29 @@ impl Simd for Avx512 {
         _mm256_storeu_si256(p.cast(), rounded)
     }
     #[inline(always)]
-    unsafe fn store_prepared(p: *mut u32, x: __m512) -> __m512 {
+    unsafe fn rounded(x: __m512) -> __m512 {
         let rounded: __m256i = transmute(_mm512_cvtneps_pbh(x));
-        _mm256_storeu_si256(p.cast(), rounded);
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded)))
     }
     #[inline(always)]
+    unsafe fn store_prepared(p: *mut u32, x: __m512) -> __m512 {
+        Self::store_bf16(p.cast(), x);
+        Self::rounded(x)
+    }
+    #[inline(always)]
+    unsafe fn store_pairs<const N: usize>(p: *mut u32, x: [__m512; N]) {
+        let (twos, one) = x.as_chunks::<2>();
+        for (i, &[a, b]) in twos.iter().enumerate() {
+            let rounded: __m512i = transmute(_mm512_cvtne2ps_pbh(b, a));
+            _mm512_storeu_si512(p.add(i * Self::LANES).cast(), rounded);
+        }
+        for &x in one {
+            Self::store_bf16(p.add(twos.len() * Self::LANES).cast(), x);
+        }
+    }
+    #[inline(always)]
     unsafe fn widen(codes: *const i8, words: *mut u32) {
-        let [first, second] = pairs_of::<2>(codes);
-        _mm512_storeu_si512(words.cast(), first);
-        _mm512_storeu_si512(words.add(Self::LANES).cast(), second);
+        store_words(pairs_of::<2>(codes), words);
     }
     #[inline(always)]
     unsafe fn reduce_each<const LARGEST: bool>(x: [__m512; AT_ONCE], to: *mut f32) {
@@ -196,12 +216,16 @@ impl Simd for Avx512 {
         w: *const i8,
         x: *const u32,
         row: usize,
+        keep: Option<*mut u32>,
     ) {
         if R > 4 && V > 2 {
             // What vectors are widened with leaves no registers for all of them: two at a time, and x again for the next two.
             let mut x = x;
             for v in (0..V).step_by(2) {
                 let pairs = pairs_of::<2>(w.add(2 * v * Self::LANES));
+                if let Some(words) = keep {
+                    store_words(pairs, words.add(v * Self::LANES));
+                }
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let x = _mm512_set1_epi32(*x.add(r * row) as i32);
                     for (a, pair) in acc[v..].iter_mut().zip(pairs) {
@@ -216,7 +240,11 @@ impl Simd for Avx512 {
             }
             return;
         }
-        add_products(acc, pairs_of::<V>(w), x, row);
+        let pairs = pairs_of::<V>(w);
+        if let Some(words) = keep {
+            store_words(pairs, words);
+        }
+        add_products(acc, pairs, x, row);
     }
     #[inline(always)]
     unsafe fn step<const R: usize, const V: usize>(

@@ -81,8 +81,12 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn add_exponent(x: Self::F, n: Self::F) -> Self::F;
     /// Rounds to bf16, stores `LANES` of them.
     unsafe fn store_bf16(p: *mut u16, x: Self::F);
-    /// Rounds non-negative finite values to bf16, stores them as `LANES / 2` prepared pairs, returns them rounded.
+    /// Rounds non-negative finite values to bf16.
+    unsafe fn rounded(x: Self::F) -> Self::F;
+    /// [`Simd::rounded`], which are stored as `LANES / 2` prepared pairs.
     unsafe fn store_prepared(p: *mut u32, x: Self::F) -> Self::F;
+    /// Stores prepared pairs as precisely as a pair is held: in f32, or rounded to bf16.
+    unsafe fn store_pairs<const N: usize>(p: *mut u32, x: [Self::F; N]);
     /// `2 * PANEL` pairs of codes to as many words of two bf16 each, exactly. A code is a signed byte, and not -128.
     unsafe fn widen(codes: *const i8, words: *mut u32);
     /// One step of `R x V` dot products: `acc[r][v][lane] += w[v][lane][0] * x[r][0] + w[v][lane][1] * x[r][1]`.
@@ -97,12 +101,14 @@ pub(crate) trait Simd: Copy + 'static {
         row: usize,
     );
 
-    /// As [`Simd::step`] with pairs of codes at `w`, vector after vector: the same bits as from their bf16 values.
+    /// As [`Simd::step`] with pairs of codes at `w`, vector after vector: the same bits as from their bf16 values, which
+    /// are stored at `keep`.
     unsafe fn step_codes<const R: usize, const V: usize>(
         acc: &mut [[Self::F; V]; R],
         w: *const i8,
         x: *const u32,
         row: usize,
+        keep: Option<*mut u32>,
     );
 
     /// Asks for a cache line in the L2 cache; any address is allowed.
@@ -442,8 +448,8 @@ mod tests {
         }
     }
 
-    /// Sums of a step from codes and from their bf16 values.
-    type Sums = [Vec<f32>; 2];
+    /// Sums of a step from codes, from codes whose values are kept, and from their bf16 values.
+    type Sums = [Vec<f32>; 3];
     isa_entry!(fn step_both(rows: usize, codes: &[i8; 128], x: &[u16], sums: &mut Sums) = step_rows);
 
     #[inline(always)]
@@ -460,9 +466,12 @@ mod tests {
             S::widen(codes.as_ptr().add(2 * i), words.as_mut_ptr().add(i));
         }
         prepare::<S>(x, prepared.as_mut_ptr());
-        let mut acc = [[[S::splat(0.5); V]; R]; 2];
-        S::step_codes(&mut acc[0], codes.as_ptr(), prepared.as_ptr(), S::PAIR);
-        S::step(&mut acc[1], words.as_ptr(), PANEL, prepared.as_ptr(), S::PAIR);
+        let mut acc = [[[S::splat(0.5); V]; R]; 3];
+        let mut kept = [0; 64];
+        S::step_codes(&mut acc[0], codes.as_ptr(), prepared.as_ptr(), S::PAIR, None);
+        S::step_codes(&mut acc[1], codes.as_ptr(), prepared.as_ptr(), S::PAIR, Some(kept.as_mut_ptr()));
+        assert_eq!(kept[..V * S::LANES], words[..V * S::LANES], "{} {R}", S::ISA);
+        S::step(&mut acc[2], words.as_ptr(), PANEL, prepared.as_ptr(), S::PAIR);
         for (acc, sums) in acc.into_iter().zip(sums) {
             sums.extend(acc.into_iter().flatten().flat_map(|sum| S::lanes(sum)));
         }
@@ -477,7 +486,7 @@ mod tests {
                 let mut sums = Sums::default();
                 // SAFETY: `isa` is available.
                 unsafe { step_both(isa, rows, &codes, &x, &mut sums) };
-                assert_eq!(sums[0], sums[1], "{isa} {rows}");
+                assert!(sums[0] == sums[2] && sums[1] == sums[2], "{isa} {rows}: {sums:?}");
                 // The portable path has no blocks of that many rows.
                 let none = isa == Isa::Portable && rows > 2;
                 assert!(none || sums[0].iter().any(|sum| *sum > 1.0), "{isa} {rows}");

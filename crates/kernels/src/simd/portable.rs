@@ -14,6 +14,11 @@ fn zip(a: F4, b: F4, f: impl Fn(f32, f32) -> f32) -> F4 {
     F4([f(a.0[0], b.0[0]), f(a.0[1], b.0[1]), f(a.0[2], b.0[2]), f(a.0[3], b.0[3])])
 }
 
+/// A pair of codes as two bf16.
+fn word([a, b]: [i8; 2]) -> u32 {
+    f32::from(a).to_bits() >> 16 | f32::from(b).to_bits()
+}
+
 impl Simd for Portable {
     const ISA: Isa = Isa::Portable;
     const LANES: usize = 4;
@@ -91,18 +96,27 @@ impl Simd for Portable {
         p.cast::<[u16; 4]>().write_unaligned(x.0.map(bf16::from_f32))
     }
     #[inline(always)]
-    unsafe fn store_prepared(p: *mut u32, x: F4) -> F4 {
-        let rounded = x.0.map(|x| {
+    unsafe fn rounded(x: F4) -> F4 {
+        F4(x.0.map(|x| {
             let bits = x.to_bits();
             f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
-        });
-        Self::store(p.cast(), F4(rounded));
-        F4(rounded)
+        }))
+    }
+    #[inline(always)]
+    unsafe fn store_prepared(p: *mut u32, x: F4) -> F4 {
+        let rounded = Self::rounded(x);
+        Self::store(p.cast(), rounded);
+        rounded
+    }
+    #[inline(always)]
+    unsafe fn store_pairs<const N: usize>(p: *mut u32, x: [F4; N]) {
+        for (i, x) in x.into_iter().enumerate() {
+            Self::store(p.add(i * Self::LANES).cast(), x);
+        }
     }
     #[inline(always)]
     unsafe fn widen(codes: *const i8, words: *mut u32) {
         let pairs = codes.cast::<[[i8; 2]; 2 * PANEL]>().read_unaligned();
-        let word = |[a, b]: [i8; 2]| f32::from(a).to_bits() >> 16 | f32::from(b).to_bits();
         words.cast::<[u32; 2 * PANEL]>().write_unaligned(pairs.map(word));
     }
     #[inline(always)]
@@ -115,11 +129,15 @@ impl Simd for Portable {
         w: *const i8,
         x: *const u32,
         row: usize,
+        keep: Option<*mut u32>,
     ) {
         for v in 0..V {
             let pairs = w.add(2 * v * Self::LANES).cast::<[[i8; 2]; 4]>().read_unaligned();
             let first = F4(pairs.map(|[a, _]| f32::from(a)));
             let second = F4(pairs.map(|[_, b]| f32::from(b)));
+            if let Some(words) = keep {
+                words.add(v * Self::LANES).cast::<[u32; 4]>().write_unaligned(pairs.map(word));
+            }
             for (r, acc) in acc.iter_mut().enumerate() {
                 let x = x.add(r * row).cast::<f32>();
                 acc[v] = Self::fma(first, Self::splat(*x), acc[v]);
