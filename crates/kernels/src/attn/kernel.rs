@@ -279,7 +279,7 @@ unsafe fn scales<S: Simd>(codes: &Codes, dim: usize, scratch: &mut Scratch) -> C
     let CodedScratch { q, scaled, k_scales, v_scales, .. } = &mut scratch.coded;
     // SAFETY: K has `dim` scales, V one for each token.
     unsafe {
-        let scale = |scales: *const u16, i: usize| bf16::to_f32(scales.add(i).read_unaligned());
+        let scale = |scales: *const u16, i: usize| bf16::to_f32(scales.add(i).read_unaligned()) * (1.0 / S::CODE);
         k_scales[..dim].iter_mut().enumerate().for_each(|(i, s)| *s = scale(codes.k_scales, i));
         v_scales.iter_mut().enumerate().for_each(|(i, s)| *s = scale(codes.v_scales, i));
     }

@@ -56,7 +56,7 @@ pub(super) struct Coded {
     pub q: *const f32,
     /// Room for prepared queries of a group.
     pub scaled: *mut u32,
-    /// `[dim]` in the order of K's pairs.
+    /// `[dim]` in the order of K's pairs, over [`Simd::CODE`], as those of V.
     pub k_scales: *const f32,
     /// `[64]`.
     pub v_scales: *const f32,
@@ -314,7 +314,8 @@ unsafe fn scale<S: Simd, const N: usize>(q: *const f32, scales: *const f32, out:
         let mut all = [S::splat(0.0); N];
         for (i, x) in all.iter_mut().enumerate() {
             *x = S::mul(S::load(q.add(i * S::LANES)), S::load(scales.add(i * S::LANES)));
-            *x = S::max(S::splat(-BF16_MAX), S::min(S::splat(BF16_MAX), *x));
+            let most = const { BF16_MAX / S::CODE };
+            *x = S::max(S::splat(-most), S::min(S::splat(most), *x));
         }
         S::store_pairs(out, all);
     }

@@ -26,21 +26,20 @@ unsafe fn round(x: __m256) -> __m256i {
     _mm256_and_si256(_mm256_blendv_epi8(up, quiet, nan), _mm256_set1_epi32(0xffff_0000_u32 as i32))
 }
 
-/// One byte of each of eight pairs of signed bytes (both 128-bit lanes hold all of them) as f32: the byte becomes the low
-/// bits of 2^23 + 128 + code.
+/// One byte of each of eight pairs of signed bytes (both 128-bit lanes hold all of them) as f32, times 2^24: as the highest
+/// byte of an integer it brings its sign with it.
 #[inline(always)]
 unsafe fn half<const H: i8>(pairs: __m256i) -> __m256 {
     const NONE: i8 = i8::MIN;
     #[rustfmt::skip]
     let place = _mm256_setr_epi8(
-        H, NONE, NONE, NONE, H + 2, NONE, NONE, NONE, H + 4, NONE, NONE, NONE, H + 6, NONE, NONE, NONE,
-        H + 8, NONE, NONE, NONE, H + 10, NONE, NONE, NONE, H + 12, NONE, NONE, NONE, H + 14, NONE, NONE, NONE,
+        NONE, NONE, NONE, H, NONE, NONE, NONE, H + 2, NONE, NONE, NONE, H + 4, NONE, NONE, NONE, H + 6,
+        NONE, NONE, NONE, H + 8, NONE, NONE, NONE, H + 10, NONE, NONE, NONE, H + 12, NONE, NONE, NONE, H + 14,
     );
-    let biased = _mm256_xor_si256(_mm256_shuffle_epi8(pairs, place), _mm256_set1_epi32(0x4b00_0080));
-    _mm256_sub_ps(_mm256_castsi256_ps(biased), _mm256_set1_ps(8_388_736.0))
+    _mm256_cvtepi32_ps(_mm256_shuffle_epi8(pairs, place))
 }
 
-/// Stores both halves of pairs as bf16. They have eight bits of significand: the lower half of such an f32 is zero.
+/// Stores both halves of pairs as bf16. They have seven bits of significand: the lower half of such an f32 is zero.
 #[inline(always)]
 unsafe fn store_words(first: __m256, second: __m256, words: *mut u32) {
     let first = _mm256_srli_epi32::<16>(_mm256_castps_si256(first));
@@ -52,6 +51,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const LANES: usize = 8;
     const PAIR: usize = 2;
     const ROWS: usize = 6;
+    const CODE: f32 = 16_777_216.0;
     type F = __m256;
 
     #[inline(always)]

@@ -56,6 +56,8 @@ pub(crate) trait Simd: Copy + 'static {
     const PAIR: usize;
     /// Rows of the largest register block.
     const ROWS: usize;
+    /// What codes are widened to, over their values: a power of two, for which their scales make up.
+    const CODE: f32 = 1.0;
     type F: Copy;
 
     unsafe fn splat(x: f32) -> Self::F;
@@ -87,7 +89,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn store_prepared(p: *mut u32, x: Self::F) -> Self::F;
     /// Stores prepared pairs as precisely as a pair is held: in f32, or rounded to bf16.
     unsafe fn store_pairs<const N: usize>(p: *mut u32, x: [Self::F; N]);
-    /// `2 * PANEL` pairs of codes to as many words of two bf16 each, exactly. A code is a signed byte, and not -128.
+    /// `2 * PANEL` pairs of codes, times [`Simd::CODE`], to as many words of two bf16 each, exactly. A code is a signed byte,
+    /// and not -128.
     unsafe fn widen(codes: *const i8, words: *mut u32);
     /// One step of `R x V` dot products: `acc[r][v][lane] += w[v][lane][0] * x[r][0] + w[v][lane][1] * x[r][1]`.
     ///
@@ -101,8 +104,8 @@ pub(crate) trait Simd: Copy + 'static {
         row: usize,
     );
 
-    /// As [`Simd::step`] with pairs of codes at `w`, vector after vector: the same bits as from their bf16 values, which
-    /// are stored at `keep`.
+    /// As [`Simd::step`] with pairs of codes at `w`, vector after vector: the same bits as from what they are
+    /// widened to, which is stored at `keep`.
     unsafe fn step_codes<const R: usize, const V: usize>(
         acc: &mut [[Self::F; V]; R],
         w: *const i8,
@@ -425,23 +428,25 @@ mod tests {
 
     /// Codes and words that are widened at once.
     type Line = ([i8; 4 * PANEL], [u32; 2 * PANEL]);
-    isa_entry!(fn widen_line(line: &mut Line) = widen_pairs);
+    isa_entry!(fn widen_line(line: &mut Line, times: &mut f32) = widen_pairs);
 
     #[inline(always)]
-    unsafe fn widen_pairs<S: Simd>(line: &mut Line) {
+    unsafe fn widen_pairs<S: Simd>(line: &mut Line, times: &mut f32) {
         S::widen(line.0.as_ptr(), line.1.as_mut_ptr());
+        *times = S::CODE;
     }
 
     #[test]
     fn every_code_is_widened_exactly() {
-        let bits = |code: i8| f32::from(code).to_bits() >> 16;
         for isa in Isa::available() {
             for first in i8::MIN..=i8::MAX {
                 let code = |i| first.wrapping_mul(i as i8 | 1).wrapping_add(i as i8).max(-127);
                 let mut line = (std::array::from_fn(code), [0; 2 * PANEL]);
+                let mut times = 0.0;
                 // SAFETY: `isa` is available.
-                unsafe { widen_line(isa, &mut line) };
+                unsafe { widen_line(isa, &mut line, &mut times) };
                 let (codes, words) = line;
+                let bits = |code: i8| (f32::from(code) * times).to_bits() >> 16;
                 let want = std::array::from_fn(|i| bits(codes[2 * i]) | bits(codes[2 * i + 1]) << 16);
                 assert_eq!(words, want, "{isa} {codes:?}");
             }
