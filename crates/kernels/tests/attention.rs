@@ -355,6 +355,25 @@ fn a_masked_slot_does_not_count() {
 }
 
 #[test]
+fn codes_that_the_first_rows_do_not_see_are_there_for_the_others() {
+    // The first rows of many widen the codes of a chunk. When a mask hides it from them, somebody else has to.
+    let shape = AttnShape { heads: 1, kv_heads: 1, head_dim: 64 };
+    let mut case = coded_case(5, shape);
+    let rows = 60;
+    case.runs = RunList { chunks: (0..4).map(ChunkId).collect(), ..RunList::default() };
+    case.runs.runs.push(Run { rows: 0..rows, place: 0, chunks: 0..4, shift: 0, masks: Some(0) });
+    let hidden = |chunk: u32, row: u32| row < 10 * chunk || row % 30 == chunk;
+    case.runs.masks = (0..4 * rows).map(|i| if hidden(i / rows, i % rows) { 0 } else { u64::MAX }).collect();
+    (case.rows, case.q) = (rows as usize, Rng(13).bf16s(3 * rows as usize * 64, 0.3));
+    let alone = case.runs.unshared(rows);
+    for (isa, pool) in paths(&[1, 3]) {
+        let [all, one] =
+            [&case.runs, &alone].map(|runs| run(isa, &pool, &case, runs, case.rows, &case.q, Canary::None));
+        assert!(bits(&all) == bits(&one) && all.iter().all(|x| x.is_finite()), "{isa}");
+    }
+}
+
+#[test]
 fn bytes_read_follow_from_the_runs() {
     let shape = AttnShape { heads: 4, kv_heads: 2, head_dim: 64 };
     let kv = pool_of(shape, 1);

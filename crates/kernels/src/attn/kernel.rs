@@ -181,8 +181,7 @@ unsafe fn segment<S: Simd>(
                         } else {
                             let words = scratch.coded.words.as_mut_ptr();
                             let from = Unwidened { k: codes.k, v: codes.v, ahead };
-                            // Where products take f32, a block has no registers left to keep what it widens.
-                            if S::PAIR == 1 {
+                            if S::KEEPS {
                                 unwidened = Some(from);
                             } else {
                                 widen::<S>(from, shape.head_dim, words);

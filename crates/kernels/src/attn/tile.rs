@@ -187,7 +187,7 @@ pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             }
         };
         let mut row = 0;
-        if const { S::PAIR == 1 }
+        if const { S::KEEPS }
             && let Some(from) = tile.unwidened
         {
             row = block_size::<S>(n);
@@ -224,7 +224,7 @@ pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             S::store_n(l, rows, S::add(scaled, S::load(sums.as_ptr().add(i))));
         }
         row = 0;
-        if const { S::PAIR == 1 }
+        if const { S::KEEPS }
             && let Some(from) = tile.unwidened
         {
             row = block_size::<S>(n);

@@ -51,6 +51,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const LANES: usize = 8;
     const PAIR: usize = 2;
     const ROWS: usize = 6;
+    const KEEPS: bool = false;
     const CODE: f32 = 16_777_216.0;
     type F = __m256;
 

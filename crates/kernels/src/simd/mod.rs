@@ -56,6 +56,8 @@ pub(crate) trait Simd: Copy + 'static {
     const PAIR: usize;
     /// Rows of the largest register block.
     const ROWS: usize;
+    /// Whether a block of rows also keeps the codes that it widens. With few registers a pass of its own is faster.
+    const KEEPS: bool = true;
     /// What codes are widened to, over their values: a power of two, for which their scales make up.
     const CODE: f32 = 1.0;
     type F: Copy;
