@@ -202,8 +202,8 @@ impl KvPool {
         self.data[base..base + slab].fill(0);
     }
 
-    /// A layer's slices of `chunks`, which ascend, as every tier holds them. Whoever writes them keeps the promise of the
-    /// pool: what is decoded from them is finite.
+    /// A layer's slices of `chunks`, which ascend, as every tier holds them. Whoever writes them keeps the promise of
+    /// the pool: what is decoded from them is finite.
     ///
     /// # Panics
     /// When the chunks do not ascend, or lie outside the pool.

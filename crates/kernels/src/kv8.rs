@@ -1,8 +1,8 @@
 //! kv8: a sealed chunk in 8 bits.
 //!
-//! K and V of a head are matrices of pairs, as in bf16: K has a row for each pair of elements and a column for each token,
-//! V a row for each pair of tokens and a column for each element. Either half of a row has one scale, so K is scaled per
-//! channel (a few channels are much larger than the rest, in every token) and V per token.
+//! K and V of a head are matrices of pairs, as in bf16: K has a row for each pair of elements and a column for each
+//! token, V a row for each pair of tokens and a column for each element. Either half of a row has one scale, so K is
+//! scaled per channel (a few channels are much larger than the rest, in every token) and V per token.
 //!
 //! A value is `code * scale`, `scale` the bf16 number at or above `largest / 127`, the code the nearest integer, ties to
 //! even. A code is exact in bf16: the kernels widen it, and scale what it is multiplied with instead (`q` by K's scales,

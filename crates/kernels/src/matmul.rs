@@ -130,8 +130,8 @@ isa_entry!(fn run_tile(job: &Job, tile: Tile) = tile_rows);
 unsafe fn tile_rows<S: Simd>(job: &Job, tile: Tile) {
     let Tile { rows: (first, end), panels } = tile;
     let whole = first + (end - first) / S::ROWS * S::ROWS;
-    // The only block reads weights once. Else as much of them as stays in the L2 cache is there for all row blocks: of few
-    // panels all pairs, of long rows some, of as many panels as a row block takes at once.
+    // The only block reads weights once. Else as much of them as stays in the L2 cache is there for all row blocks: of
+    // few panels all pairs, of long rows some, of as many panels as a row block takes at once.
     let (mut many, mut depth) = (panels.1, job.pairs.max(1));
     if whole != first {
         many = (L2_WORDS / job.panel.max(1)).clamp(1, L2_PANELS);

@@ -33,8 +33,8 @@ pub fn bytes(threads: usize) -> usize {
     LEAST.max(STREAM * threads)
 }
 
-/// Highest read bandwidth of `rounds` passes over memory by all threads of the pool, in GB/s. The memory is of the kind that
-/// weights and KV are in: on huge pages where the system gives them, which is a quarter more than on small ones.
+/// Highest read bandwidth of `rounds` passes over memory by all threads of the pool, in GB/s. The memory is of the kind
+/// that weights and KV are in: on huge pages where the system gives them, which is a quarter more than on small ones.
 pub fn bandwidth(pool: &Pool, rounds: usize) -> f64 {
     let isa = Isa::detect();
     let mut data = Buffer::zeroed(bytes(pool.threads()) / 2).expect("memory for the probe");

@@ -13,7 +13,8 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// One row per position; pair `i` turns by `position * frequencies[i]` radians, computed in f64, and is multiplied by
+    /// One row per position; pair `i` turns by `position * frequencies[i]` radians, computed in f64, and is multiplied
+    /// by
     /// `amplitude`. Without frequencies nothing turns.
     pub fn fill(&mut self, frequencies: &[f64], amplitude: f64, positions: impl IntoIterator<Item = u32>) {
         self.half = frequencies.len();

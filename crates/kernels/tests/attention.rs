@@ -175,7 +175,8 @@ fn agrees_with_f64() {
         for (isa, pool) in &paths {
             let got = run(*isa, pool, &case, &case.runs, case.rows, &case.q, Canary::None);
             let error = nmse(&got, &want);
-            // Where bf16 is multiplied, what carries the scales of codes is rounded to it, in these cases of very unlike ones.
+            // Where bf16 is multiplied, what carries the scales of codes is rounded to it, in these cases of very
+            // unlike ones.
             let most = if seed >= 48 && *isa == Isa::Avx512 { 1e-3 } else { 5e-6 };
             assert!(error <= most, "seed {seed} {isa}: {error:e}");
             worst = worst.max(error);
@@ -263,8 +264,8 @@ fn block_wide_rescale_is_noticed() {
 
 #[test]
 fn folding_by_completion_is_noticed() {
-    // Four segments of which the first is the shortest, so that it is begun last: its end comes last on one thread, and on
-    // several more often than not. (With segments of one length, a busy machine finished them in order each time.)
+    // Four segments of which the first is the shortest, so that it is begun last: its end comes last on one thread, and
+    // on several more often than not. (With segments of one length, a busy machine finished them in order each time.)
     let shape = AttnShape { heads: 2, kv_heads: 1, head_dim: 64 };
     let mut rng = Rng(7);
     let mut kv = pool_of(shape, CHUNKS);
@@ -308,7 +309,11 @@ fn flat_scores_over_a_long_context_do_not_drift() {
 #[test]
 fn extreme_scores_stay_in_their_row() {
     let shape = AttnShape { heads: 2, kv_heads: 1, head_dim: 64 };
-    let mut case = case(3, shape);
+    extremes(case(3, shape));
+    extremes(coded_case(3, shape));
+}
+
+fn extremes(mut case: Case) {
     case.runs = RunList { chunks: vec![ChunkId(0), ChunkId(1)], ..RunList::default() };
     case.runs.runs.push(Run { rows: 0..6, place: 0, chunks: 0..2, shift: 0, masks: None });
     (case.rows, case.q) = (6, Rng(9).bf16s(3 * 6 * 2 * 64, 0.2));
@@ -370,6 +375,34 @@ fn codes_that_the_first_rows_do_not_see_are_there_for_the_others() {
         let [all, one] =
             [&case.runs, &alone].map(|runs| run(isa, &pool, &case, runs, case.rows, &case.q, Canary::None));
         assert!(bits(&all) == bits(&one) && all.iter().all(|x| x.is_finite()), "{isa}");
+    }
+}
+
+#[test]
+fn any_number_of_rows_meets_codes_alike() {
+    // Head sizes that end within a vector, one row to more than a group of rows.
+    for (head_dim, seed) in [(6, 20), (18, 21), (96, 22)] {
+        let shape = AttnShape { heads: 1, kv_heads: 1, head_dim };
+        let mut case = coded_case(seed, shape);
+        case.runs = RunList { chunks: (0..2).map(ChunkId).collect(), ..RunList::default() };
+        case.runs.runs.push(Run { rows: 0..30, place: 0, chunks: 0..2, shift: 0, masks: None });
+        (case.rows, case.q) = (30, Rng(seed).bf16s(3 * 30 * head_dim, 0.3));
+        let alone = case.runs.unshared(30);
+        for (isa, pool) in paths(&[1]) {
+            let want = run(isa, &pool, &case, &alone, 30, &case.q, Canary::None);
+            for rows in 1..=30 {
+                let (some, q) = selected(&case, &(0..rows).collect::<Vec<_>>());
+                let shared = RunList {
+                    runs: vec![Run { rows: 0..rows, ..case.runs.runs[0].clone() }],
+                    chunks: case.runs.chunks.clone(),
+                    masks: Vec::new(),
+                };
+                for runs in [&some, &shared] {
+                    let got = run(isa, &pool, &case, runs, rows as usize, &q, Canary::None);
+                    assert!(bits(&got) == bits(&want[..got.len()]), "{isa} {rows} rows of {head_dim}");
+                }
+            }
+        }
     }
 }
 

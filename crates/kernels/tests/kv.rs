@@ -124,8 +124,8 @@ fn a_pool_beyond_memory_is_an_error() {
     assert!(error.to_string().contains(&error.bytes.to_string()));
 }
 
-/// A layout's fields are public. One whose offsets did not match its sizes made the pool hand out tiles behind the end of
-/// its memory, from safe code.
+/// A layout's fields are public. One whose offsets did not match its sizes made the pool hand out tiles behind the end
+/// of its memory, from safe code.
 #[test]
 fn a_layout_that_does_not_add_up_is_refused() {
     let sound = ChunkLayout::new(Dtype::Bf16, &[LayerKind::Gqa { heads: 2, dk: 16, dv: 16 }; 2]);

@@ -1,4 +1,4 @@
-//! Logits of given tokens, for comparisons with other programs: `logits MODEL [avx512|avx2|portable|oracle]`.
+//! Logits of given tokens, for comparisons with other programs: `logits MODEL [ISA|oracle]`.
 //!
 //! MODEL is a `.gguf` file or a directory. Each line of the standard input is one sequence of token ids with spaces
 //! between them; the standard output is f32, little-endian, `[token][vocab]` for one sequence after the other.
@@ -16,7 +16,8 @@ const STEP: usize = 512;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
-    let path = PathBuf::from(args.next().ok_or("usage: logits MODEL [avx512|avx2|portable|oracle]")?);
+    let usage = || format!("usage: logits MODEL [{}|oracle]", Isa::NAMES.join("|"));
+    let path = PathBuf::from(args.next().ok_or_else(usage)?);
     let source = if path.is_dir() { ModelSource::Dir(path) } else { ModelSource::Gguf(path) };
     let lines: Vec<String> = io::stdin().lock().lines().collect::<Result<_, _>>()?;
     let parse = |line: &String| line.split_whitespace().map(str::parse).collect::<Result<Vec<u32>, _>>();

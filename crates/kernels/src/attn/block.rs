@@ -12,22 +12,18 @@ macro_rules! tile_block {
 }
 pub(super) use tile_block;
 
-/// [`tile_block`] for the largest blocks: what more rows than two of them begin with, in blocks of almost equal size.
-macro_rules! large_block {
-    ($s:ident, $rows:expr, $f:ident($($arg:expr),* $(,)?)) => {
-        match ($s::LANES, $rows) {
+/// [`tile_block`] for as many rows as there can be, of paths that keep what the first block widens.
+macro_rules! first_block {
+    ($s:ident, $f:ident($($arg:expr),* $(,)?)) => {
+        match ($s::LANES, $s::ROWS) {
             (4, 2) => $f::<$s, 2, 4>($($arg),*),
-            (4, 3) => $f::<$s, 3, 4>($($arg),*),
             (4, 4) => $f::<$s, 4, 4>($($arg),*),
-            (8, 5) => $f::<$s, 5, 2>($($arg),*),
-            (8, 6) => $f::<$s, 6, 2>($($arg),*),
-            (16, 5) => $f::<$s, 5, 4>($($arg),*),
             (16, 6) => $f::<$s, 6, 4>($($arg),*),
-            (lanes, rows) => unreachable!("no large block of {rows} rows at {lanes} lanes"),
+            (lanes, rows) => unreachable!("nothing is kept by blocks of {rows} rows at {lanes} lanes"),
         }
     };
 }
-pub(super) use large_block;
+pub(super) use first_block;
 
 /// Covers `$vectors` vectors with calls of `$f::<S, R, _>`, which are told where they begin: `$most` at a time, fewer at
 /// the end.

@@ -46,7 +46,7 @@ struct CodedScratch {
     q: Vec<f32>,
     /// Prepared queries of a group times K's scales.
     scaled: Vec<u32>,
-    /// K and V of the chunk, the codes in bf16.
+    /// K and V of the chunk: codes times [`Simd::CODE`] in bf16.
     words: Vec<u32>,
     k_scales: Vec<f32>,
     v_scales: [f32; CHUNK],
@@ -230,6 +230,7 @@ unsafe fn groups<S: Simd>(mut tile: Tile<'_, impl Form>, rows: Range<usize>) {
         tile.ahead = 0;
         if let Some(codes) = tile.unwidened.take()
             && !met
+            && at + GROUP < rows.end
         {
             let dim = tile.job.plan.shape.head_dim;
             // SAFETY: K and V of the tile are the scratch's, and V follows K.
@@ -255,7 +256,8 @@ fn following<'a>(runs: &'a RunList, picks: &[u32], i: usize, chunk: u32) -> Opti
 /// As [`whole_task`]; the codes are those of a head of this size, and `words` has room for them.
 #[inline(always)]
 unsafe fn widen<S: Simd>(codes: Unwidened, dim: usize, words: *mut u32) {
-    // SAFETY: K and V have `dim * 32` pairs of codes each, a multiple of every vector, and the scratch has room for them.
+    // SAFETY: K and V have `dim * 32` pairs of codes each, a multiple of every vector, and the scratch has room for
+    // them.
     unsafe {
         let half = dim * CHUNK / 2;
         for (part, from) in [codes.k, codes.v].into_iter().enumerate() {

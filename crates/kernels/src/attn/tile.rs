@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 use kvist_base::{CHUNK, Run};
 
-use super::block::{cover, large_block, tile_block};
+use super::block::{cover, first_block, tile_block};
 use super::kernel::Job;
 use super::plan::Canary;
 use crate::elementwise::cap_lanes;
@@ -66,7 +66,7 @@ pub(super) struct Coded {
 pub(super) trait Form {
     /// Codes, which are widened on the way.
     const CODES: bool;
-    /// Their values are kept.
+    /// What they are widened to is kept.
     const KEEP: bool;
 }
 
@@ -123,9 +123,9 @@ pub(super) struct Tile<'a, F: Form> {
     pub spread: *mut f32,
     /// Bytes from this chunk's K and V to those of the next one; 0 if there is none.
     pub ahead: isize,
-    /// Where K and V are not what they are to become yet.
+    /// The codes of K and V where these are still to be written.
     pub unwidened: Option<Unwidened>,
-    /// Where values of K and V are kept.
+    /// With [`Form::KEEP`], where what K and V are widened to goes.
     pub kept: [*mut u32; 2],
 }
 
@@ -149,19 +149,19 @@ impl<'a, F: Form> Tile<'a, F> {
         F::CODES
     }
 
-    /// Where the values of K (0) or V (1) from column `column` on are kept.
+    /// Where what K (0) or V (1) is widened to from column `column` on goes.
     #[inline(always)]
     fn keep(&self, part: usize, column: usize) -> Option<*mut u32> {
         F::KEEP.then(|| self.kept[part].wrapping_add(column))
     }
 }
 
-/// `n <= GROUP` query rows from `at` of the band against a chunk; more than two of the largest blocks where the chunk is
-/// not widened. Whether any of them sees the chunk: if not, nothing was done.
+/// `n <= GROUP` query rows from `at` of the band against a chunk; at least [`Simd::ROWS`] where the tile has
+/// [`Tile::unwidened`]. Whether any of them sees the chunk: if not, nothing was done.
 ///
 /// # Safety
 /// The ISA of `S` is available, the tile's pointers are those of its job, and the rows' state and the scores belong to
-/// the caller.
+/// the caller. K and V that are to be written are the caller's, too, with a vector of room behind V.
 #[inline(always)]
 pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: usize) -> bool {
     let plan = tile.job.plan;
@@ -186,12 +186,11 @@ pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
                 coded.scaled
             }
         };
+        let unwidened = if const { S::KEEPS && !F::CODES } { tile.unwidened } else { None };
         let mut row = 0;
-        if const { S::KEEPS }
-            && let Some(from) = tile.unwidened
-        {
-            row = block_size::<S>(n);
-            large_block!(S, row, scores(&tile.fresh(from), q, 0));
+        if let Some(from) = unwidened {
+            first_block!(S, scores(&tile.fresh(from), q, 0));
+            row = S::ROWS;
         }
         while row < n {
             let size = block_size::<S>(n - row);
@@ -224,11 +223,9 @@ pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             S::store_n(l, rows, S::add(scaled, S::load(sums.as_ptr().add(i))));
         }
         row = 0;
-        if const { S::KEEPS }
-            && let Some(from) = tile.unwidened
-        {
-            row = block_size::<S>(n);
-            large_block!(S, row, outputs(&tile.fresh(from), at, 0, &alpha, &masks));
+        if let Some(from) = unwidened {
+            first_block!(S, outputs(&tile.fresh(from), at, 0, &alpha, &masks));
+            row = S::ROWS;
         }
         while row < n {
             let size = block_size::<S>(n - row);
@@ -287,14 +284,14 @@ fn block_size<S: Simd>(rows: usize) -> usize {
 /// As [`group`]. A vector behind the row is written: rows are scaled in ascending order.
 #[inline(always)]
 unsafe fn scale_query<S: Simd>(coded: &Coded, dim: usize, at: usize, to: usize) {
-    const AT_ONCE: usize = 4;
+    const TOGETHER: usize = 4;
     // SAFETY: the caller's contract; all four have room for a vector behind their last element.
     unsafe {
         let (q, out) = (coded.q.add(at * dim), coded.scaled.add(to * dim / 2 * S::PAIR));
         let mut i = 0;
-        while i + AT_ONCE * S::LANES <= dim {
-            scale::<S, AT_ONCE>(q.add(i), coded.k_scales.add(i), out.add(i / 2 * S::PAIR));
-            i += AT_ONCE * S::LANES;
+        while i + TOGETHER * S::LANES <= dim {
+            scale::<S, TOGETHER>(q.add(i), coded.k_scales.add(i), out.add(i / 2 * S::PAIR));
+            i += TOGETHER * S::LANES;
         }
         while i < dim {
             scale::<S, 1>(q.add(i), coded.k_scales.add(i), out.add(i / 2 * S::PAIR));
@@ -383,11 +380,11 @@ fn next_codes(codes: *const u32, ahead: isize, column: usize, pairs: usize) -> O
     (ahead != 0).then(|| codes.cast::<i8>().wrapping_offset(ahead).wrapping_add(2 * column * pairs))
 }
 
-/// [`dots`] with codes, `stride` pairs apart, whose values are stored at `keep`; meanwhile as many bytes as are read here are
-/// asked for from `next` on, line after line.
+/// [`dots`] with codes, `stride` pairs apart; what they are widened to goes to `keep`, as far apart. Meanwhile as many
+/// bytes as are read here are asked for from `next` on, line after line.
 ///
 /// # Safety
-/// As [`dots`].
+/// As [`dots`]; `keep` is valid where codes are read.
 #[inline(always)]
 unsafe fn dots_codes<S: Simd, const R: usize, const V: usize>(
     acc: &mut [[S::F; V]; R],
@@ -401,19 +398,20 @@ unsafe fn dots_codes<S: Simd, const R: usize, const V: usize>(
 ) {
     const LINE: usize = 64;
     let bytes = 2 * V * S::LANES;
-    debug_assert!(bytes < LINE || bytes.is_multiple_of(LINE));
     // SAFETY: the caller's contract; any address may be asked for.
     unsafe {
         for i in 0..pairs {
             if let Some(next) = next {
-                // The lines that begin in a step's part: as many in each step, or one at most.
-                let line = (i * bytes).next_multiple_of(LINE);
+                // The lines that begin in a step's part, which is of whole lines or less than one.
                 if const { (2 * V * S::LANES).is_multiple_of(LINE) } {
                     for at in (0..bytes).step_by(LINE) {
                         S::prefetch(next.wrapping_add(i * bytes + at).cast());
                     }
-                } else if line < (i + 1) * bytes {
-                    S::prefetch(next.wrapping_add(line).cast());
+                } else {
+                    let line = (i * bytes).next_multiple_of(LINE);
+                    if line < (i + 1) * bytes {
+                        S::prefetch(next.wrapping_add(line).cast());
+                    }
                 }
             }
             let keep = keep.map(|words| words.add(i * stride));
@@ -500,8 +498,8 @@ unsafe fn raise<S: Simd>(m: *mut f32, largest: &mut [f32; FACTORS], alpha: &mut 
     }
 }
 
-/// Replaces rows' scores by the rounded weights relative to their maxima `tops`, as prepared pairs; a row's sum is that of
-/// its lanes of `spread`. With `SCALE`, the weights are multiplied with the scales of V, after the sum.
+/// Replaces rows' scores by the rounded weights relative to their maxima `tops`, as prepared pairs; a row's sum is that
+/// of its lanes of `spread`. With `SCALE`, the weights are multiplied with the scales of V, after the sum.
 ///
 /// # Safety
 /// The ISA of `S` is available; `scores` is valid for the rows of the masks, and `spread` for a vector of each.
@@ -573,8 +571,9 @@ unsafe fn columns<S: Simd, const R: usize, const V: usize>(
 ) {
     let shape = tile.job.plan.shape;
     let ahead = if from == 0 { tile.ahead } else { 0 };
-    // SAFETY: V has 32 steps of `head_dim` words and a readable vector behind; the state has `at + R` rows with room
-    // for whole vectors; `p` of the rows lies where their scores were.
+    // SAFETY: V has 32 steps of `head_dim` words and a vector of room behind. Every word is made of the pair of codes
+    // in the same place, so that what is kept beyond the end of a step is what the next one keeps there. The state has
+    // `at + R` rows with room for whole vectors; `p` of the rows lies where their scores were.
     unsafe {
         let o = tile.state.o.add(at * shape.padded() + column);
         let p = tile.scores.cast::<u32>().add(from * CHUNK);

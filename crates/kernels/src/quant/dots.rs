@@ -142,8 +142,8 @@ mod x86 {
         x
     }
 
-    /// Its argument, computed before what comes later in the source. Left to itself, the compiler finishes one row after the
-    /// other, and runs out of registers for the codes of all steps.
+    /// Its argument, computed before what comes later in the source. Left to itself, the compiler finishes one row
+    /// after the other, and runs out of registers for the codes of all steps.
     #[target_feature(enable = "avx512f")]
     #[inline]
     fn in_order(mut x: __m512i) -> __m512i {
@@ -226,11 +226,13 @@ mod x86 {
         #[inline(always)]
         unsafe fn start<const WIDE: bool>(sums: *const u32, centre: i16) -> __m256i {
             let sums = _mm256_set1_epi32(*sums as i32);
-            match (VNNI, WIDE) {
-                (true, true) => _mm256_dpwssd_avx_epi32(_mm256_setzero_si256(), sums, _mm256_set1_epi16(-128)),
-                (true, false) => _mm256_dpwssd_avx_epi32(_mm256_setzero_si256(), sums, _mm256_set1_epi16(-centre)),
-                (false, true) => _mm256_setzero_si256(),
-                (false, false) => _mm256_mullo_epi16(sums, _mm256_set1_epi16(-centre)),
+            if VNNI {
+                let centre = if WIDE { 128 } else { centre };
+                _mm256_dpwssd_avx_epi32(_mm256_setzero_si256(), sums, _mm256_set1_epi16(-centre))
+            } else if WIDE {
+                _mm256_setzero_si256()
+            } else {
+                _mm256_mullo_epi16(sums, _mm256_set1_epi16(-centre))
             }
         }
         #[inline(always)]

@@ -18,9 +18,10 @@ pub(crate) fn few_of(kind: QuantKind) -> usize {
     if matches!(kind, Q8_0 | Q6K) { 8 } else { 4 }
 }
 
-/// Panels of which as many rows are multiplied at once, each read from a place of its own. Reads of several places that take
-/// turns line by line keep more of memory busy than one place with all its lines asked for ahead, by a quarter where nothing
-/// else bounds it: the hardware looks ahead by itself in each, within a page. The sums of all have to fit the registers.
+/// Panels of which as many rows are multiplied at once, each read from a place of its own. Reads of several places that
+/// take turns line by line keep more of memory busy than one place with all its lines asked for ahead, by a quarter
+/// where nothing else bounds it: the hardware looks ahead by itself in each, within a page. The sums of all have to fit
+/// the registers.
 const fn streams<S: Dots>(rows: usize) -> usize {
     match (S::LANES, rows) {
         (8, 1) | (16, 1 | 2) => STREAMS,

@@ -8,8 +8,8 @@ use super::unpack::{Bytes, Codes, Piece, ROOM};
 use crate::Isa;
 use crate::simd::{PANEL, at, block_sizes};
 
-/// Rows of the largest block with VNNI. Of AVX-512 its sums, as integers and as f32, are 24 of 32 registers; of AVX-VNNI the
-/// integers alone are 12 of 16, and 10 would have to be added to at any time.
+/// Rows of the largest block with VNNI. On AVX-512 its sums, as integers and as f32, are 24 of 32 registers. On
+/// AVX-VNNI the integers alone are 12 of 16, and the f32 go to memory: fewer than ten would wait for their products.
 const ROWS: usize = 6;
 
 /// Rows that one tile handles at most.
@@ -28,8 +28,8 @@ macro_rules! unroll {
 }
 pub(crate) use unroll;
 
-/// Adds the products of `rows` rows, which are `stride` groups apart in x, to `sums`, `[rows][16]` of each panel and `apart`
-/// from those of the next.
+/// Adds the products of `rows` rows, which are `stride` groups apart in x, to `sums`, `[rows][16]` of each panel and
+/// `apart` from those of the next.
 ///
 /// # Safety
 /// The ISA of `S` is available; x holds the rows, more than [`super::few::few_of`] and as many groups as `piece`, whose
@@ -104,7 +104,8 @@ unsafe fn block<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool,
     sums: *mut f32,
     apart: usize,
 ) -> usize {
-    // Here and not where it is used: formats share this code, and looking it up would take a jump for every row and group.
+    // Here and not where it is used: formats share this code, and looking it up would take a jump for every row and
+    // group.
     let centre = std::hint::black_box(piece.kind.centre() as i16);
     // SAFETY: the contract above.
     unsafe {

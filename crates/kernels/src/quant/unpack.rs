@@ -34,8 +34,8 @@ pub(crate) struct Unpacked {
 /// Panels that are unpacked at once at most, side by side.
 pub(crate) const PANELS: usize = 2;
 
-/// Panels that meet a block of rows at once. Of AVX-512, with as many registers twice as wide, two: an activation that is
-/// broadcast is used twice, where one panel would leave loads as the bound.
+/// Panels that meet a block of rows at once. Of AVX-512, with as many registers twice as wide, two: an activation that
+/// is broadcast is used twice, where one panel would leave loads as the bound.
 pub(crate) const fn panels_at_once<S: Dots>() -> usize {
     if S::LANES == PANEL { PANELS } else { 1 }
 }
@@ -108,8 +108,8 @@ pub(crate) trait Form {
     const HEADS: usize = Self::KIND.heads() * PANEL;
     /// Groups of a block.
     const BLOCK: usize = Self::KIND.block_len() / GROUP;
-    /// Groups whose heads are unpacked at once: of a block with minima all, since they share words and two scales. With the
-    /// sixteen scales of Q6_K that gains nothing and reads them in bursts.
+    /// Groups whose heads are unpacked at once: of a block with minima all, since they share words and two scales. With
+    /// the sixteen scales of Q6_K that gains nothing and reads them in bursts.
     const AT_ONCE: usize = if Self::KIND.has_min() { Self::BLOCK } else { 1 };
 }
 
@@ -125,8 +125,8 @@ macro_rules! forms {
 }
 forms!(By8 = Q8_0, By4 = Q4_0, By5 = Q5_0, By4Min = Q4K, By5Min = Q5K, By6 = Q6K);
 
-/// Unpacks the scales of `groups` groups from `group` on of the [`panels_at_once`] `panels`, which are consecutive or all the
-/// same one. The codes stay where they are.
+/// Unpacks the scales of `groups` groups from `group` on of the [`panels_at_once`] `panels`, which are consecutive or
+/// all the same one. The codes stay where they are.
 ///
 /// # Safety
 /// The ISA of `S` is available; the matrix has the panels and groups; `room` is for as many panels; the piece lives no
@@ -238,7 +238,8 @@ unsafe fn unpack_codes_of<S: Dots, F: Form>(piece: &mut Piece) {
     }
 }
 
-/// Unpacks the heads of [`Form::AT_ONCE`] groups of a block, from `group` on: [`Heads`] of each, `apart` from each other.
+/// Unpacks the heads of [`Form::AT_ONCE`] groups of a block, from `group` on: [`Heads`] of each, `apart` from each
+/// other.
 ///
 /// # Safety
 /// As [`unpack`], for the lanes from the pointers on; `group` is a multiple of [`Form::AT_ONCE`], and `out` has room for as

@@ -26,8 +26,8 @@ unsafe fn round(x: __m256) -> __m256i {
     _mm256_and_si256(_mm256_blendv_epi8(up, quiet, nan), _mm256_set1_epi32(0xffff_0000_u32 as i32))
 }
 
-/// One byte of each of eight pairs of signed bytes (both 128-bit lanes hold all of them) as f32, times 2^24: as the highest
-/// byte of an integer it brings its sign with it.
+/// One byte of each of eight pairs of signed bytes (both 128-bit lanes hold all of them) as f32, times 2^24: as the
+/// highest byte of an integer it brings its sign with it.
 #[inline(always)]
 unsafe fn half<const H: i8>(pairs: __m256i) -> __m256 {
     const NONE: i8 = i8::MIN;
@@ -37,13 +37,6 @@ unsafe fn half<const H: i8>(pairs: __m256i) -> __m256 {
         NONE, NONE, NONE, H + 8, NONE, NONE, NONE, H + 10, NONE, NONE, NONE, H + 12, NONE, NONE, NONE, H + 14,
     );
     _mm256_cvtepi32_ps(_mm256_shuffle_epi8(pairs, place))
-}
-
-/// Stores both halves of pairs as bf16. They have seven bits of significand: the lower half of such an f32 is zero.
-#[inline(always)]
-unsafe fn store_words(first: __m256, second: __m256, words: *mut u32) {
-    let first = _mm256_srli_epi32::<16>(_mm256_castps_si256(first));
-    _mm256_storeu_si256(words.cast(), _mm256_or_si256(first, _mm256_castps_si256(second)));
 }
 
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
@@ -147,7 +140,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     unsafe fn widen(codes: *const i8, words: *mut u32) {
         for at in (0..2 * PANEL).step_by(Self::LANES) {
             let pairs = _mm256_broadcastsi128_si256(_mm_loadu_si128(codes.add(2 * at).cast()));
-            store_words(half::<0>(pairs), half::<1>(pairs), words.add(at));
+            // They have seven bits of significand: the lower half of such an f32 is zero.
+            let first = _mm256_srli_epi32::<16>(_mm256_castps_si256(half::<0>(pairs)));
+            let second = _mm256_castps_si256(half::<1>(pairs));
+            _mm256_storeu_si256(words.add(at).cast(), _mm256_or_si256(first, second));
         }
     }
     #[inline(always)]
@@ -177,15 +173,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         w: *const i8,
         x: *const u32,
         row: usize,
-        keep: Option<*mut u32>,
+        _: Option<*mut u32>,
     ) {
         if R <= 2 {
             for v in 0..V {
                 let pairs = _mm256_broadcastsi128_si256(_mm_loadu_si128(w.add(2 * v * Self::LANES).cast()));
                 let (first, second) = (half::<0>(pairs), half::<1>(pairs));
-                if let Some(words) = keep {
-                    store_words(first, second, words.add(v * Self::LANES));
-                }
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let x = x.add(r * row).cast::<f32>();
                     acc[v] = _mm256_fmadd_ps(first, _mm256_broadcast_ss(&*x), acc[v]);
@@ -207,12 +200,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                 *a = _mm256_fmadd_ps(h, x, *a);
             }
         }
-        for (v, (pairs, h)) in pairs.iter().zip(&mut halves).enumerate() {
-            let second = half::<1>(*pairs);
-            if let Some(words) = keep {
-                store_words(*h, second, words.add(v * Self::LANES));
-            }
-            *h = second;
+        for (pairs, h) in pairs.iter().zip(&mut halves) {
+            *h = half::<1>(*pairs);
         }
         for (r, acc) in acc.iter_mut().enumerate() {
             let x = _mm256_broadcast_ss(&*x.add(r * row + 1).cast());

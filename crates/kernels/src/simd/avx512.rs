@@ -219,7 +219,8 @@ impl Simd for Avx512 {
         keep: Option<*mut u32>,
     ) {
         if R > 4 && V > 2 {
-            // What vectors are widened with leaves no registers for all of them: two at a time, and x again for the next two.
+            // What vectors are widened with leaves no registers for all of them: two at a time, and x again for the
+            // next two.
             let mut x = x;
             for v in (0..V).step_by(2) {
                 let pairs = pairs_of::<2>(w.add(2 * v * Self::LANES));

@@ -15,6 +15,7 @@ fn zip(a: F4, b: F4, f: impl Fn(f32, f32) -> f32) -> F4 {
 }
 
 /// A pair of codes as two bf16.
+#[inline(always)]
 fn word([a, b]: [i8; 2]) -> u32 {
     f32::from(a).to_bits() >> 16 | f32::from(b).to_bits()
 }
