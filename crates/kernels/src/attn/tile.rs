@@ -386,6 +386,7 @@ fn next_codes(codes: *const u32, ahead: isize, column: usize, pairs: usize) -> O
 /// # Safety
 /// As [`dots`]; `keep` is valid where codes are read.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "two strided operands")]
 unsafe fn dots_codes<S: Simd, const R: usize, const V: usize>(
     acc: &mut [[S::F; V]; R],
     codes: *const i8,

@@ -11,11 +11,20 @@ use super::kernel::{add_scaled, add_step, start, unroll};
 use super::packed::GROUP;
 use super::rows::Group;
 use super::unpack::{By4, By4Min, By5, By5Min, By6, By8, Form, HEADS, Heads, Packed, prefetch, unpack_heads};
+use crate::Isa;
 use crate::simd::{PANEL, at};
 
-/// Rows of a tile that are multiplied this way; more of them are worth unpacking. Measured.
-pub(crate) fn few_of(kind: QuantKind) -> usize {
-    if matches!(kind, Q8_0 | Q6K) { 8 } else { 4 }
+/// Rows of a tile that are multiplied this way; more of them are worth unpacking. Measured on AVX2, with weights that come
+/// from memory: with some dozens of rows bytes are not worth a copy, but five bits are costly to bring together. Elsewhere
+/// by a model, or because as few rows have no better way.
+pub(crate) fn few_of(isa: Isa, kind: QuantKind) -> usize {
+    match (isa, kind) {
+        (Isa::Avx2, Q8_0) => usize::MAX,
+        (Isa::Avx2, Q6K) => 16,
+        (Isa::Avx2, Q4_0 | Q4K) => 12,
+        (Isa::Avx2, Q5_0 | Q5K) | (_, Q8_0 | Q6K) => 8,
+        _ => 4,
+    }
 }
 
 /// Panels of which as many rows are multiplied at once, each read from a place of its own. Reads of several places that

@@ -17,8 +17,9 @@ use crate::{Isa, Pool};
 /// Panels that one tile handles at most.
 const TILE_PANELS: usize = 8;
 
-/// The same with few rows, whose streams of memory are the longer.
+/// The same with at most so many rows, if few: their streams of memory are the longer.
 const FEW_PANELS: usize = 128;
+const FEW_ROWS: usize = 8;
 
 /// What may be kept of x from panel to panel: half of an L2 cache of 512 KiB.
 const L2_BYTES: usize = 256 << 10;
@@ -66,7 +67,7 @@ pub fn matmul_quant(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, y: &m
     let panels = n.div_ceil(PANEL);
     // Several tiles per thread where there is enough to do; fewer rows at GROUPS only when panels do not suffice.
     let want = if pool.threads() == 1 { 1 } else { pool.threads() * 4 };
-    let (at_once, most) = match (rows <= few_of(w.kind()), isa) {
+    let (at_once, most) = match (rows <= FEW_ROWS.min(few_of(isa, w.kind())), isa) {
         (true, _) => (STREAMS, FEW_PANELS),
         (false, Isa::Avx512) => (PANELS, TILE_PANELS),
         (false, _) => (1, TILE_PANELS),
@@ -99,11 +100,12 @@ isa_entry!(fn run_tile(job: &Job<'_>, tile: Tile, sums: &mut [f32]) = tile_rows,
 #[inline(always)]
 unsafe fn tile_rows<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
     let rows = tile.rows.1 - tile.rows.0;
-    let few = rows <= few_of(job.w.kind());
     // Where x does not stay in the cache from panel to panel, its part for several at once does.
+    let stays = rows * job.groups * size_of::<Group>() <= L2_BYTES;
+    let few = rows <= few_of(S::ISA, job.w.kind()) && (stays || rows <= FEW_ROWS);
     let many = match few {
         true => FEW_PANELS,
-        false if rows * job.groups * size_of::<Group>() <= L2_BYTES => panels_at_once::<S>(),
+        false if stays => panels_at_once::<S>(),
         false => TILE_PANELS,
     };
     // SAFETY: passed on.
