@@ -4,9 +4,9 @@
 /// side. With fewer than nine sums a row block of AVX2 waits for its additions.
 macro_rules! tile_block {
     ($s:ident, $rows:expr, $f:ident($($arg:expr),* $(,)?)) => {
-        match ($s::LANES, $rows) {
-            (8, 3) => $f::<$s, 3, 3>($($arg),*),
-            (_, rows) => $crate::simd::row_block!($s, rows, $f($($arg),*)),
+        match $rows {
+            3 if const { $s::LANES == 8 } => $f::<$s, 3, 3>($($arg),*),
+            rows => $crate::simd::row_block!($s, rows, $f($($arg),*)),
         }
     };
 }
@@ -15,11 +15,12 @@ pub(super) use tile_block;
 /// [`tile_block`] for as many rows as there can be, of paths that keep what the first block widens.
 macro_rules! first_block {
     ($s:ident, $f:ident($($arg:expr),* $(,)?)) => {
-        match ($s::LANES, $s::ROWS) {
-            (4, 2) => $f::<$s, 2, 4>($($arg),*),
-            (4, 4) => $f::<$s, 4, 4>($($arg),*),
-            (16, 6) => $f::<$s, 6, 4>($($arg),*),
-            (lanes, rows) => unreachable!("nothing is kept by blocks of {rows} rows at {lanes} lanes"),
+        if const { $s::LANES == 16 } {
+            $f::<$s, 6, 4>($($arg),*)
+        } else if const { $s::ROWS == 4 } {
+            $f::<$s, 4, 4>($($arg),*)
+        } else {
+            $f::<$s, 2, 4>($($arg),*)
         }
     };
 }

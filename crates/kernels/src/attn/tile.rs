@@ -186,9 +186,10 @@ pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
                 coded.scaled
             }
         };
-        let unwidened = if const { S::KEEPS && !F::CODES } { tile.unwidened } else { None };
         let mut row = 0;
-        if let Some(from) = unwidened {
+        if const { S::KEEPS && !F::CODES }
+            && let Some(from) = tile.unwidened
+        {
             first_block!(S, scores(&tile.fresh(from), q, 0));
             row = S::ROWS;
         }
@@ -223,7 +224,9 @@ pub(super) unsafe fn group<S: Simd, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             S::store_n(l, rows, S::add(scaled, S::load(sums.as_ptr().add(i))));
         }
         row = 0;
-        if let Some(from) = unwidened {
+        if const { S::KEEPS && !F::CODES }
+            && let Some(from) = tile.unwidened
+        {
             first_block!(S, outputs(&tile.fresh(from), at, 0, &alpha, &masks));
             row = S::ROWS;
         }

@@ -92,14 +92,13 @@ unsafe fn all_panels<S: Dots, F: Form, const WIDE: bool>(
     unsafe {
         for i in 0..if streams > 1 { each } else { 0 } {
             let (panel, sums) = (first + i, sums.add(i * rows * PANEL));
-            match (S::LANES, rows) {
-                (8, 1) => block::<S, F, WIDE, 1, 8>(w, panel, each, x, stride, rows, sums),
-                (8, 2) => block::<S, F, WIDE, 2, 4>(w, panel, each, x, stride, rows, sums),
-                (16, 1) => block::<S, F, WIDE, 1, 4>(w, panel, each, x, stride, rows, sums),
-                (16, 2) => block::<S, F, WIDE, 2, 4>(w, panel, each, x, stride, rows, sums),
-                (16, 3) => block::<S, F, WIDE, 3, 2>(w, panel, each, x, stride, rows, sums),
-                (16, 4) => block::<S, F, WIDE, 4, 2>(w, panel, each, x, stride, rows, sums),
-                (lanes, rows) => unreachable!("{streams} streams for {rows} rows at {lanes} lanes"),
+            match rows {
+                1 if const { S::LANES == 8 } => block::<S, F, WIDE, 1, 8>(w, panel, each, x, stride, rows, sums),
+                2 if const { S::LANES >= 8 } => block::<S, F, WIDE, 2, 4>(w, panel, each, x, stride, rows, sums),
+                1 if const { S::LANES == 16 } => block::<S, F, WIDE, 1, 4>(w, panel, each, x, stride, rows, sums),
+                3 if const { S::LANES == 16 } => block::<S, F, WIDE, 3, 2>(w, panel, each, x, stride, rows, sums),
+                4 if const { S::LANES == 16 } => block::<S, F, WIDE, 4, 2>(w, panel, each, x, stride, rows, sums),
+                rows => unreachable!("{streams} streams for {rows} rows"),
             };
         }
         for panel in if streams > 1 { first + whole } else { first }..end {
@@ -124,16 +123,22 @@ unsafe fn all_rows<S: Dots, F: Form, const WIDE: bool>(
         // SAFETY: `r` rows are done, and a block takes no more than are left. V vectors are a panel.
         unsafe {
             let (x, sums) = (x.byte_add(r * stride), sums.add(r * PANEL));
-            r += match (S::LANES, rows - r) {
-                (4, _) => block::<S, F, WIDE, 1, 4>(w, panel, 0, x, stride, rows, sums),
-                (8, 1) => block::<S, F, WIDE, 1, 2>(w, panel, 0, x, stride, rows, sums),
-                (8, 2) => block::<S, F, WIDE, 2, 2>(w, panel, 0, x, stride, rows, sums),
-                (8, 3) => block::<S, F, WIDE, 3, 2>(w, panel, 0, x, stride, rows, sums),
-                (8, _) => block::<S, F, WIDE, 4, 2>(w, panel, 0, x, stride, rows, sums),
-                (_, 1) => block::<S, F, WIDE, 1, 1>(w, panel, 0, x, stride, rows, sums),
-                (_, 2) => block::<S, F, WIDE, 2, 1>(w, panel, 0, x, stride, rows, sums),
-                (_, 3) => block::<S, F, WIDE, 3, 1>(w, panel, 0, x, stride, rows, sums),
-                (..) => block::<S, F, WIDE, 4, 1>(w, panel, 0, x, stride, rows, sums),
+            r += if const { S::LANES == 4 } {
+                block::<S, F, WIDE, 1, 4>(w, panel, 0, x, stride, rows, sums)
+            } else if const { S::LANES == 8 } {
+                match rows - r {
+                    1 => block::<S, F, WIDE, 1, 2>(w, panel, 0, x, stride, rows, sums),
+                    2 => block::<S, F, WIDE, 2, 2>(w, panel, 0, x, stride, rows, sums),
+                    3 => block::<S, F, WIDE, 3, 2>(w, panel, 0, x, stride, rows, sums),
+                    _ => block::<S, F, WIDE, 4, 2>(w, panel, 0, x, stride, rows, sums),
+                }
+            } else {
+                match rows - r {
+                    1 => block::<S, F, WIDE, 1, 1>(w, panel, 0, x, stride, rows, sums),
+                    2 => block::<S, F, WIDE, 2, 1>(w, panel, 0, x, stride, rows, sums),
+                    3 => block::<S, F, WIDE, 3, 1>(w, panel, 0, x, stride, rows, sums),
+                    _ => block::<S, F, WIDE, 4, 1>(w, panel, 0, x, stride, rows, sums),
+                }
             };
         }
     }

@@ -76,17 +76,25 @@ unsafe fn all_rows<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
         unsafe {
             let (x, sums) = (x.byte_add(r * stride), sums.add(r * PANEL));
             // With VNNI, blocks of almost equal size: with few sums they wait for their additions.
-            r += match (S::ISA, SIZES[left]) {
-                (Isa::Portable, _) if left > 1 => block::<S, WIDE, HALVES, LIFT, 2, 4>(piece, x, stride, sums, apart),
-                (Isa::Portable, _) => block::<S, WIDE, HALVES, LIFT, 1, 4>(piece, x, stride, sums, apart),
-                (Isa::Avx2, _) if left > 3 => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, stride, sums, apart),
-                (Isa::Avx2, _) if left > 1 => block::<S, WIDE, HALVES, LIFT, 2, 2>(piece, x, stride, sums, apart),
-                (Isa::Avx2, _) => block::<S, WIDE, HALVES, LIFT, 1, 2>(piece, x, stride, sums, apart),
-                (_, 6) => block::<S, WIDE, HALVES, LIFT, 6, 2>(piece, x, stride, sums, apart),
-                (_, 5) => block::<S, WIDE, HALVES, LIFT, 5, 2>(piece, x, stride, sums, apart),
-                (_, 4) => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, stride, sums, apart),
-                (_, 3) => block::<S, WIDE, HALVES, LIFT, 3, 2>(piece, x, stride, sums, apart),
-                (isa, rows) => unreachable!("no block of {rows} rows with {isa}"),
+            r += if const { matches!(S::ISA, Isa::Portable) } {
+                match left {
+                    1 => block::<S, WIDE, HALVES, LIFT, 1, 4>(piece, x, stride, sums, apart),
+                    _ => block::<S, WIDE, HALVES, LIFT, 2, 4>(piece, x, stride, sums, apart),
+                }
+            } else if const { matches!(S::ISA, Isa::Avx2) } {
+                match left {
+                    1 => block::<S, WIDE, HALVES, LIFT, 1, 2>(piece, x, stride, sums, apart),
+                    2 | 3 => block::<S, WIDE, HALVES, LIFT, 2, 2>(piece, x, stride, sums, apart),
+                    _ => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, stride, sums, apart),
+                }
+            } else {
+                match SIZES[left] {
+                    6 => block::<S, WIDE, HALVES, LIFT, 6, 2>(piece, x, stride, sums, apart),
+                    5 => block::<S, WIDE, HALVES, LIFT, 5, 2>(piece, x, stride, sums, apart),
+                    4 => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, stride, sums, apart),
+                    3 => block::<S, WIDE, HALVES, LIFT, 3, 2>(piece, x, stride, sums, apart),
+                    rows => unreachable!("no block of {rows} rows"),
+                }
             };
         }
     }
@@ -121,7 +129,7 @@ unsafe fn block<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool,
             for r in R..2 * R {
                 S::prefetch_near(x.wrapping_byte_add(r * stride).cast());
             }
-            if HALVES && S::LANES == PANEL {
+            if const { HALVES && S::LANES == PANEL } {
                 add_sums::<S, WIDE, HALVES, LIFT, R, V>(&mut acc, piece, centre, g, 0, x, stride);
                 add_sums::<S, WIDE, HALVES, LIFT, R, V>(&mut acc, piece, centre, g, 1, x, stride);
             } else {
@@ -158,7 +166,7 @@ unsafe fn add_sums<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
     unsafe {
         let codes = piece.codes.add(g * GROUP / 4 * PANEL);
         let mut dots = start::<S, WIDE, HALVES, R, V>(centre, x, stride, half);
-        if S::LANES == PANEL {
+        if const { S::LANES == PANEL } {
             unroll!(s in 0 1 2 3 4 5 6 7 {
                 if s < steps {
                     add_step::<S, Bytes, WIDE, R, V>(&mut dots, codes, piece.apart, 0, half * steps + s, x, stride);

@@ -175,7 +175,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         row: usize,
         _: Option<*mut u32>,
     ) {
-        if R <= 2 {
+        if const { R <= 2 } {
             for v in 0..V {
                 let pairs = _mm256_broadcastsi128_si256(_mm_loadu_si128(w.add(2 * v * Self::LANES).cast()));
                 let (first, second) = (half::<0>(pairs), half::<1>(pairs));
@@ -218,7 +218,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         x: *const u32,
         row: usize,
     ) {
-        if R <= 2 {
+        if const { R <= 2 } {
             // Pairs of x stay in registers, and a vector of `w` is done with before the next one.
             let mut first = [_mm256_setzero_ps(); R];
             let mut second = first;

@@ -218,7 +218,7 @@ impl Simd for Avx512 {
         row: usize,
         keep: Option<*mut u32>,
     ) {
-        if R > 4 && V > 2 {
+        if const { R > 4 && V > 2 } {
             // What vectors are widened with leaves no registers for all of them: two at a time, and x again for the
             // next two.
             let mut x = x;

@@ -336,27 +336,30 @@ macro_rules! isa_entry {
 pub(crate) use isa_entry;
 
 /// Runs `$f::<S, R, V>($args)` for a block of `$rows` rows (at most [`Simd::ROWS`]), with the number of vectors that
-/// keeps the registers of `S` full. A vector count times `LANES` is a multiple of [`PANEL`] and at most 64.
+/// keeps the registers of `S` full. What is chosen by constants (`if const`) is not even compiled for other instruction
+/// sets, where a `match` would be. A vector count times `LANES` is a multiple of [`PANEL`] and at most 64.
 macro_rules! row_block {
     ($s:ident, $rows:expr, $f:ident($($arg:expr),* $(,)?)) => {
-        match ($s::LANES, $rows) {
-            (4, 1) => $f::<$s, 1, 4>($($arg),*),
-            (4, 2) => $f::<$s, 2, 4>($($arg),*),
-            (4, 3) => $f::<$s, 3, 4>($($arg),*),
-            (4, 4) => $f::<$s, 4, 4>($($arg),*),
-            (8, 1) => $f::<$s, 1, 8>($($arg),*),
-            (8, 2) => $f::<$s, 2, 4>($($arg),*),
-            (8, 3) => $f::<$s, 3, 2>($($arg),*),
-            (8, 4) => $f::<$s, 4, 2>($($arg),*),
-            (8, 5) => $f::<$s, 5, 2>($($arg),*),
-            (8, 6) => $f::<$s, 6, 2>($($arg),*),
-            (16, 1) => $f::<$s, 1, 4>($($arg),*),
-            (16, 2) => $f::<$s, 2, 4>($($arg),*),
-            (16, 3) => $f::<$s, 3, 4>($($arg),*),
-            (16, 4) => $f::<$s, 4, 4>($($arg),*),
-            (16, 5) => $f::<$s, 5, 4>($($arg),*),
-            (16, 6) => $f::<$s, 6, 4>($($arg),*),
-            (lanes, rows) => unreachable!("no block of {rows} rows at {lanes} lanes"),
+        if const { $s::LANES == 8 } {
+            match $rows {
+                1 => $f::<$s, 1, 8>($($arg),*),
+                2 => $f::<$s, 2, 4>($($arg),*),
+                3 => $f::<$s, 3, 2>($($arg),*),
+                4 => $f::<$s, 4, 2>($($arg),*),
+                5 => $f::<$s, 5, 2>($($arg),*),
+                6 => $f::<$s, 6, 2>($($arg),*),
+                rows => unreachable!("no block of {rows} rows"),
+            }
+        } else {
+            match $rows {
+                1 => $f::<$s, 1, 4>($($arg),*),
+                2 => $f::<$s, 2, 4>($($arg),*),
+                3 => $f::<$s, 3, 4>($($arg),*),
+                4 => $f::<$s, 4, 4>($($arg),*),
+                5 if const { $s::ROWS > 4 } => $f::<$s, 5, 4>($($arg),*),
+                6 if const { $s::ROWS > 4 } => $f::<$s, 6, 4>($($arg),*),
+                rows => unreachable!("no block of {rows} rows"),
+            }
         }
     };
 }
