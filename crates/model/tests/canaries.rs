@@ -41,6 +41,5 @@ fn folding_by_completion_is_noticed() {
 
     let mut canary = executor(&model, 40, 8).with_canary(Canary::FoldByCompletion);
     logits(&mut canary, &ids, &cuts, last);
-    // On a busy machine one thread may do all segments in order for a long time.
-    assert!((0..20_000).any(|_| step(&mut canary, &decode, &AllResident).logits != expected));
+    assert!((0..1000).any(|_| step(&mut canary, &decode, &AllResident).logits != expected));
 }

@@ -180,6 +180,10 @@ impl AttnPlan {
         }
         // Long tasks first, so that the threads finish together.
         self.tasks.sort_unstable_by_key(|task| (Reverse(task.cost), task.band, task.part, task.head));
+        if by_completion {
+            // On an idle machine the first thread may do all of them before another one wakes: in order, always.
+            self.tasks.reverse();
+        }
         if self.partials.len() < partials {
             // Nothing in it is worth carrying over.
             self.partials.clear();
