@@ -264,8 +264,8 @@ fn block_wide_rescale_is_noticed() {
 
 #[test]
 fn folding_by_completion_is_noticed() {
-    // Four segments of which the first is the shortest, so that it is begun last: its end comes last on one thread, and
-    // on several more often than not. (With segments of one length, a busy machine finished them in order each time.)
+    // Four segments. With the canary the last ones are begun first: otherwise a thread that did all of them by itself
+    // would finish them in order each time.
     let shape = AttnShape { heads: 2, kv_heads: 1, head_dim: 64 };
     let mut rng = Rng(7);
     let mut kv = pool_of(shape, CHUNKS);
