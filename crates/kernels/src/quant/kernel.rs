@@ -32,7 +32,7 @@ pub(crate) use unroll;
 /// `apart` from those of the next.
 ///
 /// # Safety
-/// The ISA of `S` is available; x holds the rows, more than [`super::few::few_of`] and as many groups as `piece`, whose
+/// The ISA of `S` is available; x holds the rows, with VNNI three at least, and as many groups as `piece`, whose
 /// codes are [`Bytes`].
 #[inline(always)]
 pub(crate) unsafe fn add_products<S: Dots>(

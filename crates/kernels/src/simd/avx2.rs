@@ -125,18 +125,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(0xffff_0000_u32 as i32)))
     }
     #[inline(always)]
-    unsafe fn store_prepared(p: *mut u32, x: __m256) -> __m256 {
-        let rounded = Self::rounded(x);
-        Self::store(p.cast(), rounded);
-        rounded
-    }
-    #[inline(always)]
-    unsafe fn store_pairs<const N: usize>(p: *mut u32, x: [__m256; N]) {
-        for (i, &x) in x.iter().enumerate() {
-            Self::store(p.add(i * Self::LANES).cast(), x);
-        }
-    }
-    #[inline(always)]
     unsafe fn widen(codes: *const i8, words: *mut u32) {
         for at in (0..2 * PANEL).step_by(Self::LANES) {
             let pairs = _mm256_broadcastsi128_si256(_mm_loadu_si128(codes.add(2 * at).cast()));

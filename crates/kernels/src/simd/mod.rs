@@ -89,9 +89,19 @@ pub(crate) trait Simd: Copy + 'static {
     /// Rounds non-negative finite values to bf16.
     unsafe fn rounded(x: Self::F) -> Self::F;
     /// [`Simd::rounded`], which are stored as `LANES / 2` prepared pairs.
-    unsafe fn store_prepared(p: *mut u32, x: Self::F) -> Self::F;
+    #[inline(always)]
+    unsafe fn store_prepared(p: *mut u32, x: Self::F) -> Self::F {
+        let rounded = Self::rounded(x);
+        Self::store(p.cast(), rounded);
+        rounded
+    }
     /// Stores prepared pairs as precisely as a pair is held: in f32, or rounded to bf16.
-    unsafe fn store_pairs<const N: usize>(p: *mut u32, x: [Self::F; N]);
+    #[inline(always)]
+    unsafe fn store_pairs<const N: usize>(p: *mut u32, x: [Self::F; N]) {
+        for (i, &x) in x.iter().enumerate() {
+            Self::store(p.add(i * Self::LANES).cast(), x);
+        }
+    }
     /// `2 * PANEL` pairs of codes, times [`Simd::CODE`], to as many words of two bf16 each, exactly. A code is a signed
     /// byte, and not -128.
     unsafe fn widen(codes: *const i8, words: *mut u32);

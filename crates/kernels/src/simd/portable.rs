@@ -104,18 +104,6 @@ impl Simd for Portable {
         }))
     }
     #[inline(always)]
-    unsafe fn store_prepared(p: *mut u32, x: F4) -> F4 {
-        let rounded = Self::rounded(x);
-        Self::store(p.cast(), rounded);
-        rounded
-    }
-    #[inline(always)]
-    unsafe fn store_pairs<const N: usize>(p: *mut u32, x: [F4; N]) {
-        for (i, x) in x.into_iter().enumerate() {
-            Self::store(p.add(i * Self::LANES).cast(), x);
-        }
-    }
-    #[inline(always)]
     unsafe fn widen(codes: *const i8, words: *mut u32) {
         let pairs = codes.cast::<[[i8; 2]; 2 * PANEL]>().read_unaligned();
         words.cast::<[u32; 2 * PANEL]>().write_unaligned(pairs.map(word));
