@@ -51,7 +51,7 @@ enum Campaign {
     Bitwise {
         #[command(flatten)]
         common: Common,
-        /// ISA path: avx512, avxvnni, avx2, portable; default: all that the machine has, in turn.
+        /// ISA path: avx512, avx512vnni, avxvnni, avx2, portable; default: all that the machine has, in turn.
         #[arg(long)]
         isa: Option<Isa>,
         /// How sealed chunks are kept: bf16 or kv8.

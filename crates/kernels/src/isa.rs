@@ -6,6 +6,9 @@ use std::str::FromStr;
 pub enum Isa {
     /// AVX-512 F, BW, VL, DQ, VNNI, BF16 and VBMI (Zen 4, Sapphire Rapids and later).
     Avx512,
+    /// AVX-512 F, BW, VL, DQ and VNNI (Cascade Lake, Ice Lake and later). The same bits as [`Isa::Avx2`]: products of
+    /// bf16 are the same multiply-adds, and sums over lanes are over as many.
+    Avx512Vnni,
     /// AVX2 with AVX-VNNI (Alder Lake and later). The same bits as [`Isa::Avx2`]: integer products are exact.
     AvxVnni,
     /// AVX2, FMA and F16C.
@@ -16,10 +19,10 @@ pub enum Isa {
 
 impl Isa {
     /// Every path, best first.
-    pub const ALL: [Isa; 4] = [Isa::Avx512, Isa::AvxVnni, Isa::Avx2, Isa::Portable];
+    pub const ALL: [Isa; 5] = [Isa::Avx512, Isa::Avx512Vnni, Isa::AvxVnni, Isa::Avx2, Isa::Portable];
 
     /// Their names, in the same order.
-    pub const NAMES: [&str; 4] = ["avx512", "avxvnni", "avx2", "portable"];
+    pub const NAMES: [&str; 5] = ["avx512", "avx512vnni", "avxvnni", "avx2", "portable"];
 
     /// The best path of this machine.
     pub fn detect() -> Isa {
@@ -53,8 +56,11 @@ impl Isa {
         if self == Isa::AvxVnni {
             need!("avxvnni");
         }
+        if matches!(self, Isa::Avx512 | Isa::Avx512Vnni) {
+            need!("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni");
+        }
         if self == Isa::Avx512 {
-            need!("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "avx512bf16", "avx512vbmi");
+            need!("avx512bf16", "avx512vbmi");
         }
         missing
     }
@@ -67,7 +73,12 @@ impl Isa {
 
     /// The path that needs least among those with the bits of this one: what the paths have in common is known by it.
     pub fn bits(self) -> Isa {
-        if self == Isa::AvxVnni { Isa::Avx2 } else { self }
+        if matches!(self, Isa::Avx512Vnni | Isa::AvxVnni) { Isa::Avx2 } else { self }
+    }
+
+    /// Whether its vectors have 512 bits where that counts.
+    pub(crate) fn is_wide(self) -> bool {
+        matches!(self, Isa::Avx512 | Isa::Avx512Vnni)
     }
 
     /// Every public kernel calls this first: it is what makes the `target_feature` calls behind it sound.

@@ -104,7 +104,7 @@ pub fn matmul(isa: Isa, pool: &Pool, x: &[u16], rows: usize, w: &PackedBf16, y: 
         // Several tiles per thread where there is enough to do; fewer rows at once only when panels do not suffice.
         let want = if pool.threads() == 1 { 1 } else { pool.threads() * 4 };
         // Whole blocks of AVX-512, which multiply what is left at half the rate or less.
-        let at_once = if isa == Isa::Avx512 && rows > 1 { L2_PANELS } else { 1 };
+        let at_once = if isa.is_wide() && rows > 1 { L2_PANELS } else { 1 };
         let wide = (panels / want).clamp(1, TILE_PANELS).next_multiple_of(at_once);
         let columns = panels.div_ceil(wide);
         let tall = (rows * columns / want).clamp(24, TILE_ROWS).next_multiple_of(6);
@@ -122,7 +122,7 @@ pub fn matmul(isa: Isa, pool: &Pool, x: &[u16], rows: usize, w: &PackedBf16, y: 
 }
 
 isa_entry!(fn prepare_row(src: &[u16], dst: *mut u32) = prepare);
-isa_entry!(fn run_tile(job: &Job, tile: Tile) = tile_rows);
+isa_entry!(fn run_tile(job: &Job, tile: Tile) = tile_rows, with avx512vnni);
 
 /// # Safety
 /// The ISA of `S` is available; the tile lies inside the job.

@@ -230,6 +230,8 @@ fn sharing_grouping_and_threads_do_not_change_a_bit() {
         let (some, some_q) = selected(&case, &order);
         for isa in Isa::available() {
             let want = run(isa, &pools[0], &case, &case.runs, case.rows, &case.q, Canary::None);
+            let same = run(isa.bits(), &pools[0], &case, &case.runs, case.rows, &case.q, Canary::None);
+            assert!(bits(&same) == bits(&want), "seed {seed} {isa} has the bits of {}", isa.bits());
             for pool in &pools {
                 let threads = pool.threads();
                 for (name, runs) in [("shared", &case.runs), ("unshared", &unshared), ("by chunk", &chunks)] {

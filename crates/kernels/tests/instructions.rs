@@ -31,21 +31,21 @@ struct Guard {
 
 const BROADCASTS: &[&str] = &["vbroadcastss", "vpbroadcastd"];
 
-const GUARDS: [Guard; 9] = [
+const GUARDS: [Guard; 13] = [
     Guard {
-        function: "15groups_of_words4avx2",
+        function: "15groups_of_words6others4avx2",
         products: &["vfmadd"],
         with: BROADCASTS,
         committed: &[((16, 2), 53), ((16, 4), 40), ((18, 6), 42), ((16, 8), 38), ((20, 10), 44), ((24, 12), 50)],
     },
     Guard {
-        function: "15groups_of_words6avx512",
+        function: "15groups_of_words6others6avx512",
         products: &["vdpbf16ps"],
         with: BROADCASTS,
         committed: &[((8, 2), 23), ((12, 3), 28), ((16, 4), 34), ((20, 5), 39), ((24, 6), 44), ((24, 13), 74)],
     },
     Guard {
-        function: "15groups_of_codes4avx2",
+        function: "15groups_of_codes6others4avx2",
         products: &["vfmadd"],
         with: BROADCASTS,
         committed: &[
@@ -60,13 +60,13 @@ const GUARDS: [Guard; 9] = [
         ],
     },
     Guard {
-        function: "15groups_of_codes6avx512",
+        function: "15groups_of_codes6others6avx512",
         products: &["vdpbf16ps"],
         with: BROADCASTS,
         committed: &[((8, 2), 36), ((12, 3), 41), ((16, 4), 46), ((20, 10), 60), ((24, 13), 90)],
     },
     Guard {
-        function: "kvist_kernels6matmul8run_tile4avx2",
+        function: "kvist_kernels6matmul8run_tile6others4avx2",
         products: &["vfmadd"],
         with: BROADCASTS,
         committed: &[
@@ -80,13 +80,13 @@ const GUARDS: [Guard; 9] = [
         ],
     },
     Guard {
-        function: "kvist_kernels6matmul8run_tile6avx512",
+        function: "kvist_kernels6matmul8run_tile6others6avx512",
         products: &["vdpbf16ps"],
         with: BROADCASTS,
         committed: &[((8, 2), 22), ((12, 3), 23), ((16, 4), 28), ((20, 5), 37), ((24, 6), 43)],
     },
     Guard {
-        function: "5quant6matmul8run_tile6others4avx2",
+        function: "5quant6matmul8run_tile6others6others4avx2",
         products: &["vpmaddubsw"],
         with: &["vfmadd"],
         committed: &[
@@ -127,7 +127,7 @@ const GUARDS: [Guard; 9] = [
         ],
     },
     Guard {
-        function: "5quant6matmul8run_tile6others6avx512",
+        function: "5quant6matmul8run_tile6others6others6avx512",
         products: &["vpdpbusd"],
         with: &["vfmadd"],
         committed: &[
@@ -147,6 +147,65 @@ const GUARDS: [Guard; 9] = [
             ((80, 20), 291),
             ((96, 12), 282),
             ((96, 24), 360),
+        ],
+    },
+    Guard {
+        function: "15groups_of_words10avx512vnni",
+        products: &["vfmadd"],
+        with: BROADCASTS,
+        committed: &[
+            ((8, 2), 36),
+            ((12, 6), 32),
+            ((16, 4), 42),
+            ((16, 8), 38),
+            ((20, 10), 44),
+            ((24, 6), 52),
+            ((24, 12), 66),
+            ((32, 8), 62),
+        ],
+    },
+    Guard {
+        function: "15groups_of_codes10avx512vnni",
+        products: &["vfmadd"],
+        with: BROADCASTS,
+        committed: &[
+            ((8, 2), 42),
+            ((12, 6), 34),
+            ((16, 4), 48),
+            ((16, 8), 40),
+            ((20, 10), 49),
+            ((24, 6), 58),
+            ((24, 12), 57),
+            ((32, 8), 68),
+        ],
+    },
+    Guard {
+        function: "kvist_kernels6matmul8run_tile10avx512vnni",
+        products: &["vfmadd"],
+        with: BROADCASTS,
+        committed: &[((8, 2), 30), ((16, 4), 36), ((20, 10), 40), ((24, 6), 46), ((24, 12), 50), ((32, 8), 56)],
+    },
+    Guard {
+        function: "5quant6matmul8run_tile6others10avx512vnni",
+        products: &["vpdpbusd"],
+        with: &["vfmadd"],
+        committed: &[
+            ((8, 1), 58),
+            ((8, 2), 83),
+            ((16, 2), 71),
+            ((16, 4), 116),
+            ((24, 3), 84),
+            ((24, 6), 121),
+            ((32, 4), 200),
+            ((32, 8), 325),
+            ((48, 6), 176),
+            ((48, 12), 407),
+            ((64, 8), 264),
+            ((64, 16), 445),
+            ((80, 10), 232),
+            ((80, 20), 292),
+            ((96, 12), 280),
+            ((96, 24), 361),
         ],
     },
 ];

@@ -44,6 +44,9 @@ fn a_row_does_not_see_its_batch() {
             for (x, y) in x.chunks_exact(k).zip(alone.chunks_exact_mut(n)) {
                 matmul(isa, &one, x, 1, &packed, y, true);
             }
+            let mut same = start.clone();
+            matmul(isa.bits(), &one, &x, 70, &packed, &mut same, true);
+            assert!(bits(&same) == bits(&alone), "{isa} has the bits of {}", isa.bits());
             for threads in [1, 2, 3, 8] {
                 let pool = Pool::new(threads);
                 for rows in 1..=70 {

@@ -155,7 +155,7 @@ mod tests {
     fn a_path_that_the_cpu_lacks_is_refused() {
         assert_eq!(isa(Some("portable")).unwrap(), Isa::Portable);
         assert_eq!(isa(None).unwrap(), Isa::detect());
-        for name in ["avx512", "avxvnni", "avx2"] {
+        for name in ["avx512", "avx512vnni", "avxvnni", "avx2"] {
             match isa(Some(name)) {
                 Ok(isa) => assert!(isa.is_available()),
                 Err(failure) => assert!(failure.hint.contains("portable"), "{failure}"),

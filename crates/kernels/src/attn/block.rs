@@ -15,7 +15,9 @@ pub(super) use tile_block;
 /// [`tile_block`] for as many rows as there can be, of paths that keep what the first block widens.
 macro_rules! first_block {
     ($s:ident, $f:ident($($arg:expr),* $(,)?)) => {
-        if const { $s::LANES == 16 } {
+        if const { $s::LANES == 16 && $s::PAIR == 2 } {
+            $f::<$s, 6, 2>($($arg),*)
+        } else if const { $s::LANES == 16 } {
             $f::<$s, 6, 4>($($arg),*)
         } else if const { $s::ROWS == 4 } {
             $f::<$s, 4, 4>($($arg),*)

@@ -76,10 +76,10 @@ pub(super) fn with_scratch(f: impl FnOnce(&mut Scratch)) {
     SCRATCH.with_borrow_mut(f);
 }
 
-isa_entry!(pub(super) fn run_task(job: &Job<'_>, task: &Task, scratch: &mut Scratch) = whole_task);
+isa_entry!(pub(super) fn run_task(job: &Job<'_>, task: &Task, scratch: &mut Scratch) = whole_task, with avx512vnni);
 // Of each form there is one per ISA, whatever calls it: these are most of this crate's code.
-isa_entry!(fn groups_of_words(tile: Tile<'_, InWords>, rows: Range<usize>) = groups);
-isa_entry!(fn groups_of_codes(tile: Tile<'_, InCodes>, rows: Range<usize>) = groups);
+isa_entry!(fn groups_of_words(tile: Tile<'_, InWords>, rows: Range<usize>) = groups, with avx512vnni);
+isa_entry!(fn groups_of_codes(tile: Tile<'_, InCodes>, rows: Range<usize>) = groups, with avx512vnni);
 
 /// # Safety
 /// The ISA of `S` is available; `job` is what the plan was built for; no other task writes the same part of the plan.

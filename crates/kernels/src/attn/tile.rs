@@ -547,7 +547,7 @@ unsafe fn weigh_row<S: Simd, const SCALE: bool>(scores: *mut f32, scales: *const
             let to = scores.cast::<u32>().add(i / 2 * S::PAIR);
             for (j, e) in e.iter_mut().enumerate() {
                 *e = if SCALE { S::rounded(*e) } else { S::store_prepared(to.add(j * S::LANES / 2 * S::PAIR), *e) };
-                sum = S::add(sum, *e);
+                sum = S::add_up(sum, *e);
                 if SCALE {
                     *e = S::mul(*e, S::load(scales.add(i + j * S::LANES)));
                 }

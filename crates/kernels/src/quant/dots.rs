@@ -259,7 +259,7 @@ mod x86 {
     }
 
     /// Wide codes are made unsigned, with 128 as their centre.
-    impl Dots for Avx512 {
+    impl<const BF16: bool> Dots for Avx512<BF16> {
         type I = __m512i;
 
         #[inline(always)]

@@ -67,10 +67,10 @@ pub fn matmul_quant(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, y: &m
     let panels = n.div_ceil(PANEL);
     // Several tiles per thread where there is enough to do; fewer rows at GROUPS only when panels do not suffice.
     let want = if pool.threads() == 1 { 1 } else { pool.threads() * 4 };
-    let (at_once, most) = match (rows <= FEW_ROWS.min(few_of(isa, w.kind())), isa) {
+    let (at_once, most) = match (rows <= FEW_ROWS.min(few_of(isa, w.kind())), isa.is_wide()) {
         (true, _) => (STREAMS, FEW_PANELS),
-        (false, Isa::Avx512) => (PANELS, TILE_PANELS),
-        (false, _) => (1, TILE_PANELS),
+        (false, true) => (PANELS, TILE_PANELS),
+        (false, false) => (1, TILE_PANELS),
     };
     let wide = (panels / want).clamp(1, most).next_multiple_of(at_once);
     let columns = panels.div_ceil(wide);

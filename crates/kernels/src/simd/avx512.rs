@@ -1,12 +1,17 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::{AT_ONCE, Simd, at};
+use super::{AT_ONCE, Avx2, PANEL, Simd, at};
 use crate::Isa;
 
-/// 16 lanes; bf16 products by `vdpbf16ps`, which flushes denormals and adds the second element of a pair first.
+/// 16 lanes. `BF16`: bf16 products by `vdpbf16ps`, which flushes denormals and adds the second element of a pair first.
+/// Without it they are two FMAs on widened operands, as with AVX2, whose bits these are.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512;
+pub(crate) struct Avx512<const BF16: bool = true>;
+
+pub(crate) type Avx512Vnni = Avx512<false>;
+
+const LANES: usize = 16;
 
 /// Mask of the first `n` lanes.
 #[inline(always)]
@@ -55,7 +60,7 @@ unsafe fn widened(codes: __m512i) -> [__m512i; 2] {
 unsafe fn pairs_of<const V: usize>(codes: *const i8) -> [__m512i; V] {
     let mut pairs = [_mm512_setzero_si512(); V];
     for v in (0..V).step_by(2) {
-        let at = codes.add(2 * v * Avx512::LANES);
+        let at = codes.add(2 * v * LANES);
         if v + 1 < V {
             [pairs[v], pairs[v + 1]] = widened(_mm512_loadu_si512(at.cast()));
         } else {
@@ -84,15 +89,103 @@ unsafe fn add_products<const R: usize, const V: usize>(
 #[inline(always)]
 unsafe fn store_words<const V: usize>(pairs: [__m512i; V], words: *mut u32) {
     for (v, pair) in pairs.into_iter().enumerate() {
-        _mm512_storeu_si512(words.add(v * Avx512::LANES).cast(), pair);
+        _mm512_storeu_si512(words.add(v * LANES).cast(), pair);
     }
 }
 
-impl Simd for Avx512 {
-    const ISA: Isa = Isa::Avx512;
-    const LANES: usize = 16;
-    const PAIR: usize = 1;
+/// Bit patterns of the values rounded to bf16 (ties to even), in the upper halves; NaN gives anything.
+#[inline(always)]
+unsafe fn round(x: __m512) -> __m512i {
+    let bits = _mm512_castps_si512(x);
+    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    _mm512_and_si512(up, _mm512_set1_epi32(HIGH))
+}
+
+/// The upper half of a word.
+const HIGH: i32 = 0xffff_0000_u32 as i32;
+
+/// The first (0) or second bytes of 16 pairs of signed bytes, each pair in a word, as f32, times 2^24: as the highest byte
+/// of an integer it brings its sign with it.
+#[inline(always)]
+unsafe fn half<const H: usize>(pairs: __m512i) -> __m512 {
+    let high = if H == 0 {
+        _mm512_slli_epi32::<24>(pairs)
+    } else {
+        _mm512_and_si512(_mm512_slli_epi32::<16>(pairs), _mm512_set1_epi32(HIGH << 8))
+    };
+    _mm512_cvtepi32_ps(high)
+}
+
+/// 16 pairs of codes, each in a word.
+#[inline(always)]
+unsafe fn load_pairs(codes: *const i8) -> __m512i {
+    _mm512_cvtepu16_epi32(_mm256_loadu_si256(codes.cast()))
+}
+
+/// Pairs of bf16 from both halves of codes, which have seven bits of significand: the lower half of such an f32 is zero.
+#[inline(always)]
+unsafe fn joined(first: __m512, second: __m512) -> __m512i {
+    let first = _mm512_srli_epi32::<16>(_mm512_castps_si512(first));
+    _mm512_or_si512(first, _mm512_castps_si512(second))
+}
+
+/// Adds the products of halves of pairs with an element of each row of x.
+#[inline(always)]
+unsafe fn add_half<const R: usize, const V: usize>(
+    acc: &mut [[__m512; V]; R],
+    halves: [__m512; V],
+    x: *const u32,
+    row: usize,
+) {
+    for (r, acc) in acc.iter_mut().enumerate() {
+        let x = _mm512_set1_ps(*x.add(r * row).cast());
+        for (a, half) in acc.iter_mut().zip(halves) {
+            *a = _mm512_fmadd_ps(half, x, *a);
+        }
+    }
+}
+
+/// Keeps what is read at `x` from now on behind what was read before: the compiler would read elements of all rows
+/// together, and run out of registers.
+#[inline(always)]
+unsafe fn in_turn(x: &mut *const u32) {
+    std::arch::asm!("/* {0} */", inout(reg) * x, options(pure, readonly, nostack, preserves_flags));
+}
+
+/// [`Simd::step_codes`] without bf16 products.
+#[inline(always)]
+unsafe fn add_codes<const R: usize, const V: usize>(
+    acc: &mut [[__m512; V]; R],
+    codes: *const i8,
+    mut x: *const u32,
+    row: usize,
+    keep: Option<*mut u32>,
+) {
+    let mut pairs = [_mm512_setzero_si512(); V];
+    let mut halves = [_mm512_setzero_ps(); V];
+    for (v, (pairs, h)) in pairs.iter_mut().zip(&mut halves).enumerate() {
+        *pairs = load_pairs(codes.add(2 * v * LANES));
+        *h = half::<0>(*pairs);
+    }
+    add_half(acc, halves, x, row);
+    in_turn(&mut x);
+    for (v, (pairs, h)) in pairs.iter().zip(&mut halves).enumerate() {
+        let first = *h;
+        *h = half::<1>(*pairs);
+        if let Some(words) = keep {
+            _mm512_storeu_si512(words.add(v * LANES).cast(), joined(first, *h));
+        }
+    }
+    add_half(acc, halves, x.add(1), row);
+}
+
+impl<const BF16: bool> Simd for Avx512<BF16> {
+    const ISA: Isa = if BF16 { Isa::Avx512 } else { Isa::Avx512Vnni };
+    const LANES: usize = LANES;
+    const PAIR: usize = if BF16 { 1 } else { 2 };
     const ROWS: usize = 6;
+    const CODE: f32 = if BF16 { 1.0 } else { <Avx2>::CODE };
     type F = __m512;
 
     #[inline(always)]
@@ -157,22 +250,52 @@ impl Simd for Avx512 {
         _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), n))
     }
     #[inline(always)]
+    unsafe fn add_up(sums: __m512, x: __m512) -> __m512 {
+        if const { BF16 } {
+            return Self::add(sums, x);
+        }
+        // Eight sums as with AVX2; in the upper lanes zeros, which add nothing to them in the end.
+        let (first, last) = (_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+        _mm512_zextps256_ps512(_mm256_add_ps(_mm256_add_ps(_mm512_castps512_ps256(sums), first), last))
+    }
+    #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, x: __m512) {
-        let rounded: __m256i = transmute(_mm512_cvtneps_pbh(x));
+        let rounded: __m256i = if const { BF16 } {
+            transmute(_mm512_cvtneps_pbh(x))
+        } else {
+            // NaN becomes the quiet NaN.
+            let quiet = _mm512_or_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x40_0000));
+            let all = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x), round(x), quiet);
+            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(all))
+        };
         _mm256_storeu_si256(p.cast(), rounded)
     }
     #[inline(always)]
     unsafe fn rounded(x: __m512) -> __m512 {
+        if const { !BF16 } {
+            return _mm512_castsi512_ps(round(x));
+        }
         let rounded: __m256i = transmute(_mm512_cvtneps_pbh(x));
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded)))
     }
     #[inline(always)]
     unsafe fn store_prepared(p: *mut u32, x: __m512) -> __m512 {
-        Self::store_bf16(p.cast(), x);
-        Self::rounded(x)
+        let rounded = Self::rounded(x);
+        if const { BF16 } {
+            Self::store_bf16(p.cast(), x);
+        } else {
+            Self::store(p.cast(), rounded);
+        }
+        rounded
     }
     #[inline(always)]
     unsafe fn store_pairs<const N: usize>(p: *mut u32, x: [__m512; N]) {
+        if const { !BF16 } {
+            for (i, &x) in x.iter().enumerate() {
+                Self::store(p.add(i * LANES).cast(), x);
+            }
+            return;
+        }
         let (twos, one) = x.as_chunks::<2>();
         for (i, &[a, b]) in twos.iter().enumerate() {
             let rounded: __m512i = transmute(_mm512_cvtne2ps_pbh(b, a));
@@ -184,7 +307,13 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn widen(codes: *const i8, words: *mut u32) {
-        store_words(pairs_of::<2>(codes), words);
+        if const { BF16 } {
+            return store_words(pairs_of::<2>(codes), words);
+        }
+        for at in (0..2 * PANEL).step_by(LANES) {
+            let pairs = load_pairs(codes.add(2 * at));
+            _mm512_storeu_si512(words.add(at).cast(), joined(half::<0>(pairs), half::<1>(pairs)));
+        }
     }
     #[inline(always)]
     unsafe fn reduce_each<const LARGEST: bool>(x: [__m512; AT_ONCE], to: *mut f32) {
@@ -218,6 +347,9 @@ impl Simd for Avx512 {
         row: usize,
         keep: Option<*mut u32>,
     ) {
+        if const { !BF16 } {
+            return add_codes(acc, w, x, row, keep);
+        }
         if const { R > 4 && V > 2 } {
             // What vectors are widened with leaves no registers for all of them: two at a time, and x again for the
             // next two.
@@ -259,6 +391,19 @@ impl Simd for Avx512 {
         for (v, pair) in pairs.iter_mut().enumerate() {
             *pair = _mm512_loadu_si512(w.add(at::<Self>(v, panel)).cast());
         }
-        add_products(acc, pairs, x, row);
+        if const { BF16 } {
+            return add_products(acc, pairs, x, row);
+        }
+        let mut halves = [_mm512_setzero_ps(); V];
+        for (pair, h) in pairs.iter().zip(&mut halves) {
+            *h = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(*pair));
+        }
+        add_half(acc, halves, x, row);
+        let mut x = x;
+        in_turn(&mut x);
+        for (pair, h) in pairs.iter().zip(&mut halves) {
+            *h = _mm512_castsi512_ps(_mm512_and_si512(*pair, _mm512_set1_epi32(HIGH)));
+        }
+        add_half(acc, halves, x.add(1), row);
     }
 }

@@ -14,7 +14,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::{Avx2, AvxVnni};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::Avx512;
+pub(crate) use avx512::{Avx512, Avx512Vnni};
 pub(crate) use portable::Portable;
 
 use crate::Isa;
@@ -177,6 +177,12 @@ pub(crate) trait Simd: Copy + 'static {
         }
     }
 
+    /// Adds `x` to sums whose lanes are added up in the end: in as many lanes as on the other paths with the same bits.
+    #[inline(always)]
+    unsafe fn add_up(sums: Self::F, x: Self::F) -> Self::F {
+        Self::add(sums, x)
+    }
+
     /// One step of [`Simd::reduce_each`].
     #[inline(always)]
     unsafe fn meet<const LARGEST: bool>(a: Self::F, b: Self::F) -> Self::F {
@@ -292,7 +298,8 @@ pub(crate) unsafe fn prepare_halves<S: Simd>(src: &[u16], dst: *mut u32) {
 }
 
 /// Writes `unsafe fn $name(isa: Isa, ...)`, which runs `$generic::<S>(...)` compiled for the instruction set `isa`.
-/// With `, with vnni` behind it AVX-VNNI has code of its own; otherwise it runs that of AVX2.
+/// With `, with avx512vnni` behind it AVX-512 without bf16 has code of its own, and with `, with vnni` AVX-VNNI too;
+/// otherwise they run that of AVX2.
 macro_rules! isa_entry {
     ($vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $generic:ident, with vnni) => {
         /// # Safety
@@ -304,11 +311,31 @@ macro_rules! isa_entry {
                 // SAFETY: the contract is passed on.
                 unsafe { $generic::<$crate::simd::AvxVnni>($($arg),*) }
             }
-            $crate::simd::isa_entry!(fn others($($arg: $ty),*) = $generic);
+            $crate::simd::isa_entry!(fn others($($arg: $ty),*) = $generic, with avx512vnni);
             match isa {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: the machine can run it, says the caller.
                 $crate::Isa::AvxVnni => unsafe { avxvnni($($arg),*) },
+                // SAFETY: likewise.
+                _ => unsafe { others(isa, $($arg),*) },
+            }
+        }
+    };
+    ($vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $generic:ident, with avx512vnni) => {
+        /// # Safety
+        /// The machine can run `isa`, and the contract of the generic function.
+        $vis unsafe fn $name(isa: $crate::Isa, $($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+            unsafe fn avx512vnni($($arg: $ty),*) {
+                // SAFETY: the contract is passed on.
+                unsafe { $generic::<$crate::simd::Avx512Vnni>($($arg),*) }
+            }
+            $crate::simd::isa_entry!(fn others($($arg: $ty),*) = $generic);
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the machine can run it, says the caller.
+                $crate::Isa::Avx512Vnni => unsafe { avx512vnni($($arg),*) },
                 // SAFETY: likewise.
                 _ => unsafe { others(isa, $($arg),*) },
             }
@@ -336,7 +363,7 @@ macro_rules! isa_entry {
                 $crate::Isa::Avx512 => unsafe { avx512($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: the machine can run it, says the caller.
-                $crate::Isa::AvxVnni | $crate::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::Isa::Avx512Vnni | $crate::Isa::AvxVnni | $crate::Isa::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: needs nothing beyond the baseline.
                 _ => unsafe { $generic::<$crate::simd::Portable>($($arg),*) },
             }
@@ -366,8 +393,10 @@ macro_rules! row_block {
                 2 => $f::<$s, 2, 4>($($arg),*),
                 3 => $f::<$s, 3, 4>($($arg),*),
                 4 => $f::<$s, 4, 4>($($arg),*),
-                5 if const { $s::ROWS > 4 } => $f::<$s, 5, 4>($($arg),*),
-                6 if const { $s::ROWS > 4 } => $f::<$s, 6, 4>($($arg),*),
+                5 if const { $s::ROWS > 4 && $s::PAIR == 1 } => $f::<$s, 5, 4>($($arg),*),
+                6 if const { $s::ROWS > 4 && $s::PAIR == 1 } => $f::<$s, 6, 4>($($arg),*),
+                5 if const { $s::ROWS > 4 && $s::PAIR == 2 } => $f::<$s, 5, 2>($($arg),*),
+                6 if const { $s::ROWS > 4 && $s::PAIR == 2 } => $f::<$s, 6, 2>($($arg),*),
                 rows => unreachable!("no block of {rows} rows"),
             }
         }
@@ -379,7 +408,7 @@ pub(crate) use row_block;
 mod tests {
     use super::*;
 
-    isa_entry!(fn exp2_of(x: &mut [f32; PANEL]) = exp2_all);
+    isa_entry!(fn exp2_of(x: &mut [f32; PANEL]) = exp2_all, with avx512vnni);
 
     #[inline(always)]
     unsafe fn exp2_all<S: Simd>(x: &mut [f32; PANEL]) {
@@ -410,7 +439,7 @@ mod tests {
     }
 
     type Rows = [[f32; PANEL]; AT_ONCE];
-    isa_entry!(fn reduce_all(x: &Rows, each: &mut [[f32; AT_ONCE]; 2], alone: &mut [f32; AT_ONCE]) = reduce_rows);
+    isa_entry!(fn reduce_all(x: &Rows, each: &mut [[f32; AT_ONCE]; 2], alone: &mut [f32; AT_ONCE]) = reduce_rows, with avx512vnni);
 
     #[inline(always)]
     unsafe fn reduce_rows<S: Simd>(x: &Rows, each: &mut [[f32; AT_ONCE]; 2], alone: &mut [f32; AT_ONCE]) {
@@ -430,7 +459,7 @@ mod tests {
         let x: Rows = std::array::from_fn(|r| std::array::from_fn(|i| ((r * 29 + i * 37) % 101) as f32 * 0.37 - 11.0));
         for isa in Isa::available() {
             let lanes = match isa {
-                Isa::Avx512 => 16,
+                Isa::Avx512 | Isa::Avx512Vnni => 16,
                 Isa::AvxVnni | Isa::Avx2 => 8,
                 Isa::Portable => 4,
             };
@@ -442,7 +471,7 @@ mod tests {
         }
     }
 
-    isa_entry!(fn store_five(x: &[f32; 5 * PANEL], all: &mut [u32; 5 * PANEL], each: &mut [u32; 5 * PANEL]) = store_all);
+    isa_entry!(fn store_five(x: &[f32; 5 * PANEL], all: &mut [u32; 5 * PANEL], each: &mut [u32; 5 * PANEL]) = store_all, with avx512vnni);
 
     #[inline(always)]
     unsafe fn store_all<S: Simd>(x: &[f32; 5 * PANEL], all: &mut [u32; 5 * PANEL], each: &mut [u32; 5 * PANEL]) {
@@ -467,7 +496,7 @@ mod tests {
 
     /// Codes and words that are widened at once.
     type Line = ([i8; 4 * PANEL], [u32; 2 * PANEL]);
-    isa_entry!(fn widen_line(line: &mut Line, times: &mut f32) = widen_pairs);
+    isa_entry!(fn widen_line(line: &mut Line, times: &mut f32) = widen_pairs, with avx512vnni);
 
     #[inline(always)]
     unsafe fn widen_pairs<S: Simd>(line: &mut Line, times: &mut f32) {
@@ -494,7 +523,7 @@ mod tests {
 
     /// Sums of a step from codes, from codes whose values are kept, and from their bf16 values.
     type Sums = [Vec<f32>; 3];
-    isa_entry!(fn step_both(rows: usize, codes: &[i8; 128], x: &[u16], sums: &mut Sums) = step_rows);
+    isa_entry!(fn step_both(rows: usize, codes: &[i8; 128], x: &[u16], sums: &mut Sums) = step_rows, with avx512vnni);
 
     #[inline(always)]
     unsafe fn step_rows<S: Simd>(rows: usize, codes: &[i8; 128], x: &[u16], sums: &mut Sums) {

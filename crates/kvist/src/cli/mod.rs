@@ -429,7 +429,7 @@ mod tests {
             (&["serve", "--kv-rm", "1GiB"], "--kv-ram"),
             (&["serv"], "serve"),
             (&["bench", "engine", "--shape", "llama"], "llama-3.2-1b"),
-            (&["serve", "--isa", "sse"], "[possible values: avx512, avxvnni, avx2, portable]"),
+            (&["serve", "--isa", "sse"], "[possible values: avx512, avx512vnni, avxvnni, avx2, portable]"),
             (&["run", "--temperature", "-1"], "it is not a number from 0 to 100"),
             (&["run", "--temperature", "nan"], "it is not a number from 0 to 100"),
             (&["run", "--seed", "9223372036854775808"], "9223372036854775807"),

@@ -140,7 +140,7 @@ fn errors_name_the_place_and_the_way_out() {
         contains(fails(&[], &[("KVIST_CORS", cors)], None), &["no origin"]);
         contains(fails(&[], &[], Some(&format!("cors = [{cors:?}]\n"))), &["no origin"]);
     }
-    contains(fails(&[("isa", "sse")], &[], None), &["none of avx512, avxvnni, avx2, portable"]);
+    contains(fails(&[("isa", "sse")], &[], None), &["none of avx512, avx512vnni, avxvnni, avx2, portable"]);
     contains(fails(&[], &[("KVIST_MAX_N", "0")], None), &["KVIST_MAX_N", "1 or more", "unset"]);
     contains(fails(&[], &[("KVIST_PORT", "tcp://10.0.0.1:80")], None), &["KVIST_PORT", "enableServiceLinks"]);
     contains(fails(&[], &[], Some("prot = 80\n")), &["\"prot\"", "did you mean \"port\"?"]);
