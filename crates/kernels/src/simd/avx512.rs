@@ -260,8 +260,9 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, x: __m512) {
-        let rounded: __m256i = if const { BF16 } {
-            transmute(_mm512_cvtneps_pbh(x))
+        let rounded = if const { BF16 } {
+            let rounded: __m256i = transmute(_mm512_cvtneps_pbh(x));
+            rounded
         } else {
             // NaN becomes the quiet NaN.
             let quiet = _mm512_or_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x40_0000));
