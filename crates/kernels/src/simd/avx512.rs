@@ -93,15 +93,6 @@ unsafe fn store_words<const V: usize>(pairs: [__m512i; V], words: *mut u32) {
     }
 }
 
-/// Bit patterns of the values rounded to bf16 (ties to even), in the upper halves; NaN gives anything.
-#[inline(always)]
-unsafe fn round(x: __m512) -> __m512i {
-    let bits = _mm512_castps_si512(x);
-    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-    let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    _mm512_and_si512(up, _mm512_set1_epi32(HIGH))
-}
-
 /// The upper half of a word.
 const HIGH: i32 = 0xffff_0000_u32 as i32;
 
@@ -260,24 +251,23 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, x: __m512) {
-        let rounded = if const { BF16 } {
+        if const { BF16 } {
             let rounded: __m256i = transmute(_mm512_cvtneps_pbh(x));
-            rounded
-        } else {
-            // NaN becomes the quiet NaN.
-            let quiet = _mm512_or_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x40_0000));
-            let all = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x), round(x), quiet);
-            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(all))
-        };
-        _mm256_storeu_si256(p.cast(), rounded)
+            return _mm256_storeu_si256(p.cast(), rounded);
+        }
+        <Avx2>::store_bf16(p, _mm512_castps512_ps256(x));
+        <Avx2>::store_bf16(p.add(LANES / 2), _mm512_extractf32x8_ps::<1>(x));
     }
     #[inline(always)]
     unsafe fn rounded(x: __m512) -> __m512 {
-        if const { !BF16 } {
-            return _mm512_castsi512_ps(round(x));
+        if const { BF16 } {
+            let rounded: __m256i = transmute(_mm512_cvtneps_pbh(x));
+            return _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded)));
         }
-        let rounded: __m256i = transmute(_mm512_cvtneps_pbh(x));
-        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded)))
+        let bits = _mm512_castps_si512(x);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(HIGH)))
     }
     #[inline(always)]
     unsafe fn store_prepared(p: *mut u32, x: __m512) -> __m512 {
@@ -285,17 +275,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         if const { BF16 } {
             Self::store_bf16(p.cast(), x);
         } else {
-            Self::store(p.cast(), rounded);
+            Self::store_pairs(p, [rounded]);
         }
         rounded
     }
     #[inline(always)]
     unsafe fn store_pairs<const N: usize>(p: *mut u32, x: [__m512; N]) {
         if const { !BF16 } {
-            for (i, &x) in x.iter().enumerate() {
-                Self::store(p.add(i * LANES).cast(), x);
-            }
-            return;
+            return super::store_floats::<Self, N>(p, x);
         }
         let (twos, one) = x.as_chunks::<2>();
         for (i, &[a, b]) in twos.iter().enumerate() {

@@ -98,9 +98,7 @@ pub(crate) trait Simd: Copy + 'static {
     /// Stores prepared pairs as precisely as a pair is held: in f32, or rounded to bf16.
     #[inline(always)]
     unsafe fn store_pairs<const N: usize>(p: *mut u32, x: [Self::F; N]) {
-        for (i, &x) in x.iter().enumerate() {
-            Self::store(p.add(i * Self::LANES).cast(), x);
-        }
+        store_floats::<Self, N>(p, x)
     }
     /// `2 * PANEL` pairs of codes, times [`Simd::CODE`], to as many words of two bf16 each, exactly. A code is a signed
     /// byte, and not -128.
@@ -221,6 +219,14 @@ pub(crate) trait Simd: Copy + 'static {
     }
 }
 
+/// [`Simd::store_pairs`] in f32.
+#[inline(always)]
+unsafe fn store_floats<S: Simd, const N: usize>(p: *mut u32, x: [S::F; N]) {
+    for (i, &x) in x.iter().enumerate() {
+        S::store(p.add(i * S::LANES).cast(), x);
+    }
+}
+
 /// Word offset of vector `v` of a step whose panels are `panel` words apart.
 #[inline(always)]
 pub(crate) const fn at<S: Simd>(v: usize, panel: usize) -> usize {
@@ -301,41 +307,31 @@ pub(crate) unsafe fn prepare_halves<S: Simd>(src: &[u16], dst: *mut u32) {
 /// With `, with avx512vnni` behind it AVX-512 without bf16 has code of its own, and with `, with vnni` AVX-VNNI too;
 /// otherwise they run that of AVX2.
 macro_rules! isa_entry {
-    ($vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $generic:ident, with vnni) => {
-        /// # Safety
-        /// The machine can run `isa`, and the contract of the generic function.
-        $vis unsafe fn $name(isa: $crate::Isa, $($arg: $ty),*) {
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-            unsafe fn avxvnni($($arg: $ty),*) {
-                // SAFETY: the contract is passed on.
-                unsafe { $generic::<$crate::simd::AvxVnni>($($arg),*) }
-            }
-            $crate::simd::isa_entry!(fn others($($arg: $ty),*) = $generic, with avx512vnni);
-            match isa {
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: the machine can run it, says the caller.
-                $crate::Isa::AvxVnni => unsafe { avxvnni($($arg),*) },
-                // SAFETY: likewise.
-                _ => unsafe { others(isa, $($arg),*) },
-            }
-        }
+    ($vis:vis fn $name:ident($($args:tt)*) = $generic:ident, with vnni) => {
+        $crate::simd::isa_entry!(
+            $vis fn $name($($args)*) = $generic, first avxvnni of AvxVnni "avx2,fma,f16c,avxvnni", with avx512vnni);
     };
-    ($vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $generic:ident, with avx512vnni) => {
+    ($vis:vis fn $name:ident($($args:tt)*) = $generic:ident, with avx512vnni) => {
+        $crate::simd::isa_entry!(
+            $vis fn $name($($args)*) = $generic,
+            first avx512vnni of Avx512Vnni "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni");
+    };
+    ($vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $generic:ident,
+        first $own:ident of $isa:ident $features:literal $(, $($others:tt)*)?) => {
         /// # Safety
         /// The machine can run `isa`, and the contract of the generic function.
         $vis unsafe fn $name(isa: $crate::Isa, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-            unsafe fn avx512vnni($($arg: $ty),*) {
+            #[target_feature(enable = $features)]
+            unsafe fn $own($($arg: $ty),*) {
                 // SAFETY: the contract is passed on.
-                unsafe { $generic::<$crate::simd::Avx512Vnni>($($arg),*) }
+                unsafe { $generic::<$crate::simd::$isa>($($arg),*) }
             }
-            $crate::simd::isa_entry!(fn others($($arg: $ty),*) = $generic);
+            $crate::simd::isa_entry!(fn others($($arg: $ty),*) = $generic $(, $($others)*)?);
             match isa {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: the machine can run it, says the caller.
-                $crate::Isa::Avx512Vnni => unsafe { avx512vnni($($arg),*) },
+                $crate::Isa::$isa => unsafe { $own($($arg),*) },
                 // SAFETY: likewise.
                 _ => unsafe { others(isa, $($arg),*) },
             }
@@ -395,6 +391,7 @@ macro_rules! row_block {
                 4 => $f::<$s, 4, 4>($($arg),*),
                 5 if const { $s::ROWS > 4 && $s::PAIR == 1 } => $f::<$s, 5, 4>($($arg),*),
                 6 if const { $s::ROWS > 4 && $s::PAIR == 1 } => $f::<$s, 6, 4>($($arg),*),
+                // Both halves of the words have to fit, too.
                 5 if const { $s::ROWS > 4 && $s::PAIR == 2 } => $f::<$s, 5, 2>($($arg),*),
                 6 if const { $s::ROWS > 4 && $s::PAIR == 2 } => $f::<$s, 6, 2>($($arg),*),
                 rows => unreachable!("no block of {rows} rows"),
@@ -439,7 +436,10 @@ mod tests {
     }
 
     type Rows = [[f32; PANEL]; AT_ONCE];
-    isa_entry!(fn reduce_all(x: &Rows, each: &mut [[f32; AT_ONCE]; 2], alone: &mut [f32; AT_ONCE]) = reduce_rows, with avx512vnni);
+    isa_entry!(
+        fn reduce_all(x: &Rows, each: &mut [[f32; AT_ONCE]; 2], alone: &mut [f32; AT_ONCE]) = reduce_rows,
+        with avx512vnni
+    );
 
     #[inline(always)]
     unsafe fn reduce_rows<S: Simd>(x: &Rows, each: &mut [[f32; AT_ONCE]; 2], alone: &mut [f32; AT_ONCE]) {
@@ -471,7 +471,10 @@ mod tests {
         }
     }
 
-    isa_entry!(fn store_five(x: &[f32; 5 * PANEL], all: &mut [u32; 5 * PANEL], each: &mut [u32; 5 * PANEL]) = store_all, with avx512vnni);
+    isa_entry!(
+        fn store_five(x: &[f32; 5 * PANEL], all: &mut [u32; 5 * PANEL], each: &mut [u32; 5 * PANEL]) = store_all,
+        with avx512vnni
+    );
 
     #[inline(always)]
     unsafe fn store_all<S: Simd>(x: &[f32; 5 * PANEL], all: &mut [u32; 5 * PANEL], each: &mut [u32; 5 * PANEL]) {
