@@ -4,7 +4,7 @@ use std::str::FromStr;
 /// An instruction-set path. Results are bit for bit reproducible on one path; paths may differ from each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
-    /// AVX-512 F, BW, VL, DQ, VNNI, BF16 and VBMI (Zen 4, Sapphire Rapids and later).
+    /// AVX-512 F, BW, VL, DQ, VNNI and BF16 (Zen 4, Cooper Lake, Sapphire Rapids and later).
     Avx512,
     /// AVX-512 F, BW, VL, DQ and VNNI (Cascade Lake, Ice Lake and later). The same bits as [`Isa::Avx2`]: products of
     /// bf16 are the same multiply-adds, and sums over lanes are over as many.
@@ -60,7 +60,7 @@ impl Isa {
             need!("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni");
         }
         if self == Isa::Avx512 {
-            need!("avx512bf16", "avx512vbmi");
+            need!("avx512bf16");
         }
         missing
     }

@@ -5,8 +5,8 @@
 //! scaled per channel (a few channels are much larger than the rest, in every token) and V per token.
 //!
 //! A value is `code * scale`, `scale` the bf16 number at or above `largest / 127`, the code the nearest integer, ties to
-//! even. A code is exact in bf16: the kernels widen it, and scale what it is multiplied with instead (`q` by K's scales,
-//! `p` by V's), once for 64 products.
+//! even. The kernels multiply codes as integers, and scale what they are multiplied with instead (`q` by K's scales, `p`
+//! by V's), once for 64 products.
 
 use kvist_base::CHUNK;
 

@@ -211,7 +211,7 @@ unsafe fn block<S: Simd, const R: usize, const V: usize>(job: &Job, slice: Slice
         let w = job.w.add(panel * job.panel + from * PANEL);
         let x = job.x.add(row * job.stride + from * S::PAIR);
         if V * S::LANES == PANEL {
-            let next = w.wrapping_byte_add(AHEAD);
+            let next = w.cast::<u8>().wrapping_add(AHEAD);
             dots::<S, R, V, true>(&mut acc, w, PANEL, job.panel, x, job.stride, to - from, next);
         } else {
             dots::<S, R, V, false>(&mut acc, w, PANEL, job.panel, x, job.stride, to - from, std::ptr::null());

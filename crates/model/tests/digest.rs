@@ -10,19 +10,17 @@ use kvist_model::testing::logits;
 use kvist_model::{ModelSource, NUMERICS_VERSION, PoolSize};
 
 /// (numerics version, ISA path, digest).
-/// The one of avx512 was computed under an emulator that follows the instruction set manual.
+/// The one of avx512 was computed under an emulator that follows the instruction set manual, in version 1, from which
+/// version 2 does not differ in bf16.
 const DIGESTS: [(u32, Isa, u64); 3] = [
-    (1, Isa::Avx512, 0x0d6e_fa6f_a12e_b8dc),
-    (1, Isa::Avx2, 0xb619_3f36_45d4_6122),
-    (1, Isa::Portable, 0x7c31_08a7_c4d3_7d5f),
+    (2, Isa::Avx512, 0x0d6e_fa6f_a12e_b8dc),
+    (2, Isa::Avx2, 0xb619_3f36_45d4_6122),
+    (2, Isa::Portable, 0x7c31_08a7_c4d3_7d5f),
 ];
 
-/// The same with sealed chunks in kv8.
-const KV8_DIGESTS: [(u32, Isa, u64); 3] = [
-    (1, Isa::Avx512, 0x0723_8395_1abb_6691),
-    (1, Isa::Avx2, 0x2013_7aac_4203_4192),
-    (1, Isa::Portable, 0x176a_e996_aa04_075e),
-];
+/// The same with sealed chunks in kv8. Of avx512 none was computed yet.
+const KV8_DIGESTS: [(u32, Isa, u64); 2] =
+    [(2, Isa::Avx2, 0x51ce_1d9b_184d_36e1), (2, Isa::Portable, 0x6bd0_4e9c_60b3_3292)];
 
 #[test]
 fn bits_of_the_embedded_model() {

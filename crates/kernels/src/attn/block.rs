@@ -1,32 +1,18 @@
 //! How many rows and vectors meet in registers.
 
 /// [`crate::simd::row_block`] with a number of vectors that need not make whole panels: a chunk's operands lie side by
-/// side. With fewer than nine sums a row block of AVX2 waits for its additions.
+/// side. With fewer than nine sums a row block of AVX2 waits for its additions. Codes have no halves that take room.
 macro_rules! tile_block {
-    ($s:ident, $rows:expr, $f:ident($($arg:expr),* $(,)?)) => {
+    ($s:ident, $form:ident, $rows:expr, $f:ident($($arg:expr),* $(,)?)) => {
         match $rows {
             3 if const { $s::LANES == 8 } => $f::<$s, 3, 3>($($arg),*),
+            5 if const { $s::LANES == 16 && $form::CODES } => $f::<$s, 5, 4>($($arg),*),
+            6 if const { $s::LANES == 16 && $form::CODES } => $f::<$s, 6, 4>($($arg),*),
             rows => $crate::simd::row_block!($s, rows, $f($($arg),*)),
         }
     };
 }
 pub(super) use tile_block;
-
-/// [`tile_block`] for as many rows as there can be, of paths that keep what the first block widens.
-macro_rules! first_block {
-    ($s:ident, $f:ident($($arg:expr),* $(,)?)) => {
-        if const { $s::LANES == 16 && $s::PAIR == 2 } {
-            $f::<$s, 6, 2>($($arg),*)
-        } else if const { $s::LANES == 16 } {
-            $f::<$s, 6, 4>($($arg),*)
-        } else if const { $s::ROWS == 4 } {
-            $f::<$s, 4, 4>($($arg),*)
-        } else {
-            $f::<$s, 2, 4>($($arg),*)
-        }
-    };
-}
-pub(super) use first_block;
 
 /// Covers `$vectors` vectors with calls of `$f::<S, R, _>`, which are told where they begin: `$most` at a time, fewer at
 /// the end.

@@ -1,17 +1,17 @@
 //! The attention kernel of a task: the softmax states of a band of rows, segment by segment, and their fold.
 
 use std::cell::RefCell;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use kvist_base::{CHUNK, ChunkId, RunList};
 
 use super::Queries;
 use super::plan::{AttnPlan, Task, state_len};
-use super::tile::{Coded, Form, GROUP, InCodes, InWords, State, Tile, Unwidened, group};
+use super::tile::{Coded, Form, GROUP, InCodes, InWords, State, Tile, group};
 use crate::buffer::SharedMut;
 use crate::kv::Words;
 use crate::kv8::Codes;
+use crate::quant::dots::Dots;
 use crate::simd::{PANEL, Simd, isa_entry, prepare_halves};
 use crate::{KvPool, bf16};
 
@@ -44,10 +44,9 @@ pub(super) struct Scratch {
 struct CodedScratch {
     /// Queries of a band in f32, in the order of pairs; where prepared ones are in bf16.
     q: Vec<f32>,
-    /// Prepared queries of a group times K's scales.
-    scaled: Vec<u32>,
-    /// K and V of the chunk: codes times [`Simd::CODE`] in bf16.
-    words: Vec<u32>,
+    /// Queries of a group times K's scales, a padded row each.
+    rows: Vec<f32>,
+    spread: [f32; GROUP * PANEL],
     k_scales: Vec<f32>,
     v_scales: [f32; CHUNK],
 }
@@ -63,8 +62,8 @@ thread_local! {
             spread: [0.0; GROUP * PANEL],
             coded: CodedScratch {
                 q: Vec::new(),
-                scaled: Vec::new(),
-                words: Vec::new(),
+                rows: Vec::new(),
+                spread: [0.0; GROUP * PANEL],
                 k_scales: Vec::new(),
                 v_scales: [0.0; CHUNK],
             },
@@ -95,8 +94,7 @@ unsafe fn whole_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
     if job.kv.is_coded() {
         let dim = shape.head_dim;
         grow(&mut scratch.coded.q, if S::PAIR == 1 { n * dim + PANEL } else { 0 });
-        grow(&mut scratch.coded.scaled, GROUP * dim / 2 * S::PAIR + PANEL);
-        grow(&mut scratch.coded.words, dim * CHUNK + PANEL);
+        grow(&mut scratch.coded.rows, GROUP * shape.padded());
         grow(&mut scratch.coded.k_scales, dim + PANEL);
     }
     grow(&mut scratch.folded, 2 * n);
@@ -169,49 +167,28 @@ unsafe fn segment<S: Simd>(
             for chunk in 0..run.chunks.len() as u32 {
                 let id = runs.chunks[(run.chunks.start + chunk) as usize];
                 let next = following(runs, picks, i, chunk).map(|&next| job.kv.words(next, job.layer, head).start());
-                let (mut in_codes, mut unwidened) = (false, None);
-                let (k, v, ahead, coded) = match job.kv.words(id, job.layer, head) {
-                    Words::Dense { k, v } => (k, v, next.map_or(0, |next| next as isize - k as isize), None),
-                    Words::Codes(codes) => {
-                        let coded = Some(scales::<S>(&codes, shape.head_dim, scratch));
-                        let ahead = next.map_or(0, |next| next as isize - codes.k as isize);
-                        in_codes = end - begin <= 2 * S::ROWS;
-                        if in_codes {
-                            (codes.k.cast(), codes.v.cast(), ahead, coded)
-                        } else {
-                            let words = scratch.coded.words.as_mut_ptr();
-                            let from = Unwidened { k: codes.k, v: codes.v, ahead };
-                            if S::KEEPS {
-                                unwidened = Some(from);
-                            } else {
-                                widen::<S>(from, shape.head_dim, words);
-                            }
-                            let words = words.cast_const();
-                            (words, words.add(shape.head_dim * CHUNK / 2), 0, coded)
-                        }
-                    }
+                let (k, v, codes) = match job.kv.words(id, job.layer, head) {
+                    Words::Dense { k, v } => (k, v, None),
+                    Words::Codes(codes) => (codes.k.cast(), codes.v.cast(), Some(codes)),
                 };
-                let tile = Tile::<InWords> {
-                    form: PhantomData,
+                let coded = codes.map(|codes| scales::<S>(&codes, shape.head_dim, scratch));
+                let tile = Tile {
+                    form: InWords,
                     job,
                     run,
                     chunk,
                     first: rows.start,
                     k,
                     v,
-                    coded,
                     q: scratch.q.as_ptr(),
                     state,
                     scores: scratch.scores.as_mut_ptr(),
                     spread: scratch.spread.as_mut_ptr(),
-                    ahead,
-                    unwidened,
-                    kept: [std::ptr::null_mut(); 2],
+                    ahead: next.map_or(0, |next| next as isize - k as isize),
                 };
-                if in_codes {
-                    groups_of_codes(S::ISA, tile.of(), begin..end);
-                } else {
-                    groups_of_words(S::ISA, tile, begin..end);
+                match coded {
+                    None => groups_of_words(S::ISA, tile, begin..end),
+                    Some(coded) => groups_of_codes(S::ISA, tile.with(InCodes(coded)), begin..end),
                 }
             }
         }
@@ -223,19 +200,11 @@ unsafe fn segment<S: Simd>(
 /// # Safety
 /// As [`group`].
 #[inline(always)]
-unsafe fn groups<S: Simd>(mut tile: Tile<'_, impl Form>, rows: Range<usize>) {
+unsafe fn groups<S: Dots>(mut tile: Tile<'_, impl Form>, rows: Range<usize>) {
     for at in rows.clone().step_by(GROUP) {
         // SAFETY: passed on.
-        let met = unsafe { group::<S, _>(&tile, at, GROUP.min(rows.end - at)) };
+        unsafe { group::<S, _>(&tile, at, GROUP.min(rows.end - at)) };
         tile.ahead = 0;
-        if let Some(codes) = tile.unwidened.take()
-            && !met
-            && at + GROUP < rows.end
-        {
-            let dim = tile.job.plan.shape.head_dim;
-            // SAFETY: K and V of the tile are the scratch's, and V follows K.
-            unsafe { widen::<S>(codes, dim, tile.k.cast_mut()) };
-        }
     }
 }
 
@@ -250,42 +219,26 @@ fn following<'a>(runs: &'a RunList, picks: &[u32], i: usize, chunk: u32) -> Opti
     }
 }
 
-/// Widens the codes of a chunk, and meanwhile brings the next one nearer.
-///
-/// # Safety
-/// As [`whole_task`]; the codes are those of a head of this size, and `words` has room for them.
-#[inline(always)]
-unsafe fn widen<S: Simd>(codes: Unwidened, dim: usize, words: *mut u32) {
-    // SAFETY: K and V have `dim * 32` pairs of codes each, a multiple of every vector, and the scratch has room for
-    // them.
-    unsafe {
-        let half = dim * CHUNK / 2;
-        for (part, from) in [codes.k, codes.v].into_iter().enumerate() {
-            for line in (0..half).step_by(2 * PANEL) {
-                if codes.ahead != 0 {
-                    S::prefetch(codes.k.wrapping_offset(codes.ahead).wrapping_add(2 * (part * half + line)).cast());
-                }
-                S::widen(from.add(2 * line), words.add(part * half + line));
-            }
-        }
-    }
-}
-
 /// Brings the scales of a chunk into the scratch.
 ///
 /// # Safety
-/// As [`widen`].
+/// As [`whole_task`]; the codes are those of a head of this size.
 #[inline(always)]
 unsafe fn scales<S: Simd>(codes: &Codes, dim: usize, scratch: &mut Scratch) -> Coded {
-    let CodedScratch { q, scaled, k_scales, v_scales, .. } = &mut scratch.coded;
+    let CodedScratch { q, rows, spread, k_scales, v_scales } = &mut scratch.coded;
     // SAFETY: K has `dim` scales, V one for each token.
     unsafe {
-        let scale = |scales: *const u16, i: usize| bf16::to_f32(scales.add(i).read_unaligned()) * (1.0 / S::CODE);
+        let scale = |scales: *const u16, i: usize| bf16::to_f32(scales.add(i).read_unaligned());
         k_scales[..dim].iter_mut().enumerate().for_each(|(i, s)| *s = scale(codes.k_scales, i));
         v_scales.iter_mut().enumerate().for_each(|(i, s)| *s = scale(codes.v_scales, i));
     }
-    let q = if S::PAIR == 1 { q.as_ptr() } else { scratch.q.as_ptr().cast() };
-    Coded { q, scaled: scaled.as_mut_ptr(), k_scales: k_scales.as_ptr(), v_scales: v_scales.as_ptr() }
+    Coded {
+        q: if S::PAIR == 1 { q.as_ptr() } else { scratch.q.as_ptr().cast() },
+        k_scales: k_scales.as_ptr(),
+        v_scales: v_scales.as_ptr(),
+        rows: rows.as_mut_ptr(),
+        spread: spread.as_mut_ptr(),
+    }
 }
 
 /// Prepares the queries of `rows` for runs of `shift`, unless they are.

@@ -5,6 +5,7 @@
 //! order by an online softmax; the states of its segments are folded in ascending order, starting from the first one.
 
 mod block;
+mod codes;
 mod kernel;
 mod plan;
 mod tile;

@@ -5,7 +5,10 @@ use super::half;
 use super::packed::GROUP;
 use crate::simd::{Portable, Simd};
 
-/// Sums of products of four bytes at a time; lanes are outputs.
+/// 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// Sums of products of four bytes, or two 16-bit integers, at a time; lanes are outputs.
 ///
 /// `WIDE` products are of signed 8-bit codes. Others are of unsigned codes of at most 6 bits, and their sum starts at
 /// minus `centre` times the sum of the activations: it is then that of `code - centre`, which fits 16 bits for each
@@ -38,12 +41,20 @@ pub(crate) trait Dots: Simd {
     unsafe fn dot<const WIDE: bool>(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
     /// The sum, exactly.
     unsafe fn total<const WIDE: bool>(acc: Self::I) -> Self::F;
+    /// As [`Simd::step`], of pairs of signed bytes at `w`, vector after vector, with pairs of 16 bits; exactly, while the
+    /// sums fit 32 bits.
+    unsafe fn step_shorts<const R: usize, const V: usize>(
+        acc: &mut [[Self::I; V]; R],
+        w: *const i8,
+        x: *const u32,
+        row: usize,
+    );
+    /// Stores `LANES` numbers of at most 32767 in size as 16 bits, ties to even.
+    unsafe fn store_shorts(p: *mut u32, x: Self::F);
 
     /// `x * inverse` (at most 127 in size) as signed bytes, ties to even, and [`super::rows::Group::halves`].
     #[inline(always)]
     unsafe fn encode(x: &[f32; GROUP], inverse: f32) -> ([u32; GROUP / 4], [u32; 2]) {
-        // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits.
-        const ROUND: f32 = 12_582_912.0;
         let codes = x.map(|x| (x * inverse + ROUND).to_bits() as i8);
         let halves = codes.as_chunks::<{ GROUP / 2 }>().0.iter().map(|half| {
             let sum =
@@ -124,6 +135,31 @@ impl Dots for Portable {
     unsafe fn total<const WIDE: bool>(acc: [u32; 4]) -> Self::F {
         Self::float(acc)
     }
+    #[inline(always)]
+    unsafe fn step_shorts<const R: usize, const V: usize>(
+        acc: &mut [[[u32; 4]; V]; R],
+        w: *const i8,
+        x: *const u32,
+        row: usize,
+    ) {
+        for v in 0..V {
+            let pairs = w.add(2 * v * Self::LANES).cast::<[[i8; 2]; 4]>().read_unaligned();
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let x = *x.add(r * row);
+                let (first, second) = (x as i16 as i32, x as i32 >> 16);
+                for (sum, [a, b]) in acc[v].iter_mut().zip(pairs) {
+                    let products = (first * a as i32).wrapping_add(second * b as i32);
+                    *sum = sum.wrapping_add(products as u32);
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_shorts(p: *mut u32, x: Self::F) {
+        let mut floats = [0.0; 4];
+        Self::store(floats.as_mut_ptr(), x);
+        p.cast::<[u16; 4]>().write_unaligned(floats.map(|x| (x + ROUND).to_bits() as u16));
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -131,7 +167,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::{Dots, GROUP};
-    use crate::simd::{Avx2, Avx512};
+    use crate::simd::{Avx2, Avx512, Simd};
 
     /// Its argument. Left to itself, the compiler turns chains of additions into trees, whose leaves it keeps in memory.
     #[target_feature(enable = "avx2")]
@@ -253,6 +289,34 @@ mod x86 {
             Self::float(if VNNI || WIDE { acc } else { _mm256_madd_epi16(acc, _mm256_set1_epi16(1)) })
         }
         #[inline(always)]
+        unsafe fn step_shorts<const R: usize, const V: usize>(
+            acc: &mut [[__m256i; V]; R],
+            w: *const i8,
+            x: *const u32,
+            row: usize,
+        ) {
+            let mut pairs = [_mm256_setzero_si256(); V];
+            for (v, pair) in pairs.iter_mut().enumerate() {
+                *pair = _mm256_cvtepi8_epi16(_mm_loadu_si128(w.add(2 * v * Self::LANES).cast()));
+            }
+            for (r, sums) in acc.iter_mut().enumerate() {
+                let x = _mm256_set1_epi32(*x.add(r * row) as i32);
+                for (sum, pair) in sums.iter_mut().zip(pairs) {
+                    *sum = if VNNI {
+                        _mm256_dpwssd_avx_epi32(*sum, pair, x)
+                    } else {
+                        _mm256_add_epi32(*sum, _mm256_madd_epi16(pair, x))
+                    };
+                }
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_shorts(p: *mut u32, x: Self::F) {
+            let words = _mm256_cvtps_epi32(x);
+            let shorts = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(p.cast(), shorts)
+        }
+        #[inline(always)]
         unsafe fn encode(x: &[f32; GROUP], inverse: f32) -> ([u32; GROUP / 4], [u32; 2]) {
             encode(x, inverse)
         }
@@ -319,6 +383,28 @@ mod x86 {
         #[inline(always)]
         unsafe fn total<const WIDE: bool>(acc: __m512i) -> Self::F {
             Self::float(acc)
+        }
+        #[inline(always)]
+        unsafe fn step_shorts<const R: usize, const V: usize>(
+            acc: &mut [[__m512i; V]; R],
+            w: *const i8,
+            x: *const u32,
+            row: usize,
+        ) {
+            let mut pairs = [_mm512_setzero_si512(); V];
+            for (v, pair) in pairs.iter_mut().enumerate() {
+                *pair = _mm512_cvtepi8_epi16(_mm256_loadu_si256(w.add(2 * v * Self::LANES).cast()));
+            }
+            for (r, sums) in acc.iter_mut().enumerate() {
+                let x = _mm512_set1_epi32(*x.add(r * row) as i32);
+                for (sum, pair) in sums.iter_mut().zip(pairs) {
+                    *sum = _mm512_dpwssd_epi32(*sum, pair, x);
+                }
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_shorts(p: *mut u32, x: Self::F) {
+            _mm256_storeu_si256(p.cast(), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x)))
         }
         #[inline(always)]
         unsafe fn encode(x: &[f32; GROUP], inverse: f32) -> ([u32; GROUP / 4], [u32; 2]) {

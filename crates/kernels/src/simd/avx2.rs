@@ -1,6 +1,6 @@
 use std::arch::x86_64::*;
 
-use super::{AT_ONCE, PANEL, Simd, at};
+use super::{AT_ONCE, Simd, at};
 use crate::Isa;
 
 /// 8 lanes; bf16 products as two FMAs on widened operands. `VNNI`: integer products have an instruction of their own.
@@ -26,26 +26,11 @@ unsafe fn round(x: __m256) -> __m256i {
     _mm256_and_si256(_mm256_blendv_epi8(up, quiet, nan), _mm256_set1_epi32(0xffff_0000_u32 as i32))
 }
 
-/// One byte of each of eight pairs of signed bytes (both 128-bit lanes hold all of them) as f32, times 2^24: as the
-/// highest byte of an integer it brings its sign with it.
-#[inline(always)]
-unsafe fn half<const H: i8>(pairs: __m256i) -> __m256 {
-    const NONE: i8 = i8::MIN;
-    #[rustfmt::skip]
-    let place = _mm256_setr_epi8(
-        NONE, NONE, NONE, H, NONE, NONE, NONE, H + 2, NONE, NONE, NONE, H + 4, NONE, NONE, NONE, H + 6,
-        NONE, NONE, NONE, H + 8, NONE, NONE, NONE, H + 10, NONE, NONE, NONE, H + 12, NONE, NONE, NONE, H + 14,
-    );
-    _mm256_cvtepi32_ps(_mm256_shuffle_epi8(pairs, place))
-}
-
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const ISA: Isa = if VNNI { Isa::AvxVnni } else { Isa::Avx2 };
     const LANES: usize = 8;
     const PAIR: usize = 2;
     const ROWS: usize = 6;
-    const KEEPS: bool = false;
-    const CODE: f32 = 16_777_216.0;
     type F = __m256;
 
     #[inline(always)]
@@ -125,16 +110,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(0xffff_0000_u32 as i32)))
     }
     #[inline(always)]
-    unsafe fn widen(codes: *const i8, words: *mut u32) {
-        for at in (0..2 * PANEL).step_by(Self::LANES) {
-            let pairs = _mm256_broadcastsi128_si256(_mm_loadu_si128(codes.add(2 * at).cast()));
-            // They have seven bits of significand: the lower half of such an f32 is zero.
-            let first = _mm256_srli_epi32::<16>(_mm256_castps_si256(half::<0>(pairs)));
-            let second = _mm256_castps_si256(half::<1>(pairs));
-            _mm256_storeu_si256(words.add(at).cast(), _mm256_or_si256(first, second));
-        }
-    }
-    #[inline(always)]
     unsafe fn reduce_each<const LARGEST: bool>(x: [__m256; AT_ONCE], to: *mut f32) {
         // Both 128-bit lanes of two rows, pairs of four, single elements of eight: rows 0 2 4 6 1 3 5 7 in the end.
         let mut halves = [x[0]; AT_ONCE / 2];
@@ -154,49 +129,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn prefetch_near(p: *const u32) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast())
-    }
-    #[inline(always)]
-    unsafe fn step_codes<const R: usize, const V: usize>(
-        acc: &mut [[__m256; V]; R],
-        w: *const i8,
-        x: *const u32,
-        row: usize,
-        _: Option<*mut u32>,
-    ) {
-        if const { R <= 2 } {
-            for v in 0..V {
-                let pairs = _mm256_broadcastsi128_si256(_mm_loadu_si128(w.add(2 * v * Self::LANES).cast()));
-                let (first, second) = (half::<0>(pairs), half::<1>(pairs));
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let x = x.add(r * row).cast::<f32>();
-                    acc[v] = _mm256_fmadd_ps(first, _mm256_broadcast_ss(&*x), acc[v]);
-                    acc[v] = _mm256_fmadd_ps(second, _mm256_broadcast_ss(&*x.add(1)), acc[v]);
-                }
-            }
-            return;
-        }
-        // As in `step`, first elements of all pairs before the second ones.
-        let mut pairs = [_mm256_setzero_si256(); V];
-        let mut halves = [_mm256_setzero_ps(); V];
-        for (v, (pairs, h)) in pairs.iter_mut().zip(&mut halves).enumerate() {
-            *pairs = _mm256_broadcastsi128_si256(_mm_loadu_si128(w.add(2 * v * Self::LANES).cast()));
-            *h = half::<0>(*pairs);
-        }
-        for (r, acc) in acc.iter_mut().enumerate() {
-            let x = _mm256_broadcast_ss(&*x.add(r * row).cast());
-            for (a, h) in acc.iter_mut().zip(halves) {
-                *a = _mm256_fmadd_ps(h, x, *a);
-            }
-        }
-        for (pairs, h) in pairs.iter().zip(&mut halves) {
-            *h = half::<1>(*pairs);
-        }
-        for (r, acc) in acc.iter_mut().enumerate() {
-            let x = _mm256_broadcast_ss(&*x.add(r * row + 1).cast());
-            for (a, h) in acc.iter_mut().zip(halves) {
-                *a = _mm256_fmadd_ps(h, x, *a);
-            }
-        }
     }
     #[inline(always)]
     unsafe fn step<const R: usize, const V: usize>(

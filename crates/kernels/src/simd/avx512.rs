@@ -1,7 +1,7 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::{AT_ONCE, Avx2, PANEL, Simd, at};
+use super::{AT_ONCE, Avx2, Simd, at};
 use crate::Isa;
 
 /// 16 lanes. `BF16`: bf16 products by `vdpbf16ps`, which flushes denormals and adds the second element of a pair first.
@@ -17,57 +17,6 @@ const LANES: usize = 16;
 #[inline(always)]
 fn first(n: usize) -> __mmask16 {
     ((1_u32 << n) - 1) as __mmask16
-}
-
-/// The lower or the upper bytes of the bf16 numbers from `from` on.
-const fn bytes_of(from: u32, shift: u32) -> [u8; 64] {
-    let mut bytes = [0; 64];
-    let mut i = 0;
-    while i < 64 {
-        bytes[i as usize] = ((from + i) as f32).to_bits().wrapping_shr(shift) as u8;
-        i += 1;
-    }
-    bytes
-}
-
-static LOWER: [[u8; 64]; 2] = [bytes_of(0, 16), bytes_of(64, 16)];
-static UPPER: [[u8; 64]; 2] = [bytes_of(0, 24), bytes_of(64, 24)];
-
-/// The byte of a table of 128 at each magnitude.
-#[inline(always)]
-unsafe fn looked_up(table: &[[u8; 64]; 2], magnitude: __m512i) -> __m512i {
-    let [first, second] = table;
-    let (first, second) = (_mm512_loadu_si512(first.as_ptr().cast()), _mm512_loadu_si512(second.as_ptr().cast()));
-    _mm512_permutex2var_epi8(first, magnitude, second)
-}
-
-/// 64 codes as 32 pairs of bf16. The bytes of a magnitude are looked up, and the sign is set.
-#[inline(always)]
-unsafe fn widened(codes: __m512i) -> [__m512i; 2] {
-    /// `a | b & c`.
-    const OR_AND: i32 = 0xf8;
-    // Both halves of a 128-bit lane go to different vectors.
-    let codes = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), codes);
-    let magnitude = _mm512_abs_epi8(codes);
-    let lower = looked_up(&LOWER, magnitude);
-    let upper = looked_up(&UPPER, magnitude);
-    let upper = _mm512_ternarylogic_epi32::<OR_AND>(upper, codes, _mm512_set1_epi8(i8::MIN));
-    [_mm512_unpacklo_epi8(lower, upper), _mm512_unpackhi_epi8(lower, upper)]
-}
-
-/// [`widened`] for `V` vectors of pairs: of the last of an odd number there are only 32.
-#[inline(always)]
-unsafe fn pairs_of<const V: usize>(codes: *const i8) -> [__m512i; V] {
-    let mut pairs = [_mm512_setzero_si512(); V];
-    for v in (0..V).step_by(2) {
-        let at = codes.add(2 * v * LANES);
-        if v + 1 < V {
-            [pairs[v], pairs[v + 1]] = widened(_mm512_loadu_si512(at.cast()));
-        } else {
-            pairs[v] = widened(_mm512_castsi256_si512(_mm256_loadu_si256(at.cast())))[0];
-        }
-    }
-    pairs
 }
 
 /// Adds the products of pairs of weights with one pair of each of `R` rows of x, which are `row` words apart.
@@ -86,40 +35,8 @@ unsafe fn add_products<const R: usize, const V: usize>(
     }
 }
 
-#[inline(always)]
-unsafe fn store_words<const V: usize>(pairs: [__m512i; V], words: *mut u32) {
-    for (v, pair) in pairs.into_iter().enumerate() {
-        _mm512_storeu_si512(words.add(v * LANES).cast(), pair);
-    }
-}
-
 /// The upper half of a word.
 const HIGH: i32 = 0xffff_0000_u32 as i32;
-
-/// The first (0) or second bytes of 16 pairs of signed bytes, each pair in a word, as f32, times 2^24: as the highest byte
-/// of an integer it brings its sign with it.
-#[inline(always)]
-unsafe fn half<const H: usize>(pairs: __m512i) -> __m512 {
-    let high = if H == 0 {
-        _mm512_slli_epi32::<24>(pairs)
-    } else {
-        _mm512_and_si512(_mm512_slli_epi32::<16>(pairs), _mm512_set1_epi32(HIGH << 8))
-    };
-    _mm512_cvtepi32_ps(high)
-}
-
-/// 16 pairs of codes, each in a word.
-#[inline(always)]
-unsafe fn load_pairs(codes: *const i8) -> __m512i {
-    _mm512_cvtepu16_epi32(_mm256_loadu_si256(codes.cast()))
-}
-
-/// Pairs of bf16 from both halves of codes, which have seven bits of significand: the lower half of such an f32 is zero.
-#[inline(always)]
-unsafe fn joined(first: __m512, second: __m512) -> __m512i {
-    let first = _mm512_srli_epi32::<16>(_mm512_castps_si512(first));
-    _mm512_or_si512(first, _mm512_castps_si512(second))
-}
 
 /// Adds the products of halves of pairs with an element of each row of x.
 #[inline(always)]
@@ -144,39 +61,11 @@ unsafe fn in_turn(x: &mut *const u32) {
     std::arch::asm!("/* {0} */", inout(reg) * x, options(pure, readonly, nostack, preserves_flags));
 }
 
-/// [`Simd::step_codes`] without bf16 products.
-#[inline(always)]
-unsafe fn add_codes<const R: usize, const V: usize>(
-    acc: &mut [[__m512; V]; R],
-    codes: *const i8,
-    mut x: *const u32,
-    row: usize,
-    keep: Option<*mut u32>,
-) {
-    let mut pairs = [_mm512_setzero_si512(); V];
-    let mut halves = [_mm512_setzero_ps(); V];
-    for (v, (pairs, h)) in pairs.iter_mut().zip(&mut halves).enumerate() {
-        *pairs = load_pairs(codes.add(2 * v * LANES));
-        *h = half::<0>(*pairs);
-    }
-    add_half(acc, halves, x, row);
-    in_turn(&mut x);
-    for (v, (pairs, h)) in pairs.iter().zip(&mut halves).enumerate() {
-        let first = *h;
-        *h = half::<1>(*pairs);
-        if let Some(words) = keep {
-            _mm512_storeu_si512(words.add(v * LANES).cast(), joined(first, *h));
-        }
-    }
-    add_half(acc, halves, x.add(1), row);
-}
-
 impl<const BF16: bool> Simd for Avx512<BF16> {
     const ISA: Isa = if BF16 { Isa::Avx512 } else { Isa::Avx512Vnni };
     const LANES: usize = LANES;
     const PAIR: usize = if BF16 { 1 } else { 2 };
     const ROWS: usize = 6;
-    const CODE: f32 = if BF16 { 1.0 } else { <Avx2>::CODE };
     type F = __m512;
 
     #[inline(always)]
@@ -275,33 +164,9 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         if const { BF16 } {
             Self::store_bf16(p.cast(), x);
         } else {
-            Self::store_pairs(p, [rounded]);
+            Self::store(p.cast(), rounded);
         }
         rounded
-    }
-    #[inline(always)]
-    unsafe fn store_pairs<const N: usize>(p: *mut u32, x: [__m512; N]) {
-        if const { !BF16 } {
-            return super::store_floats::<Self, N>(p, x);
-        }
-        let (twos, one) = x.as_chunks::<2>();
-        for (i, &[a, b]) in twos.iter().enumerate() {
-            let rounded: __m512i = transmute(_mm512_cvtne2ps_pbh(b, a));
-            _mm512_storeu_si512(p.add(i * Self::LANES).cast(), rounded);
-        }
-        for &x in one {
-            Self::store_bf16(p.add(twos.len() * Self::LANES).cast(), x);
-        }
-    }
-    #[inline(always)]
-    unsafe fn widen(codes: *const i8, words: *mut u32) {
-        if const { BF16 } {
-            return store_words(pairs_of::<2>(codes), words);
-        }
-        for at in (0..2 * PANEL).step_by(LANES) {
-            let pairs = load_pairs(codes.add(2 * at));
-            _mm512_storeu_si512(words.add(at).cast(), joined(half::<0>(pairs), half::<1>(pairs)));
-        }
     }
     #[inline(always)]
     unsafe fn reduce_each<const LARGEST: bool>(x: [__m512; AT_ONCE], to: *mut f32) {
@@ -326,46 +191,6 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     unsafe fn prefetch_near(p: *const u32) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast())
-    }
-    #[inline(always)]
-    unsafe fn step_codes<const R: usize, const V: usize>(
-        acc: &mut [[__m512; V]; R],
-        w: *const i8,
-        x: *const u32,
-        row: usize,
-        keep: Option<*mut u32>,
-    ) {
-        if const { !BF16 } {
-            return add_codes(acc, w, x, row, keep);
-        }
-        if const { R > 4 && V > 2 } {
-            // What vectors are widened with leaves no registers for all of them: two at a time, and x again for the
-            // next two.
-            let mut x = x;
-            for v in (0..V).step_by(2) {
-                let pairs = pairs_of::<2>(w.add(2 * v * Self::LANES));
-                if let Some(words) = keep {
-                    store_words(pairs, words.add(v * Self::LANES));
-                }
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let x = _mm512_set1_epi32(*x.add(r * row) as i32);
-                    for (a, pair) in acc[v..].iter_mut().zip(pairs) {
-                        *a = _mm512_dpbf16_ps(
-                            *a,
-                            transmute::<__m512i, __m512bh>(pair),
-                            transmute::<__m512i, __m512bh>(x),
-                        );
-                    }
-                }
-                std::arch::asm!("/* {0} */", inout(reg) x, options(pure, readonly, nostack, preserves_flags));
-            }
-            return;
-        }
-        let pairs = pairs_of::<V>(w);
-        if let Some(words) = keep {
-            store_words(pairs, words);
-        }
-        add_products(acc, pairs, x, row);
     }
     #[inline(always)]
     unsafe fn step<const R: usize, const V: usize>(

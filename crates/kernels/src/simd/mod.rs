@@ -56,11 +56,6 @@ pub(crate) trait Simd: Copy + 'static {
     const PAIR: usize;
     /// Rows of the largest register block.
     const ROWS: usize;
-    /// Whether the first of several blocks of rows keeps what it widens, for the others. With 16 registers a pass that
-    /// only widens is faster; the portable path keeps all the same, so that every machine tests this.
-    const KEEPS: bool = true;
-    /// What codes are widened to, over their values: a power of two, for which their scales make up.
-    const CODE: f32 = 1.0;
     type F: Copy;
 
     unsafe fn splat(x: f32) -> Self::F;
@@ -95,14 +90,6 @@ pub(crate) trait Simd: Copy + 'static {
         Self::store(p.cast(), rounded);
         rounded
     }
-    /// Stores prepared pairs as precisely as a pair is held: in f32, or rounded to bf16.
-    #[inline(always)]
-    unsafe fn store_pairs<const N: usize>(p: *mut u32, x: [Self::F; N]) {
-        store_floats::<Self, N>(p, x)
-    }
-    /// `2 * PANEL` pairs of codes, times [`Simd::CODE`], to as many words of two bf16 each, exactly. A code is a signed
-    /// byte, and not -128.
-    unsafe fn widen(codes: *const i8, words: *mut u32);
     /// One step of `R x V` dot products: `acc[r][v][lane] += w[v][lane][0] * x[r][0] + w[v][lane][1] * x[r][1]`.
     ///
     /// `w` is the step of packed operands (a word holds two bf16), vector `v` of it at [`at`]`(v, panel)`; the prepared
@@ -113,16 +100,6 @@ pub(crate) trait Simd: Copy + 'static {
         panel: usize,
         x: *const u32,
         row: usize,
-    );
-
-    /// As [`Simd::step`] with pairs of codes at `w`, vector after vector: the same bits as from what they are widened
-    /// to, which with [`Simd::KEEPS`] is stored at `keep`.
-    unsafe fn step_codes<const R: usize, const V: usize>(
-        acc: &mut [[Self::F; V]; R],
-        w: *const i8,
-        x: *const u32,
-        row: usize,
-        keep: Option<*mut u32>,
     );
 
     /// Asks for a cache line in the L2 cache; any address is allowed.
@@ -219,23 +196,36 @@ pub(crate) trait Simd: Copy + 'static {
     }
 }
 
-/// [`Simd::store_pairs`] in f32.
-#[inline(always)]
-unsafe fn store_floats<S: Simd, const N: usize>(p: *mut u32, x: [S::F; N]) {
-    for (i, &x) in x.iter().enumerate() {
-        S::store(p.add(i * S::LANES).cast(), x);
-    }
-}
-
 /// Word offset of vector `v` of a step whose panels are `panel` words apart.
 #[inline(always)]
 pub(crate) const fn at<S: Simd>(v: usize, panel: usize) -> usize {
     v * S::LANES / PANEL * panel + v * S::LANES % PANEL
 }
 
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
+/// Asks for the lines of step `i` of `steps`, each of `bytes`, of what comes next. Where a step has several lines they are
+/// as many places that are read from end to end: the hardware goes ahead of each of them.
+///
+/// # Safety
+/// The ISA of `S` is available.
+#[inline(always)]
+pub(crate) unsafe fn ask<S: Simd>(next: *const u8, bytes: usize, i: usize, steps: usize) {
+    if bytes >= LINE {
+        for place in 0..bytes.div_ceil(LINE) {
+            S::prefetch(next.wrapping_add((place * steps + i) * LINE).cast());
+        }
+    } else {
+        let line = (i * bytes).next_multiple_of(LINE);
+        if line < (i + 1) * bytes {
+            S::prefetch(next.wrapping_add(line).cast());
+        }
+    }
+}
+
 /// `acc += x . w` over `pairs` steps, in ascending order: the one inner loop of matmul, of q K^T and of p V. With
-/// `AHEAD`, as many words as are read here are meanwhile brought into the L2 cache from `next` on, line after line,
-/// which the hardware's own prefetcher understands.
+/// `AHEAD`, as many bytes as are read here are meanwhile brought into the L2 cache from `next` on.
 ///
 /// # Safety
 /// As [`Simd::step`], for `w + i * stride` and `x + i * PAIR`, `i < pairs`.
@@ -249,13 +239,11 @@ pub(crate) unsafe fn dots<S: Simd, const R: usize, const V: usize, const AHEAD: 
     x: *const u32,
     row: usize,
     pairs: usize,
-    next: *const u32,
+    next: *const u8,
 ) {
     for i in 0..pairs {
         if AHEAD {
-            for v in (0..V * S::LANES).step_by(PANEL) {
-                S::prefetch(next.wrapping_add(i * V * S::LANES + v));
-            }
+            ask::<S>(next, V * S::LANES * size_of::<u32>(), i, pairs);
         }
         S::step(acc, w.add(i * stride), panel, x.add(i * S::PAIR), row);
     }
@@ -342,7 +330,7 @@ macro_rules! isa_entry {
         /// The machine can run `isa`, and the contract of the generic function.
         $vis unsafe fn $name(isa: $crate::Isa, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx512vbmi")]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
             unsafe fn avx512($($arg: $ty),*) {
                 // SAFETY: the contract is passed on.
                 unsafe { $generic::<$crate::simd::Avx512>($($arg),*) }
@@ -468,105 +456,6 @@ mod tests {
             unsafe { reduce_all(isa, &x, &mut each, &mut alone) };
             let largest = x.map(|x| x[..lanes].iter().copied().fold(f32::MIN, f32::max));
             assert_eq!((each[0], each[1].map(f32::to_bits)), (largest, alone.map(f32::to_bits)), "{isa}");
-        }
-    }
-
-    isa_entry!(
-        fn store_five(x: &[f32; 5 * PANEL], all: &mut [u32; 5 * PANEL], each: &mut [u32; 5 * PANEL]) = store_all,
-        with avx512vnni
-    );
-
-    #[inline(always)]
-    unsafe fn store_all<S: Simd>(x: &[f32; 5 * PANEL], all: &mut [u32; 5 * PANEL], each: &mut [u32; 5 * PANEL]) {
-        let vectors: [S::F; 5] = std::array::from_fn(|i| S::load(x.as_ptr().add(i * S::LANES)));
-        S::store_pairs(all.as_mut_ptr(), vectors);
-        for (i, vector) in vectors.into_iter().enumerate() {
-            S::store_prepared(each.as_mut_ptr().add(i * S::LANES / 2 * S::PAIR), vector);
-        }
-    }
-
-    #[test]
-    fn pairs_are_stored_in_order() {
-        // Numbers of few bits, which are the same however precisely a pair is held.
-        let x = std::array::from_fn(|i| i as f32);
-        for isa in Isa::available() {
-            let (mut all, mut each) = ([0; 5 * PANEL], [0; 5 * PANEL]);
-            // SAFETY: `isa` is available.
-            unsafe { store_five(isa, &x, &mut all, &mut each) };
-            assert_eq!(all, each, "{isa}");
-        }
-    }
-
-    /// Codes and words that are widened at once.
-    type Line = ([i8; 4 * PANEL], [u32; 2 * PANEL]);
-    isa_entry!(fn widen_line(line: &mut Line, times: &mut f32) = widen_pairs, with avx512vnni);
-
-    #[inline(always)]
-    unsafe fn widen_pairs<S: Simd>(line: &mut Line, times: &mut f32) {
-        S::widen(line.0.as_ptr(), line.1.as_mut_ptr());
-        *times = S::CODE;
-    }
-
-    #[test]
-    fn every_code_is_widened_exactly() {
-        for isa in Isa::available() {
-            for first in i8::MIN..=i8::MAX {
-                let code = |i| first.wrapping_mul(i as i8 | 1).wrapping_add(i as i8).max(-127);
-                let mut line = (std::array::from_fn(code), [0; 2 * PANEL]);
-                let mut times = 0.0;
-                // SAFETY: `isa` is available.
-                unsafe { widen_line(isa, &mut line, &mut times) };
-                let (codes, words) = line;
-                let bits = |code: i8| (f32::from(code) * times).to_bits() >> 16;
-                let want = std::array::from_fn(|i| bits(codes[2 * i]) | bits(codes[2 * i + 1]) << 16);
-                assert_eq!(words, want, "{isa} {codes:?}");
-            }
-        }
-    }
-
-    /// Sums of a step from codes, from codes whose values are kept, and from their bf16 values.
-    type Sums = [Vec<f32>; 3];
-    isa_entry!(fn step_both(rows: usize, codes: &[i8; 128], x: &[u16], sums: &mut Sums) = step_rows, with avx512vnni);
-
-    #[inline(always)]
-    unsafe fn step_rows<S: Simd>(rows: usize, codes: &[i8; 128], x: &[u16], sums: &mut Sums) {
-        if rows <= S::ROWS {
-            row_block!(S, rows, step_block(codes, x, sums));
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn step_block<S: Simd, const R: usize, const V: usize>(codes: &[i8; 128], x: &[u16], sums: &mut Sums) {
-        let (mut words, mut prepared) = ([0; 64], [0; 32]);
-        for i in (0..64).step_by(2 * PANEL) {
-            S::widen(codes.as_ptr().add(2 * i), words.as_mut_ptr().add(i));
-        }
-        prepare::<S>(x, prepared.as_mut_ptr());
-        let mut acc = [[[S::splat(0.5); V]; R]; 3];
-        let mut kept = [0; 64];
-        S::step_codes(&mut acc[0], codes.as_ptr(), prepared.as_ptr(), S::PAIR, None);
-        S::step_codes(&mut acc[1], codes.as_ptr(), prepared.as_ptr(), S::PAIR, Some(kept.as_mut_ptr()));
-        assert!(!S::KEEPS || kept[..V * S::LANES] == words[..V * S::LANES], "{} {R}", S::ISA);
-        S::step(&mut acc[2], words.as_ptr(), PANEL, prepared.as_ptr(), S::PAIR);
-        for (acc, sums) in acc.into_iter().zip(sums) {
-            sums.extend(acc.into_iter().flatten().flat_map(|sum| S::lanes(sum)));
-        }
-    }
-
-    #[test]
-    fn a_step_of_codes_is_that_of_their_values() {
-        let codes = std::array::from_fn(|i| ((i * 83) as u8 as i8).max(-127));
-        let x: Vec<u16> = (0..12).map(|i| 0x3f81 + 37 * i).collect();
-        for isa in Isa::available() {
-            for rows in 1..=6 {
-                let mut sums = Sums::default();
-                // SAFETY: `isa` is available.
-                unsafe { step_both(isa, rows, &codes, &x, &mut sums) };
-                assert!(sums[0] == sums[2] && sums[1] == sums[2], "{isa} {rows}: {sums:?}");
-                // The portable path has no blocks of that many rows.
-                let none = isa == Isa::Portable && rows > 2;
-                assert!(none || sums[0].iter().any(|sum| *sum > 1.0), "{isa} {rows}");
-            }
         }
     }
 }

@@ -1,4 +1,4 @@
-use super::{PANEL, Simd, at};
+use super::{Simd, at};
 use crate::{Isa, bf16};
 
 /// 4 lanes in arrays that the compiler turns into the target's baseline vectors; no fused multiply-add.
@@ -12,12 +12,6 @@ pub(crate) struct F4([f32; 4]);
 #[inline(always)]
 fn zip(a: F4, b: F4, f: impl Fn(f32, f32) -> f32) -> F4 {
     F4([f(a.0[0], b.0[0]), f(a.0[1], b.0[1]), f(a.0[2], b.0[2]), f(a.0[3], b.0[3])])
-}
-
-/// A pair of codes as two bf16.
-#[inline(always)]
-fn word([a, b]: [i8; 2]) -> u32 {
-    f32::from(a).to_bits() >> 16 | f32::from(b).to_bits()
 }
 
 impl Simd for Portable {
@@ -104,36 +98,9 @@ impl Simd for Portable {
         }))
     }
     #[inline(always)]
-    unsafe fn widen(codes: *const i8, words: *mut u32) {
-        let pairs = codes.cast::<[[i8; 2]; 2 * PANEL]>().read_unaligned();
-        words.cast::<[u32; 2 * PANEL]>().write_unaligned(pairs.map(word));
-    }
-    #[inline(always)]
     unsafe fn prefetch(_: *const u32) {}
     #[inline(always)]
     unsafe fn prefetch_near(_: *const u32) {}
-    #[inline(always)]
-    unsafe fn step_codes<const R: usize, const V: usize>(
-        acc: &mut [[F4; V]; R],
-        w: *const i8,
-        x: *const u32,
-        row: usize,
-        keep: Option<*mut u32>,
-    ) {
-        for v in 0..V {
-            let pairs = w.add(2 * v * Self::LANES).cast::<[[i8; 2]; 4]>().read_unaligned();
-            let first = F4(pairs.map(|[a, _]| f32::from(a)));
-            let second = F4(pairs.map(|[_, b]| f32::from(b)));
-            if let Some(words) = keep {
-                words.add(v * Self::LANES).cast::<[u32; 4]>().write_unaligned(pairs.map(word));
-            }
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let x = x.add(r * row).cast::<f32>();
-                acc[v] = Self::fma(first, Self::splat(*x), acc[v]);
-                acc[v] = Self::fma(second, Self::splat(*x.add(1)), acc[v]);
-            }
-        }
-    }
     #[inline(always)]
     unsafe fn step<const R: usize, const V: usize>(
         acc: &mut [[F4; V]; R],
