@@ -22,7 +22,7 @@ import re
 import subprocess
 import sys
 
-INTEGER, BF16 = "vpdpbusd", "vdpbf16ps"
+INTEGER, SHORTS, BF16 = "vpdpbusd", "vpdpwssd", "vdpbf16ps"
 # Bits of a code and bytes of scales for 32 weights, by lines that are asked for in a group and halves that are widened.
 FORMS = {
     (9, 1): ("Q8_0", 34),
@@ -37,7 +37,7 @@ FORMS = {
 def half_registers(name, operands):
     operands = re.sub("%ymm", "%xmm", operands)
     operands = re.sub("%zmm", "%ymm", operands).replace("{1to16}", "{1to8}").replace("{sae},", "")
-    if name in (INTEGER, "vpdpwssd", BF16):
+    if name in (INTEGER, SHORTS, BF16):
         name = "vfmadd231ps"
     elif "broadcast" in name and "(" in operands:
         name, operands = "vmovups", operands.replace("%xmm", "%ymm")
@@ -115,7 +115,7 @@ def of_trace(printed, trace, analyser, model):
             line[address] = "cmpl $0, %eax"  # One instruction that waits for nothing.
         elif name not in ("call", "ret"):
             line[address] = " ".join(rewrite(name, re.sub(r"\s*[<#].*", "", operands)))
-    product = {a for a, name, _ in instructions(printed) if name in (INTEGER, BF16)}
+    product = {a for a, name, _ in instructions(printed) if name in (INTEGER, SHORTS, BF16)}
     addresses = [int(address, 16) for address in trace]
     # What other libraries do counts, but not how.
     lines = [line.get(address, "nop") for address in addresses]
@@ -178,29 +178,28 @@ def main():
         return of_trace(printed, args.trace, args.llvm_mca, args.model)
     rows = {}
     for kernel, function, product in [
-        ("bf16 weights", "kvist_kernels6matmul8run_tile6avx512", BF16),
-        ("attention, bf16", "15groups_of_words6avx512", BF16),
-        ("attention, kv8", "15groups_of_codes6avx512", BF16),
-        ("", "5quant6matmul8run_tile6others6avx512", INTEGER),
+        ("bf16 weights", "kvist_kernels6matmul8run_tile6others6avx512", BF16),
+        ("attention, bf16", "15groups_of_words6others6avx512", BF16),
+        ("attention, kv8", "15groups_of_codes6others6avx512", SHORTS),
+        ("", "5quant6matmul8run_tile6others6others6avx512", INTEGER),
     ]:
         for loop in loops(printed, function):
             products = loop.count(product)
-            if product == BF16:
+            if product != INTEGER:
                 reads = sum("broadcast" in name and "%rip" not in rest for _, name, rest in loop.code)
-                vectors = loop.count("vpmovzx") or products // max(reads, 1)
+                vectors = products // max(reads, 1)
                 sums = {rest.split(",")[-1] for _, name, rest in loop.code if name == product}
                 of = (kernel, products // 4, 4, None) if vectors == 4 and len(sums) == products else None
             else:
                 of = quantised(loop) if products else None
             if not of:
                 continue
-            if of not in rows or len(rows[of].code) < len(loop.code):
-                rows[of] = loop
+            if of not in rows or len(rows[of][0].code) < len(loop.code):
+                rows[of] = (loop, products)
     print("| weights or KV | rows x vectors | instructions | cycles | of the peak | bytes a cycle | at |")
     print("|---|---|---|---|---|---|---|")
-    for (name, r, v, size), loop in sorted(rows.items(), key=lambda row: (row[0][3] is None, row[0][:3])):
+    for (name, r, v, size), (loop, products) in sorted(rows.items(), key=lambda row: (row[0][3] is None, row[0][:3])):
         cycles, answer = loop.analyse(args.llvm_mca, args.model)
-        products = loop.count(INTEGER, BF16)
         each = f"{size / cycles:.0f}" if size else ""
         share = f"{products / 2 / cycles:.0%}"
         print(f"| {name} | {r} x {v} | {len(loop.code)} | {cycles:.1f} | {share} | {each} | {loop.address:x} |")
