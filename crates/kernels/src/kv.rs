@@ -203,7 +203,7 @@ impl KvPool {
     }
 
     /// A layer's slices of `chunks`, which ascend, as every tier holds them. Whoever writes them keeps the promise of
-    /// the pool: what is decoded from them is finite.
+    /// the pool: what is decoded from them is finite, scales are not negative, and no code is -128.
     ///
     /// # Panics
     /// When the chunks do not ascend, or lie outside the pool.

@@ -12,7 +12,7 @@ use kvist_base::CHUNK;
 
 use crate::bf16;
 
-/// Largest code, of either sign: there is no -128, whose magnitude would not fit seven bits.
+/// Largest code, of either sign: with -128 sums of products would not fit 32 bits as they do.
 const MOST: f32 = 127.0;
 
 /// Adding it to a number below 2^22 rounds that to an integer, ties to even.

@@ -359,8 +359,7 @@ fn a_masked_slot_does_not_count() {
 }
 
 #[test]
-fn codes_that_the_first_rows_do_not_see_are_there_for_the_others() {
-    // A group of rows that a mask hides a chunk from is left out.
+fn a_group_that_sees_nothing_of_a_chunk_is_left_out() {
     let shape = AttnShape { heads: 1, kv_heads: 1, head_dim: 64 };
     let mut case = coded_case(5, shape);
     let rows = 60;

@@ -10,8 +10,8 @@ use crate::quant::dots::Dots;
 use crate::simd::{LINE, PANEL, ask};
 use kvist_base::CHUNK;
 
-/// Largest product that is told from nothing: the inverse of what is smaller would overflow.
-const LEAST: f32 = 1e-34;
+/// Largest product that is told from nothing: of what is smaller the scale would be subnormal, and the inverse overflow.
+const LEAST: f32 = 4e-34;
 
 /// Largest product of a query with a scale that counts; what is more, or no number, becomes some number.
 const MOST: f32 = 3e38;
@@ -98,7 +98,7 @@ unsafe fn products<S: Dots, const N: usize>(a: *const f32, b: *const f32, out: *
 /// what these stand for, over their values. A row's sum of the weights is that of its lanes of `spread`.
 ///
 /// # Safety
-/// The ISA of `S` is available; `scores` is valid for the rows of the masks, and `spread` for a vector of each.
+/// The ISA of `S` is available; `scores` is valid for the rows of the masks, and both `spread`s for those of a group.
 #[inline(always)]
 pub(super) unsafe fn weights<S: Dots>(
     coded: &Coded,
@@ -113,10 +113,8 @@ pub(super) unsafe fn weights<S: Dots>(
         for (r, &mask) in masks.iter().enumerate() {
             let scores = scores.add(r * CHUNK);
             let (mut sum, mut most) = (S::splat(0.0), S::splat(0.0));
-            for i in (0..CHUNK).step_by(EXPS * S::LANES) {
-                if mask == 0 {
-                    break;
-                }
+            let end = if mask == 0 { 0 } else { CHUNK };
+            for i in (0..end).step_by(EXPS * S::LANES) {
                 for (j, &e) in exponentials::<S>(scores.add(i), tops[r]).iter().enumerate() {
                     let at = i + j * S::LANES;
                     let weight = S::mul(e, S::load(coded.v_scales.add(at)));
@@ -154,7 +152,8 @@ unsafe fn in_shorts<S: Dots>(
             let largest = S::min(S::load(largest.as_ptr().add(i)), S::splat(MOST));
             let over = S::keep_ge(largest, S::splat(LEAST), S::div(S::splat(most), largest));
             S::store(inverse.as_mut_ptr().add(i), over);
-            S::store(scales.as_mut_ptr().add(i), S::mul(largest, S::splat(1.0 / most)));
+            let scale = S::keep_ge(largest, S::splat(LEAST), S::mul(largest, S::splat(1.0 / most)));
+            S::store(scales.as_mut_ptr().add(i), scale);
         }
         for (r, &inverse) in inverse[..n].iter().enumerate() {
             let row = rows.add(r * row);
@@ -207,7 +206,7 @@ mod tests {
     type X = [[f32; WIDTH]; ROWS];
     type Codes = [i8; 2 * WIDTH * STEPS];
 
-    isa_entry!(fn sums_of(codes: &Codes, x: &mut X, largest: &mut [f32; FACTORS], sums: &mut Sums) = all_sums, with vnni);
+    isa_entry!(fn sums_of(codes: &Codes, x: &mut X, largest: &mut [f32; FACTORS], sums: &mut Sums) = all_sums, with avx512vnni);
 
     /// `largest` becomes what the rows stand for.
     #[inline(always)]

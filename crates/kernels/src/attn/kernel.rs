@@ -33,7 +33,7 @@ pub(super) struct Scratch {
     state: Vec<f32>,
     /// m and l of the folded state; its O is the output.
     folded: Vec<f32>,
-    /// Scores of a group, `[query row][64]`; the prepared weights of a row take their place.
+    /// Scores of a group, `[query row][64]`; the prepared weights of a row, or those in 16 bits, take their place.
     scores: [f32; GROUP * CHUNK],
     /// What a row's scores are reduced to before lanes meet, `[query row][PANEL]`.
     spread: [f32; GROUP * PANEL],
@@ -90,12 +90,12 @@ unsafe fn whole_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
     let len = state_len(shape, band.rows.len());
     scratch.shifts.clear();
     scratch.shifts.resize(band.rows.len(), None);
-    grow(&mut scratch.q, n * shape.head_dim / 2 * S::PAIR + PANEL);
+    grow(&mut scratch.q, n * shape.head_dim / 2 * S::PAIR);
     if job.kv.is_coded() {
         let dim = shape.head_dim;
-        grow(&mut scratch.coded.q, if S::PAIR == 1 { n * dim + PANEL } else { 0 });
+        grow(&mut scratch.coded.q, if S::PAIR == 1 { n * dim } else { 0 });
         grow(&mut scratch.coded.rows, GROUP * shape.padded());
-        grow(&mut scratch.coded.k_scales, dim + PANEL);
+        grow(&mut scratch.coded.k_scales, dim);
     }
     grow(&mut scratch.folded, 2 * n);
     scratch.folded[..n].fill(f32::NEG_INFINITY);

@@ -1,8 +1,9 @@
 //! A group of query rows against one chunk.
 //!
 //! Per chunk, `S = q K^T` for a block of query rows, masked, the running maximum of each row raised, `p = 2^(S - m)`
-//! rounded to bf16, `l` and `O` scaled by `2^(m_old - m)`, then `O += p V`. A row that sees nothing of a chunk is left
-//! untouched, whatever its block mates see. K and V of the chunk stay in the L1 cache while all row blocks pass.
+//! rounded to bf16 (with codes to 16 bits: [`codes`]), `l` and `O` scaled by `2^(m_old - m)`, then `O += p V`. A row that
+//! sees nothing of a chunk is left untouched, whatever its block mates see. K and V of the chunk stay in the L1 cache
+//! while all row blocks pass.
 
 use kvist_base::{CHUNK, Run};
 
@@ -126,6 +127,7 @@ impl<'a, F: Form> Tile<'a, F> {
         Tile { form, job, run, chunk, first, k, v, q, state, scores, spread, ahead }
     }
 
+    /// [`Form::CODES`], of a form that has no name.
     #[inline(always)]
     fn in_codes(&self) -> bool {
         F::CODES

@@ -302,11 +302,7 @@ mod x86 {
             for (r, sums) in acc.iter_mut().enumerate() {
                 let x = _mm256_set1_epi32(*x.add(r * row) as i32);
                 for (sum, pair) in sums.iter_mut().zip(pairs) {
-                    *sum = if VNNI {
-                        _mm256_dpwssd_avx_epi32(*sum, pair, x)
-                    } else {
-                        _mm256_add_epi32(*sum, _mm256_madd_epi16(pair, x))
-                    };
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pair, x));
                 }
             }
         }

@@ -205,8 +205,8 @@ pub(crate) const fn at<S: Simd>(v: usize, panel: usize) -> usize {
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
-/// Asks for the lines of step `i` of `steps`, each of `bytes`, of what comes next. Where a step has several lines they are
-/// as many places that are read from end to end: the hardware goes ahead of each of them.
+/// Asks for the lines of step `i` of `steps`, each of `bytes`, of what comes next. Where a step has several lines (or one
+/// and a half) they are as many places that are read from end to end: the hardware goes ahead of each of them.
 ///
 /// # Safety
 /// The ISA of `S` is available.
@@ -224,7 +224,7 @@ pub(crate) unsafe fn ask<S: Simd>(next: *const u8, bytes: usize, i: usize, steps
     }
 }
 
-/// `acc += x . w` over `pairs` steps, in ascending order: the one inner loop of matmul, of q K^T and of p V. With
+/// `acc += x . w` over `pairs` steps, in ascending order: the one inner loop of matmul, of q K^T and of p V in bf16. With
 /// `AHEAD`, as many bytes as are read here are meanwhile brought into the L2 cache from `next` on.
 ///
 /// # Safety
