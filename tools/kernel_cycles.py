@@ -115,13 +115,14 @@ def of_trace(printed, trace, analyser, model):
             line[address] = "cmpl $0, %eax"  # One instruction that waits for nothing.
         elif name not in ("call", "ret"):
             line[address] = " ".join(rewrite(name, re.sub(r"\s*[<#].*", "", operands)))
-    product = {a for a, name, _ in instructions(printed) if name in (INTEGER, SHORTS, BF16)}
+    names = {a: name for a, name, _ in instructions(printed)}
     addresses = [int(address, 16) for address in trace]
     # What other libraries do counts, but not how.
     lines = [line.get(address, "nop") for address in addresses]
     pieces = (lines[at : at + PIECE] for at in range(0, len(lines), PIECE))
     cycles = sum(cycles_of(piece, analyser, cpu, 1)[0] for piece in pieces)
-    products = sum(address in product for address in addresses)
+    # Sums of quantised products begin with a few instructions of another kind.
+    products = max(sum(names.get(address) == product for address in addresses) for product in (INTEGER, SHORTS, BF16))
     of_peak = f", {products / 2 / cycles:.0%} of the peak" if products else ""
     print(f"{len(lines)} instructions, {cycles} cycles{of_peak}")
 
