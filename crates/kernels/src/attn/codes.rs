@@ -63,7 +63,7 @@ pub(super) unsafe fn queries<S: Dots>(
             if i < dim {
                 let x = S::mul(S::load_n(q.add(i), dim - i), S::load_n(coded.k_scales.add(i), dim - i));
                 S::store(out.add(i), x);
-                most = S::max(S::max(x, S::sub(S::splat(0.0), x)), most);
+                most = S::max(magnitude::<S>(x), most);
             }
             S::store(coded.spread.add(r * PANEL), most);
         }
@@ -88,10 +88,18 @@ unsafe fn products<S: Dots, const N: usize>(a: *const f32, b: *const f32, out: *
         }
         let mut most = S::splat(0.0);
         for x in x {
-            most = S::max(S::max(x, S::sub(S::splat(0.0), x)), most);
+            most = S::max(magnitude::<S>(x), most);
         }
         most
     }
+}
+
+/// # Safety
+/// The ISA of `S` is available.
+#[inline(always)]
+unsafe fn magnitude<S: Dots>(x: S::F) -> S::F {
+    // SAFETY: the caller's contract.
+    unsafe { S::max(x, S::sub(S::splat(0.0), x)) }
 }
 
 /// Replaces rows' scores by their weights, relative to their maxima `tops`, times the scales of V, in 16 bits, and returns
@@ -206,7 +214,10 @@ mod tests {
     type X = [[f32; WIDTH]; ROWS];
     type Codes = [i8; 2 * WIDTH * STEPS];
 
-    isa_entry!(fn sums_of(codes: &Codes, x: &mut X, largest: &mut [f32; FACTORS], sums: &mut Sums) = all_sums, with avx512vnni);
+    isa_entry!(
+        fn sums_of(codes: &Codes, x: &mut X, largest: &mut [f32; FACTORS], sums: &mut Sums) = all_sums,
+        with avx512vnni
+    );
 
     /// `largest` becomes what the rows stand for.
     #[inline(always)]

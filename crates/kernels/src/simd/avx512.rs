@@ -19,22 +19,6 @@ fn first(n: usize) -> __mmask16 {
     ((1_u32 << n) - 1) as __mmask16
 }
 
-/// Adds the products of pairs of weights with one pair of each of `R` rows of x, which are `row` words apart.
-#[inline(always)]
-unsafe fn add_products<const R: usize, const V: usize>(
-    acc: &mut [[__m512; V]; R],
-    pairs: [__m512i; V],
-    x: *const u32,
-    row: usize,
-) {
-    for (r, acc) in acc.iter_mut().enumerate() {
-        let x = _mm512_set1_epi32(*x.add(r * row) as i32);
-        for (a, pair) in acc.iter_mut().zip(pairs) {
-            *a = _mm512_dpbf16_ps(*a, transmute::<__m512i, __m512bh>(pair), transmute::<__m512i, __m512bh>(x));
-        }
-    }
-}
-
 /// The upper half of a word.
 const HIGH: i32 = 0xffff_0000_u32 as i32;
 
@@ -52,13 +36,6 @@ unsafe fn add_half<const R: usize, const V: usize>(
             *a = _mm512_fmadd_ps(half, x, *a);
         }
     }
-}
-
-/// Keeps what is read at `x` from now on behind what was read before: the compiler would read elements of all rows
-/// together, and run out of registers.
-#[inline(always)]
-unsafe fn in_turn(x: &mut *const u32) {
-    std::arch::asm!("/* {0} */", inout(reg) * x, options(pure, readonly, nostack, preserves_flags));
 }
 
 impl<const BF16: bool> Simd for Avx512<BF16> {
@@ -205,7 +182,13 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             *pair = _mm512_loadu_si512(w.add(at::<Self>(v, panel)).cast());
         }
         if const { BF16 } {
-            return add_products(acc, pairs, x, row);
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let x = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*x.add(r * row) as i32));
+                for (a, pair) in acc.iter_mut().zip(pairs) {
+                    *a = _mm512_dpbf16_ps(*a, transmute::<__m512i, __m512bh>(pair), x);
+                }
+            }
+            return;
         }
         let mut halves = [_mm512_setzero_ps(); V];
         for (pair, h) in pairs.iter().zip(&mut halves) {
@@ -213,7 +196,9 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
         add_half(acc, halves, x, row);
         let mut x = x;
-        in_turn(&mut x);
+        // What is read at `x` from now on stays behind what was read before: the compiler would read elements of all
+        // rows together, and run out of registers.
+        std::arch::asm!("/* {0} */", inout(reg) x, options(pure, readonly, nostack, preserves_flags));
         for (pair, h) in pairs.iter().zip(&mut halves) {
             *h = _mm512_castsi512_ps(_mm512_and_si512(*pair, _mm512_set1_epi32(HIGH)));
         }
