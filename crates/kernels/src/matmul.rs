@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use crate::buffer::SharedMut;
-use crate::simd::{PANEL, Simd, dots, isa_entry, prepare, row_block};
+use crate::simd::{LINE, PANEL, Simd, dots, isa_entry, prepare, row_block};
 use crate::{Isa, PackedBf16, Pool};
 
 /// Rows that one tile handles at most: what it reads of x then stays in the L2 cache.
@@ -212,9 +212,9 @@ unsafe fn block<S: Simd, const R: usize, const V: usize>(job: &Job, slice: Slice
         let x = job.x.add(row * job.stride + from * S::PAIR);
         if V * S::LANES == PANEL {
             let next = w.cast::<u8>().wrapping_add(AHEAD);
-            dots::<S, R, V, true>(&mut acc, w, PANEL, job.panel, x, job.stride, to - from, next);
+            dots::<S, R, V, LINE>(&mut acc, w, PANEL, job.panel, x, job.stride, to - from, next);
         } else {
-            dots::<S, R, V, false>(&mut acc, w, PANEL, job.panel, x, job.stride, to - from, std::ptr::null());
+            dots::<S, R, V, 0>(&mut acc, w, PANEL, job.panel, x, job.stride, to - from, std::ptr::null());
         }
         for (r, acc) in acc.into_iter().enumerate() {
             for (v, sum) in acc.into_iter().enumerate() {

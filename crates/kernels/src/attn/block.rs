@@ -1,13 +1,11 @@
 //! How many rows and vectors meet in registers.
 
 /// [`crate::simd::row_block`] with a number of vectors that need not make whole panels: a chunk's operands lie side by
-/// side. With fewer than nine sums a row block of AVX2 waits for its additions. Codes have no halves that take room.
+/// side. With fewer than nine sums a row block of AVX2 waits for its additions.
 macro_rules! tile_block {
-    ($s:ident, $form:ident, $rows:expr, $f:ident($($arg:expr),* $(,)?)) => {
+    ($s:ident, $rows:expr, $f:ident($($arg:expr),* $(,)?)) => {
         match $rows {
             3 if const { $s::LANES == 8 } => $f::<$s, 3, 3>($($arg),*),
-            5 if const { $s::LANES == 16 && $form::CODES } => $f::<$s, 5, 4>($($arg),*),
-            6 if const { $s::LANES == 16 && $form::CODES } => $f::<$s, 6, 4>($($arg),*),
             rows => $crate::simd::row_block!($s, rows, $f($($arg),*)),
         }
     };

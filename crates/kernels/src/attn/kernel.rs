@@ -6,6 +6,7 @@ use std::ops::Range;
 use kvist_base::{CHUNK, ChunkId, RunList};
 
 use super::Queries;
+use super::ahead;
 use super::plan::{AttnPlan, Task, state_len};
 use super::tile::{Coded, Form, GROUP, InCodes, InWords, State, Tile, group};
 use crate::buffer::SharedMut;
@@ -185,6 +186,8 @@ unsafe fn segment<S: Simd>(
                     scores: scratch.scores.as_mut_ptr(),
                     spread: scratch.spread.as_mut_ptr(),
                     ahead: next.map_or(0, |next| next as isize - k as isize),
+                    shared: false,
+                    blocks: 0,
                 };
                 match coded {
                     None => groups_of_words(S::ISA, tile, begin..end),
@@ -201,10 +204,11 @@ unsafe fn segment<S: Simd>(
 /// As [`group`].
 #[inline(always)]
 unsafe fn groups<S: Dots>(mut tile: Tile<'_, impl Form>, rows: Range<usize>) {
+    tile.shared = ahead::shared::<S>(rows.len());
     for at in rows.clone().step_by(GROUP) {
         // SAFETY: passed on.
         unsafe { group::<S, _>(&tile, at, GROUP.min(rows.end - at)) };
-        tile.ahead = 0;
+        tile.blocks += GROUP.div_ceil(S::ROWS);
     }
 }
 

@@ -4,6 +4,7 @@
 //! segments at the absolute multiples of [`kvist_base::SEGMENT`]; inside a segment the chunks are met in ascending
 //! order by an online softmax; the states of its segments are folded in ascending order, starting from the first one.
 
+mod ahead;
 mod block;
 mod codes;
 mod kernel;

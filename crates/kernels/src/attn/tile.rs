@@ -7,13 +7,14 @@
 
 use kvist_base::{CHUNK, Run};
 
+use super::ahead::dots_ahead;
 use super::block::{cover, tile_block};
 use super::codes;
 use super::kernel::Job;
 use super::plan::Canary;
 use crate::elementwise::cap_lanes;
 use crate::quant::dots::Dots;
-use crate::simd::{AT_ONCE, LINE, PANEL, Simd, block_sizes, dots};
+use crate::simd::{AT_ONCE, PANEL, Simd, block_sizes};
 
 /// Query rows that meet K of a chunk before the first of them meets V: K and q, then V and O fit the L1 cache.
 pub(super) const GROUP: usize = 24;
@@ -27,7 +28,7 @@ pub(super) const FACTORS: usize = GROUP.next_multiple_of(PANEL);
 pub(super) const EXPS: usize = 4;
 
 /// Token pairs of a chunk.
-const PAIRS: usize = CHUNK / 2;
+pub(super) const PAIRS: usize = CHUNK / 2;
 
 /// Softmax state of query rows: the output so far is `o / l`, relative to the maximum `m` (log2 domain). `m` is -inf
 /// where nothing was seen yet.
@@ -119,26 +120,22 @@ pub(super) struct Tile<'a, F: Form> {
     pub spread: *mut f32,
     /// Bytes from this chunk's K and V to those of the next one; 0 if there is none.
     pub ahead: isize,
+    /// Whether row blocks share in asking for it.
+    pub shared: bool,
+    /// Row blocks that met the chunk before.
+    pub blocks: usize,
 }
 
 impl<'a, F: Form> Tile<'a, F> {
     pub fn with<G: Form>(self, form: G) -> Tile<'a, G> {
-        let Tile { job, run, chunk, first, k, v, q, state, scores, spread, ahead, .. } = self;
-        Tile { form, job, run, chunk, first, k, v, q, state, scores, spread, ahead }
+        let Tile { job, run, chunk, first, k, v, q, state, scores, spread, ahead, shared, blocks, .. } = self;
+        Tile { form, job, run, chunk, first, k, v, q, state, scores, spread, ahead, shared, blocks }
     }
 
     /// [`Form::CODES`], of a form that has no name.
     #[inline(always)]
     fn in_codes(&self) -> bool {
         F::CODES
-    }
-
-    /// Which part of the next tile to ask for, if there is one, while `pairs` steps are read here, of `part` (K or V) from
-    /// `column` on, by the rows from `from` of the group: the first ones do.
-    #[inline(always)]
-    fn next(&self, part: *const u32, column: usize, pairs: usize, from: usize) -> Option<*const u8> {
-        let bytes = if F::CODES { 2 } else { 4 } * column * pairs;
-        (self.ahead != 0 && from == 0).then(|| part.cast::<u8>().wrapping_offset(self.ahead).wrapping_add(bytes))
     }
 }
 
@@ -162,19 +159,19 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
     // SAFETY: rows `at..at + n` lie in the band; `scores` has room for `n` rows, `spread` for `GROUP`.
     unsafe {
         let q = if let Some(coded) = tile.form.coded() {
-            let scales = codes::queries::<S>(coded, plan.shape, at, n, tile.next(tile.k, 0, 0, 0));
+            let scales = codes::queries::<S>(coded, plan.shape, at, n, tile.ahead(tile.k, 0, 0, 0, tile.blocks));
             Rows { at: coded.rows.cast(), apart: plan.shape.padded(), scales }
         } else {
             let apart = plan.shape.head_dim / 2 * S::PAIR;
             Rows { at: tile.q.add(at * apart), apart, scales: [1.0; FACTORS] }
         };
-        let mut row = 0;
+        let (mut row, mut block) = (0, tile.blocks);
         while row < n {
             let size = block_size::<S>(n - row);
-            tile_block!(S, F, size, scores(tile, &q, row));
-            row += size;
+            tile_block!(S, size, scores(tile, &q, row, block));
+            (row, block) = (row + size, block + 1);
         }
-        ask_between::<S, F>(tile, 0);
+        tile.ask_between::<S>(0);
         if let Some(cap) = plan.cap {
             cap_scores::<S>(tile.scores, n, cap);
         }
@@ -189,14 +186,14 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             }
         }
         raise::<S>(tile.state.m.add(at), &mut largest, &mut alpha, n);
-        ask_between::<S, F>(tile, 1);
+        tile.ask_between::<S>(1);
         let mut p = Rows { at: tile.scores.cast(), apart: CHUNK, scales: [1.0; FACTORS] };
         if let Some(coded) = tile.form.coded() {
             p.scales = codes::weights::<S>(coded, tile.scores, &largest, &masks[..n], tile.spread);
         } else {
             weigh_rows::<S>(tile.scores, &largest, &masks[..n], tile.spread);
         }
-        ask_between::<S, F>(tile, 2);
+        tile.ask_between::<S>(2);
         let mut sums = [0.0; FACTORS];
         reduce::<S, false>(tile.spread, &mut sums, n);
         for i in (0..n).step_by(S::LANES) {
@@ -204,27 +201,11 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             let scaled = S::mul(S::load_n(l, rows), S::load(alpha.as_ptr().add(i)));
             S::store_n(l, rows, S::add(scaled, S::load(sums.as_ptr().add(i))));
         }
-        row = 0;
+        (row, block) = (0, tile.blocks);
         while row < n {
             let size = block_size::<S>(n - row);
-            tile_block!(S, F, size, outputs(tile, &p, at, row, &alpha, &masks));
-            row += size;
-        }
-    }
-}
-
-/// Part `part` of three of the lines of the next V that are asked for between scores and outputs: with few rows that is a
-/// tenth of the time, in which memory would have nothing to do.
-///
-/// # Safety
-/// The ISA of `S` is available.
-#[inline(always)]
-unsafe fn ask_between<S: Simd, F: Form>(tile: &Tile<'_, F>, part: usize) {
-    const LINES: usize = 8;
-    if let Some(next) = tile.next(tile.v, 0, PAIRS, 0) {
-        for line in part * LINES..(part + 1) * LINES {
-            // SAFETY: any address may be asked for.
-            unsafe { S::prefetch(next.wrapping_add(line * LINE).cast()) };
+            tile_block!(S, size, outputs(tile, &p, at, row, block, &alpha, &masks));
+            (row, block) = (row + size, block + 1);
         }
     }
 }
@@ -275,15 +256,20 @@ fn block_size<S: Simd>(rows: usize) -> usize {
 /// # Safety
 /// As [`group`].
 #[inline(always)]
-unsafe fn scores<S: Dots, const R: usize, const V: usize>(tile: &Tile<'_, impl Form>, q: &Rows, from: usize) {
+unsafe fn scores<S: Dots, const R: usize, const V: usize>(
+    tile: &Tile<'_, impl Form>,
+    q: &Rows,
+    from: usize,
+    block: usize,
+) {
     // SAFETY: passed on.
     unsafe {
         if const { (CHUNK / S::LANES).is_multiple_of(V) } {
             for token in (0..CHUNK).step_by(V * S::LANES) {
-                tokens::<S, R, V>(token, tile, q, from);
+                tokens::<S, R, V>(token, tile, q, from, block);
             }
         } else {
-            cover!(S, R, V, CHUNK / S::LANES, tokens(token, tile, q, from));
+            cover!(S, R, V, CHUNK / S::LANES, tokens(token, tile, q, from, block));
         }
     }
 }
@@ -298,25 +284,24 @@ unsafe fn tokens<S: Dots, const R: usize, const V: usize>(
     tile: &Tile<'_, impl Form>,
     q: &Rows,
     from: usize,
+    block: usize,
 ) {
     let pairs = tile.job.plan.shape.head_dim / 2;
-    let next = tile.next(tile.k, token, pairs, from);
+    let ahead = tile.ahead(tile.k, token, V * S::LANES, pairs, block);
     // SAFETY: K has `pairs` steps of 64 words, or pairs of codes; q has `R` rows.
     unsafe {
         let x = q.at.add(from * q.apart);
         let mut acc = [[S::splat(0.0); V]; R];
         if tile.in_codes() {
             let mut sums = [[S::four(&0); V]; R];
-            codes::dots::<S, R, V>(&mut sums, tile.k.cast::<i8>().add(2 * token), CHUNK, x, q.apart, pairs, next);
+            codes::dots::<S, R, V>(&mut sums, tile.k.cast::<i8>().add(2 * token), CHUNK, x, q.apart, pairs, ahead);
             for (r, (acc, sums)) in acc.iter_mut().zip(&sums).enumerate() {
                 for (acc, &sum) in acc.iter_mut().zip(sums) {
                     *acc = S::mul(S::float(sum), S::splat(q.scales[from + r]));
                 }
             }
-        } else if let Some(next) = next {
-            dots::<S, R, V, true>(&mut acc, tile.k.add(token), CHUNK, PANEL, x, q.apart, pairs, next);
         } else {
-            dots::<S, R, V, false>(&mut acc, tile.k.add(token), CHUNK, PANEL, x, q.apart, pairs, std::ptr::null());
+            dots_ahead::<S, R, V>(&mut acc, tile.k.add(token), CHUNK, x, q.apart, pairs, ahead);
         }
         let scores = tile.scores.add(from * CHUNK + token);
         // By reference: by value the sums would go to the stack first.
@@ -338,13 +323,14 @@ unsafe fn outputs<S: Dots, const R: usize, const V: usize>(
     p: &Rows,
     at: usize,
     from: usize,
+    block: usize,
     alpha: &[f32; FACTORS],
     masks: &[u64; GROUP],
 ) {
     let vectors = tile.job.plan.shape.head_dim.div_ceil(S::LANES);
     // SAFETY: passed on.
     unsafe {
-        cover!(S, R, V, vectors, columns(column, tile, p, at, from, alpha, masks));
+        cover!(S, R, V, vectors, columns(column, tile, p, at, from, block, alpha, masks));
     }
 }
 
@@ -474,11 +460,12 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
     p: &Rows,
     at: usize,
     from: usize,
+    block: usize,
     alpha: &[f32; FACTORS],
     masks: &[u64; GROUP],
 ) {
     let shape = tile.job.plan.shape;
-    let next = tile.next(tile.v, column, PAIRS, from);
+    let ahead = tile.ahead(tile.v, column, V * S::LANES, PAIRS, block);
     // SAFETY: V has 32 steps of `head_dim` words, or pairs of codes, and a vector of room behind. The state has
     // `at + from + R` rows with room for whole vectors.
     unsafe {
@@ -488,7 +475,7 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
         if tile.in_codes() {
             let v = tile.v.cast::<i8>().add(2 * column);
             let mut sums = [[S::four(&0); V]; R];
-            codes::dots::<S, R, V>(&mut sums, v, shape.head_dim, x, p.apart, PAIRS, next);
+            codes::dots::<S, R, V>(&mut sums, v, shape.head_dim, x, p.apart, PAIRS, ahead);
             for (r, (acc, sums)) in acc.iter_mut().zip(&sums).enumerate() {
                 for (v, (acc, &sum)) in acc.iter_mut().zip(sums).enumerate() {
                     let old = S::mul(S::load(o.add(r * shape.padded() + v * S::LANES)), S::splat(alpha[from + r]));
@@ -501,12 +488,7 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
                     *acc = S::mul(S::load(o.add(r * shape.padded() + v * S::LANES)), S::splat(alpha[from + r]));
                 }
             }
-            let v = tile.v.add(column);
-            if let Some(next) = next {
-                dots::<S, R, V, true>(&mut acc, v, shape.head_dim, PANEL, x, p.apart, PAIRS, next);
-            } else {
-                dots::<S, R, V, false>(&mut acc, v, shape.head_dim, PANEL, x, p.apart, PAIRS, std::ptr::null());
-            }
+            dots_ahead::<S, R, V>(&mut acc, tile.v.add(column), shape.head_dim, x, p.apart, PAIRS, ahead);
         }
         for (r, acc) in acc.iter().enumerate() {
             // A row that sees nothing keeps its state: adding zeros could still turn -0 into 0.

@@ -1,5 +1,7 @@
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::transmute;
+use std::ptr;
 
 use super::{AT_ONCE, Avx2, Simd, at};
 use crate::Isa;
@@ -37,6 +39,66 @@ unsafe fn add_half<const R: usize, const V: usize>(
         }
     }
 }
+
+/// Writes [`Simd::step`] without bf16 products for so many rows by four vectors. Of the 32 registers 30 hold sums, halves,
+/// an element and a mask: left to itself the compiler keeps more than that, and sums in memory.
+macro_rules! whole_step {
+    ($name:ident, $rows:literal, $([$r:tt $at:literal $a:ident $b:ident $c:ident $d:ident])*) => {
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        unsafe fn $name(acc: &mut [[__m512; 4]; $rows], w: *const u32, apart: usize, x: *const u32, row: usize) {
+            let (_x, _0, _1, _2, _3): (__m512, __m512, __m512, __m512, __m512);
+            asm!(
+                "vpslld {h0}, zmmword ptr [{w}], 16",
+                "vpslld {h1}, zmmword ptr [{w} + {apart}], 16",
+                "vpslld {h2}, zmmword ptr [{w} + 2 * {apart}], 16",
+                "vpslld {h3}, zmmword ptr [{w} + {apart3}], 16",
+                $(whole_step!(row $at, "", $a $b $c $d),)*
+                "vpandd {h0}, {high}, zmmword ptr [{w}]",
+                "vpandd {h1}, {high}, zmmword ptr [{w} + {apart}]",
+                "vpandd {h2}, {high}, zmmword ptr [{w} + 2 * {apart}]",
+                "vpandd {h3}, {high}, zmmword ptr [{w} + {apart3}]",
+                $(whole_step!(row $at, " + 4", $a $b $c $d),)*
+                $(
+                    $a = inout(zmm_reg) acc[$r][0],
+                    $b = inout(zmm_reg) acc[$r][1],
+                    $c = inout(zmm_reg) acc[$r][2],
+                    $d = inout(zmm_reg) acc[$r][3],
+                )*
+                h0 = out(zmm_reg) _0,
+                h1 = out(zmm_reg) _1,
+                h2 = out(zmm_reg) _2,
+                h3 = out(zmm_reg) _3,
+                x = out(zmm_reg) _x,
+                high = in(zmm_reg) _mm512_set1_epi32(HIGH),
+                w = in(reg) w,
+                apart = in(reg) 4 * apart,
+                apart3 = in(reg) 12 * apart,
+                first = in(reg) x,
+                fourth = in(reg) x.add(3 * row),
+                row = in(reg) 4 * row,
+                options(pure, readonly, nostack, preserves_flags)
+            );
+        }
+    };
+    (row $at:literal, $half:literal, $a:ident $b:ident $c:ident $d:ident) => {
+        concat!(
+            "vbroadcastss {x}, dword ptr [", $at, $half, "]\n",
+            "vfmadd231ps {", stringify!($a), "}, {h0}, {x}\n",
+            "vfmadd231ps {", stringify!($b), "}, {h1}, {x}\n",
+            "vfmadd231ps {", stringify!($c), "}, {h2}, {x}\n",
+            "vfmadd231ps {", stringify!($d), "}, {h3}, {x}",
+        )
+    };
+}
+whole_step!(step_of_4, 4,
+    [0 "{first}" a b c d] [1 "{first} + {row}" e f g h] [2 "{first} + 2 * {row}" i j k l] [3 "{fourth}" m n o p]);
+whole_step!(step_of_5, 5,
+    [0 "{first}" a b c d] [1 "{first} + {row}" e f g h] [2 "{first} + 2 * {row}" i j k l] [3 "{fourth}" m n o p]
+    [4 "{fourth} + {row}" q r s t]);
+whole_step!(step_of_6, 6,
+    [0 "{first}" a b c d] [1 "{first} + {row}" e f g h] [2 "{first} + 2 * {row}" i j k l] [3 "{fourth}" m n o p]
+    [4 "{fourth} + {row}" q r s t] [5 "{fourth} + 2 * {row}" u v y z]);
 
 impl<const BF16: bool> Simd for Avx512<BF16> {
     const ISA: Isa = if BF16 { Isa::Avx512 } else { Isa::Avx512Vnni };
@@ -178,10 +240,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         row: usize,
     ) {
         let mut pairs = [_mm512_setzero_si512(); V];
-        for (v, pair) in pairs.iter_mut().enumerate() {
-            *pair = _mm512_loadu_si512(w.add(at::<Self>(v, panel)).cast());
-        }
         if const { BF16 } {
+            for (v, pair) in pairs.iter_mut().enumerate() {
+                *pair = _mm512_loadu_si512(w.add(at::<Self>(v, panel)).cast());
+            }
             for (r, acc) in acc.iter_mut().enumerate() {
                 let x = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*x.add(r * row) as i32));
                 for (a, pair) in acc.iter_mut().zip(pairs) {
@@ -189,6 +251,17 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
                 }
             }
             return;
+        }
+        if const { V == 4 && R >= 4 } {
+            let acc = ptr::from_mut(acc);
+            return match R {
+                4 => step_of_4(&mut *acc.cast(), w, panel, x, row),
+                5 => step_of_5(&mut *acc.cast(), w, panel, x, row),
+                _ => step_of_6(&mut *acc.cast(), w, panel, x, row),
+            };
+        }
+        for (v, pair) in pairs.iter_mut().enumerate() {
+            *pair = _mm512_loadu_si512(w.add(at::<Self>(v, panel)).cast());
         }
         let mut halves = [_mm512_setzero_ps(); V];
         for (pair, h) in pairs.iter().zip(&mut halves) {
@@ -198,7 +271,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         let mut x = x;
         // What is read at `x` from now on stays behind what was read before: the compiler would read elements of all
         // rows together, and run out of registers.
-        std::arch::asm!("/* {0} */", inout(reg) x, options(pure, readonly, nostack, preserves_flags));
+        asm!("/* {0} */", inout(reg) x, options(pure, readonly, nostack, preserves_flags));
         for (pair, h) in pairs.iter().zip(&mut halves) {
             *h = _mm512_castsi512_ps(_mm512_and_si512(*pair, _mm512_set1_epi32(HIGH)));
         }

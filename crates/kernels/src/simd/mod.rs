@@ -224,14 +224,14 @@ pub(crate) unsafe fn ask<S: Simd>(next: *const u8, bytes: usize, i: usize, steps
     }
 }
 
-/// `acc += x . w` over `pairs` steps, in ascending order: the one inner loop of matmul, of q K^T and of p V in bf16. With
-/// `AHEAD`, as many bytes as are read here are meanwhile brought into the L2 cache from `next` on.
+/// `acc += x . w` over `pairs` steps, in ascending order: the one inner loop of matmul, of q K^T and of p V in bf16.
+/// Meanwhile as many bytes as are read here, but at most `ASKED` a step, are brought into the L2 cache from `next` on.
 ///
 /// # Safety
 /// As [`Simd::step`], for `w + i * stride` and `x + i * PAIR`, `i < pairs`.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "two strided operands")]
-pub(crate) unsafe fn dots<S: Simd, const R: usize, const V: usize, const AHEAD: bool>(
+pub(crate) unsafe fn dots<S: Simd, const R: usize, const V: usize, const ASKED: usize>(
     acc: &mut [[S::F; V]; R],
     w: *const u32,
     stride: usize,
@@ -242,8 +242,8 @@ pub(crate) unsafe fn dots<S: Simd, const R: usize, const V: usize, const AHEAD: 
     next: *const u8,
 ) {
     for i in 0..pairs {
-        if AHEAD {
-            ask::<S>(next, V * S::LANES * size_of::<u32>(), i, pairs);
+        if ASKED > 0 {
+            ask::<S>(next, ASKED.min(V * S::LANES * size_of::<u32>()), i, pairs);
         }
         S::step(acc, w.add(i * stride), panel, x.add(i * S::PAIR), row);
     }
@@ -377,11 +377,8 @@ macro_rules! row_block {
                 2 => $f::<$s, 2, 4>($($arg),*),
                 3 => $f::<$s, 3, 4>($($arg),*),
                 4 => $f::<$s, 4, 4>($($arg),*),
-                5 if const { $s::ROWS > 4 && $s::PAIR == 1 } => $f::<$s, 5, 4>($($arg),*),
-                6 if const { $s::ROWS > 4 && $s::PAIR == 1 } => $f::<$s, 6, 4>($($arg),*),
-                // Both halves of the words have to fit, too.
-                5 if const { $s::ROWS > 4 && $s::PAIR == 2 } => $f::<$s, 5, 2>($($arg),*),
-                6 if const { $s::ROWS > 4 && $s::PAIR == 2 } => $f::<$s, 6, 2>($($arg),*),
+                5 if const { $s::ROWS > 4 } => $f::<$s, 5, 4>($($arg),*),
+                6 if const { $s::ROWS > 4 } => $f::<$s, 6, 4>($($arg),*),
                 rows => unreachable!("no block of {rows} rows"),
             }
         }
