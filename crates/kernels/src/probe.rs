@@ -194,8 +194,16 @@ unsafe fn steps_in_registers<S: Simd, const R: usize, const V: usize>(
     // SAFETY: V vectors lie in `w`, R prepared pairs in `x`.
     unsafe {
         let mut acc = [[S::splat(0.0); V]; R];
+        let (pairs, x0) = (black_box([S::load(w.as_ptr().cast()); V]), black_box(S::load(x.as_ptr().cast())));
         for _ in 0..n {
-            S::step(&mut acc, w.as_ptr(), crate::simd::PANEL, x.as_ptr(), S::PAIR);
+            if const { S::PAIR == 1 } {
+                S::step(&mut acc, w.as_ptr(), PANEL, x.as_ptr(), S::PAIR);
+                continue;
+            }
+            // What a step does besides is not the limit.
+            for (sum, w) in acc.iter_mut().flat_map(|row| row.iter_mut().zip(pairs)) {
+                *sum = S::fma(w, x0, S::fma(w, x0, *sum));
+            }
         }
         for row in acc {
             for sum in row {

@@ -4,7 +4,6 @@
 //! unit is 2^-16 of the row's largest, where bf16 would be off by 2^-9 of each. Codes are widened to 16 bits as they are
 //! read, a pair to a word, and products are added up as integers, exactly: on every path they are the same.
 
-use super::ahead::Ahead;
 use super::plan::AttnShape;
 use super::tile::{Coded, EXPS, FACTORS, exponentials, reduce};
 use crate::quant::dots::Dots;
@@ -29,7 +28,7 @@ fn largest_of(products: usize) -> f32 {
 }
 
 /// Query rows `at..at + n` of the band times the scales of K, as the rows of the group in 16 bits, a padded row apart, and
-/// what these stand for, over their values. Meanwhile some lines of what comes next are asked for.
+/// what these stand for, over their values. Meanwhile lines from `next` on are asked for.
 ///
 /// # Safety
 /// As [`super::tile::group`].
@@ -39,7 +38,7 @@ pub(super) unsafe fn queries<S: Dots>(
     shape: AttnShape,
     at: usize,
     n: usize,
-    ahead: Ahead,
+    next: Option<*const u8>,
 ) -> [f32; FACTORS] {
     let (dim, padded) = (shape.head_dim, shape.padded());
     let mut largest = [0.0; FACTORS];
@@ -47,7 +46,7 @@ pub(super) unsafe fn queries<S: Dots>(
     unsafe {
         for r in 0..n {
             let (q, out) = (coded.q.add((at + r) * dim), coded.rows.add(r * padded));
-            if let Ahead::All(next) = ahead {
+            if let Some(next) = next {
                 for line in r * LINES..(r + 1) * LINES {
                     S::prefetch(next.wrapping_add(line * LINE).cast());
                 }
@@ -175,40 +174,12 @@ unsafe fn in_shorts<S: Dots>(
 }
 
 /// Adds the products of `R` rows of x, `row` words apart, with `V` vectors of codes, of which steps are `stride` pairs
-/// apart, and asks for what comes next.
+/// apart. Meanwhile as many bytes as are read here, but at most `ASKED` a step, are asked for from `next` on.
 ///
 /// # Safety
 /// As [`crate::simd::dots`].
 #[inline(always)]
-pub(super) unsafe fn dots<S: Dots, const R: usize, const V: usize>(
-    sums: &mut [[S::I; V]; R],
-    codes: *const i8,
-    stride: usize,
-    x: *const u32,
-    row: usize,
-    pairs: usize,
-    ahead: Ahead,
-) {
-    // SAFETY: passed on.
-    unsafe {
-        match ahead {
-            Ahead::Nothing => steps::<S, R, V, 0>(sums, codes, stride, x, row, pairs, std::ptr::null()),
-            Ahead::All(next) if const { V * S::LANES > 2 * PANEL } => {
-                steps::<S, R, V, { usize::MAX }>(sums, codes, stride, x, row, pairs, next);
-            }
-            Ahead::Line(next) | Ahead::All(next) => {
-                steps::<S, R, V, LINE>(sums, codes, stride, x, row, pairs, next);
-            }
-        }
-    }
-}
-
-/// [`dots`] that asks for as many bytes as it reads, but at most `ASKED` a step, from `next` on.
-///
-/// # Safety
-/// As [`crate::simd::dots`].
-#[inline(always)]
-unsafe fn steps<S: Dots, const R: usize, const V: usize, const ASKED: usize>(
+pub(super) unsafe fn code_dots<S: Dots, const R: usize, const V: usize, const ASKED: usize>(
     sums: &mut [[S::I; V]; R],
     codes: *const i8,
     stride: usize,
@@ -258,7 +229,7 @@ mod tests {
             for column in (0..WIDTH).step_by(2 * S::LANES) {
                 let codes = codes.as_ptr().add(2 * column);
                 let mut found = [[S::four(&0); 2]; ROWS];
-                dots::<S, ROWS, 2>(&mut found, codes, WIDTH, x.cast(), WIDTH, STEPS, Ahead::Nothing);
+                code_dots::<S, ROWS, 2, 0>(&mut found, codes, WIDTH, x.cast(), WIDTH, STEPS, std::ptr::null());
                 for (sums, found) in sums.iter_mut().zip(&found) {
                     for (v, &sum) in found.iter().enumerate() {
                         S::store(sums.as_mut_ptr().add(column + v * S::LANES), S::float(sum));

@@ -187,7 +187,6 @@ unsafe fn segment<S: Simd>(
                     spread: scratch.spread.as_mut_ptr(),
                     ahead: next.map_or(0, |next| next as isize - k as isize),
                     shared: false,
-                    blocks: 0,
                 };
                 match coded {
                     None => groups_of_words(S::ISA, tile, begin..end),
@@ -204,11 +203,14 @@ unsafe fn segment<S: Simd>(
 /// As [`group`].
 #[inline(always)]
 unsafe fn groups<S: Dots>(mut tile: Tile<'_, impl Form>, rows: Range<usize>) {
-    tile.shared = ahead::shared::<S>(rows.len());
     for at in rows.clone().step_by(GROUP) {
+        let n = GROUP.min(rows.end - at);
+        tile.shared = ahead::shared::<S>(n);
         // SAFETY: passed on.
-        unsafe { group::<S, _>(&tile, at, GROUP.min(rows.end - at)) };
-        tile.blocks += GROUP.div_ceil(S::ROWS);
+        if unsafe { group::<S, _>(&tile, at, n) } {
+            // The next chunk was asked for.
+            tile.ahead = 0;
+        }
     }
 }
 

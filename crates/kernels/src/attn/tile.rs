@@ -7,14 +7,14 @@
 
 use kvist_base::{CHUNK, Run};
 
-use super::ahead::dots_ahead;
+use super::ahead::{Ahead, asking};
 use super::block::{cover, tile_block};
-use super::codes;
+use super::codes::{self, code_dots};
 use super::kernel::Job;
 use super::plan::Canary;
 use crate::elementwise::cap_lanes;
 use crate::quant::dots::Dots;
-use crate::simd::{AT_ONCE, PANEL, Simd, block_sizes};
+use crate::simd::{AT_ONCE, PANEL, Simd, block_sizes, dots};
 
 /// Query rows that meet K of a chunk before the first of them meets V: K and q, then V and O fit the L1 cache.
 pub(super) const GROUP: usize = 24;
@@ -28,7 +28,7 @@ pub(super) const FACTORS: usize = GROUP.next_multiple_of(PANEL);
 pub(super) const EXPS: usize = 4;
 
 /// Token pairs of a chunk.
-pub(super) const PAIRS: usize = CHUNK / 2;
+const PAIRS: usize = CHUNK / 2;
 
 /// Softmax state of query rows: the output so far is `o / l`, relative to the maximum `m` (log2 domain). `m` is -inf
 /// where nothing was seen yet.
@@ -93,7 +93,7 @@ impl Form for InCodes {
     }
 }
 
-/// Rows of a group that meet K or V, as [`Simd::step`] or [`codes::dots`] take them.
+/// Rows of a group that meet K or V, as [`Simd::step`] or [`code_dots`] take them.
 struct Rows {
     at: *const u32,
     /// Words from row to row.
@@ -122,14 +122,12 @@ pub(super) struct Tile<'a, F: Form> {
     pub ahead: isize,
     /// Whether row blocks share in asking for it.
     pub shared: bool,
-    /// Row blocks that met the chunk before.
-    pub blocks: usize,
 }
 
 impl<'a, F: Form> Tile<'a, F> {
     pub fn with<G: Form>(self, form: G) -> Tile<'a, G> {
-        let Tile { job, run, chunk, first, k, v, q, state, scores, spread, ahead, shared, blocks, .. } = self;
-        Tile { form, job, run, chunk, first, k, v, q, state, scores, spread, ahead, shared, blocks }
+        let Tile { job, run, chunk, first, k, v, q, state, scores, spread, ahead, shared, .. } = self;
+        Tile { form, job, run, chunk, first, k, v, q, state, scores, spread, ahead, shared }
     }
 
     /// [`Form::CODES`], of a form that has no name.
@@ -139,19 +137,19 @@ impl<'a, F: Form> Tile<'a, F> {
     }
 }
 
-/// `n <= GROUP` query rows from `at` of the band against a chunk.
+/// `n <= GROUP` query rows from `at` of the band against a chunk; whether one of them sees something of it.
 ///
 /// # Safety
 /// The ISA of `S` is available, the tile's pointers are those of its job, and the rows' state and the scores belong to
 /// the caller.
 #[inline(always)]
-pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: usize) {
+pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: usize) -> bool {
     let plan = tile.job.plan;
     let mut masks = [u64::MAX; GROUP];
     if tile.run.masks.is_some() {
         mask_rows(tile, at, &mut masks[..n]);
         if masks[..n].iter().all(|&mask| mask == 0) {
-            return;
+            return false;
         }
     }
     let mut largest = [f32::NEG_INFINITY; FACTORS];
@@ -159,17 +157,17 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
     // SAFETY: rows `at..at + n` lie in the band; `scores` has room for `n` rows, `spread` for `GROUP`.
     unsafe {
         let q = if let Some(coded) = tile.form.coded() {
-            let scales = codes::queries::<S>(coded, plan.shape, at, n, tile.ahead(tile.k, 0, 0, 0, tile.blocks));
+            let scales = codes::queries::<S>(coded, plan.shape, at, n, tile.first_lines(tile.k));
             Rows { at: coded.rows.cast(), apart: plan.shape.padded(), scales }
         } else {
             let apart = plan.shape.head_dim / 2 * S::PAIR;
             Rows { at: tile.q.add(at * apart), apart, scales: [1.0; FACTORS] }
         };
-        let (mut row, mut block) = (0, tile.blocks);
+        let mut row = 0;
         while row < n {
             let size = block_size::<S>(n - row);
-            tile_block!(S, size, scores(tile, &q, row, block));
-            (row, block) = (row + size, block + 1);
+            tile_block!(S, size, scores(tile, &q, row));
+            row += size;
         }
         tile.ask_between::<S>(0);
         if let Some(cap) = plan.cap {
@@ -201,13 +199,14 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             let scaled = S::mul(S::load_n(l, rows), S::load(alpha.as_ptr().add(i)));
             S::store_n(l, rows, S::add(scaled, S::load(sums.as_ptr().add(i))));
         }
-        (row, block) = (0, tile.blocks);
+        row = 0;
         while row < n {
             let size = block_size::<S>(n - row);
-            tile_block!(S, size, outputs(tile, &p, at, row, block, &alpha, &masks));
-            (row, block) = (row + size, block + 1);
+            tile_block!(S, size, outputs(tile, &p, at, row, &alpha, &masks));
+            row += size;
         }
     }
+    true
 }
 
 /// What each query row from `at` of the band on sees of the chunk.
@@ -256,20 +255,15 @@ fn block_size<S: Simd>(rows: usize) -> usize {
 /// # Safety
 /// As [`group`].
 #[inline(always)]
-unsafe fn scores<S: Dots, const R: usize, const V: usize>(
-    tile: &Tile<'_, impl Form>,
-    q: &Rows,
-    from: usize,
-    block: usize,
-) {
+unsafe fn scores<S: Dots, const R: usize, const V: usize>(tile: &Tile<'_, impl Form>, q: &Rows, from: usize) {
     // SAFETY: passed on.
     unsafe {
         if const { (CHUNK / S::LANES).is_multiple_of(V) } {
             for token in (0..CHUNK).step_by(V * S::LANES) {
-                tokens::<S, R, V>(token, tile, q, from, block);
+                tokens::<S, R, V>(token, tile, q, from);
             }
         } else {
-            cover!(S, R, V, CHUNK / S::LANES, tokens(token, tile, q, from, block));
+            cover!(S, R, V, CHUNK / S::LANES, tokens(token, tile, q, from));
         }
     }
 }
@@ -284,24 +278,28 @@ unsafe fn tokens<S: Dots, const R: usize, const V: usize>(
     tile: &Tile<'_, impl Form>,
     q: &Rows,
     from: usize,
-    block: usize,
 ) {
     let pairs = tile.job.plan.shape.head_dim / 2;
-    let ahead = tile.ahead(tile.k, token, V * S::LANES, pairs, block);
+    let ahead = tile.ahead::<S>(tile.k, token, V * S::LANES, pairs, from);
     // SAFETY: K has `pairs` steps of 64 words, or pairs of codes; q has `R` rows.
     unsafe {
         let x = q.at.add(from * q.apart);
         let mut acc = [[S::splat(0.0); V]; R];
         if tile.in_codes() {
             let mut sums = [[S::four(&0); V]; R];
-            codes::dots::<S, R, V>(&mut sums, tile.k.cast::<i8>().add(2 * token), CHUNK, x, q.apart, pairs, ahead);
+            let k = tile.k.cast::<i8>().add(2 * token);
+            asking!(ahead, 2 * V * S::LANES, code_dots::<S, R, V>(&mut sums, k, CHUNK, x, q.apart, pairs));
             for (r, (acc, sums)) in acc.iter_mut().zip(&sums).enumerate() {
                 for (acc, &sum) in acc.iter_mut().zip(sums) {
                     *acc = S::mul(S::float(sum), S::splat(q.scales[from + r]));
                 }
             }
         } else {
-            dots_ahead::<S, R, V>(&mut acc, tile.k.add(token), CHUNK, x, q.apart, pairs, ahead);
+            asking!(
+                ahead,
+                4 * V * S::LANES,
+                dots::<S, R, V>(&mut acc, tile.k.add(token), CHUNK, PANEL, x, q.apart, pairs)
+            );
         }
         let scores = tile.scores.add(from * CHUNK + token);
         // By reference: by value the sums would go to the stack first.
@@ -323,14 +321,13 @@ unsafe fn outputs<S: Dots, const R: usize, const V: usize>(
     p: &Rows,
     at: usize,
     from: usize,
-    block: usize,
     alpha: &[f32; FACTORS],
     masks: &[u64; GROUP],
 ) {
     let vectors = tile.job.plan.shape.head_dim.div_ceil(S::LANES);
     // SAFETY: passed on.
     unsafe {
-        cover!(S, R, V, vectors, columns(column, tile, p, at, from, block, alpha, masks));
+        cover!(S, R, V, vectors, columns(column, tile, p, at, from, alpha, masks));
     }
 }
 
@@ -460,12 +457,11 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
     p: &Rows,
     at: usize,
     from: usize,
-    block: usize,
     alpha: &[f32; FACTORS],
     masks: &[u64; GROUP],
 ) {
     let shape = tile.job.plan.shape;
-    let ahead = tile.ahead(tile.v, column, V * S::LANES, PAIRS, block);
+    let ahead = tile.ahead::<S>(tile.v, column, V * S::LANES, PAIRS, from);
     // SAFETY: V has 32 steps of `head_dim` words, or pairs of codes, and a vector of room behind. The state has
     // `at + from + R` rows with room for whole vectors.
     unsafe {
@@ -475,7 +471,7 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
         if tile.in_codes() {
             let v = tile.v.cast::<i8>().add(2 * column);
             let mut sums = [[S::four(&0); V]; R];
-            codes::dots::<S, R, V>(&mut sums, v, shape.head_dim, x, p.apart, PAIRS, ahead);
+            asking!(ahead, 2 * V * S::LANES, code_dots::<S, R, V>(&mut sums, v, shape.head_dim, x, p.apart, PAIRS));
             for (r, (acc, sums)) in acc.iter_mut().zip(&sums).enumerate() {
                 for (v, (acc, &sum)) in acc.iter_mut().zip(sums).enumerate() {
                     let old = S::mul(S::load(o.add(r * shape.padded() + v * S::LANES)), S::splat(alpha[from + r]));
@@ -488,7 +484,8 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
                     *acc = S::mul(S::load(o.add(r * shape.padded() + v * S::LANES)), S::splat(alpha[from + r]));
                 }
             }
-            dots_ahead::<S, R, V>(&mut acc, tile.v.add(column), shape.head_dim, x, p.apart, PAIRS, ahead);
+            let v = tile.v.add(column);
+            asking!(ahead, 4 * V * S::LANES, dots::<S, R, V>(&mut acc, v, shape.head_dim, PANEL, x, p.apart, PAIRS));
         }
         for (r, acc) in acc.iter().enumerate() {
             // A row that sees nothing keeps its state: adding zeros could still turn -0 into 0.

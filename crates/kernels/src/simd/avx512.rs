@@ -40,8 +40,9 @@ unsafe fn add_half<const R: usize, const V: usize>(
     }
 }
 
-/// Writes [`Simd::step`] without bf16 products for so many rows by four vectors. Of the 32 registers 30 hold sums, halves,
-/// an element and a mask: left to itself the compiler keeps more than that, and sums in memory.
+/// Writes [`Simd::step`] without bf16 products for so many rows by four vectors. Of 32 registers the sums of six rows,
+/// halves, an element and a mask take 30: left to itself the compiler keeps more than that, and sums in memory. Only a
+/// function that has the feature may name these registers.
 macro_rules! whole_step {
     ($name:ident, $rows:literal, $([$r:tt $at:literal $a:ident $b:ident $c:ident $d:ident])*) => {
         #[inline]
@@ -77,7 +78,7 @@ macro_rules! whole_step {
                 first = in(reg) x,
                 fourth = in(reg) x.add(3 * row),
                 row = in(reg) 4 * row,
-                options(pure, readonly, nostack, preserves_flags)
+                options(pure, readonly, nostack)
             );
         }
     };
@@ -239,11 +240,20 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         x: *const u32,
         row: usize,
     ) {
+        if const { !BF16 && V == 4 && R >= 4 } {
+            let acc = ptr::from_mut(acc);
+            return match R {
+                4 => step_of_4(&mut *acc.cast(), w, panel, x, row),
+                5 => step_of_5(&mut *acc.cast(), w, panel, x, row),
+                6 => step_of_6(&mut *acc.cast(), w, panel, x, row),
+                rows => unreachable!("no step of {rows} rows"),
+            };
+        }
         let mut pairs = [_mm512_setzero_si512(); V];
+        for (v, pair) in pairs.iter_mut().enumerate() {
+            *pair = _mm512_loadu_si512(w.add(at::<Self>(v, panel)).cast());
+        }
         if const { BF16 } {
-            for (v, pair) in pairs.iter_mut().enumerate() {
-                *pair = _mm512_loadu_si512(w.add(at::<Self>(v, panel)).cast());
-            }
             for (r, acc) in acc.iter_mut().enumerate() {
                 let x = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*x.add(r * row) as i32));
                 for (a, pair) in acc.iter_mut().zip(pairs) {
@@ -251,17 +261,6 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
                 }
             }
             return;
-        }
-        if const { V == 4 && R >= 4 } {
-            let acc = ptr::from_mut(acc);
-            return match R {
-                4 => step_of_4(&mut *acc.cast(), w, panel, x, row),
-                5 => step_of_5(&mut *acc.cast(), w, panel, x, row),
-                _ => step_of_6(&mut *acc.cast(), w, panel, x, row),
-            };
-        }
-        for (v, pair) in pairs.iter_mut().enumerate() {
-            *pair = _mm512_loadu_si512(w.add(at::<Self>(v, panel)).cast());
         }
         let mut halves = [_mm512_setzero_ps(); V];
         for (pair, h) in pairs.iter().zip(&mut halves) {
