@@ -201,8 +201,10 @@ unsafe fn steps_in_registers<S: Simd, const R: usize, const V: usize>(
                 continue;
             }
             // What a step does besides is not the limit.
-            for (sum, w) in acc.iter_mut().flat_map(|row| row.iter_mut().zip(pairs)) {
-                *sum = S::fma(w, x0, S::fma(w, x0, *sum));
+            for row in &mut acc {
+                for (sum, w) in row.iter_mut().zip(pairs) {
+                    *sum = S::fma(w, x0, S::fma(w, x0, *sum));
+                }
             }
         }
         for row in acc {
