@@ -89,6 +89,47 @@ unsafe impl Send for Buffer {}
 // SAFETY: as above.
 unsafe impl Sync for Buffer {}
 
+/// On a boundary of a cache line: a vector of 64 bytes that lies across one takes two reads or writes.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub(crate) struct Aligned<T>(pub T);
+
+/// Numbers of 32 bits that start on such a boundary.
+#[derive(Debug)]
+pub(crate) struct Words(Vec<Aligned<[u32; LINE / 4]>>);
+
+impl Words {
+    pub(crate) const fn new() -> Words {
+        Words(Vec::new())
+    }
+
+    /// Makes room for `n`. What was in it is lost.
+    pub(crate) fn grow(&mut self, n: usize) {
+        let lines = n.div_ceil(LINE / 4);
+        if self.0.len() < lines {
+            self.0.clear();
+            self.0.resize(lines, Aligned::default());
+        }
+    }
+
+    /// The first `n` as floats, with room made for them.
+    pub(crate) fn floats(&mut self, n: usize) -> &mut [f32] {
+        self.grow(n);
+        // SAFETY: there are so many, and all bit patterns are floats.
+        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr(), n) }
+    }
+
+    pub(crate) fn as_ptr<T>(&self) -> *const T {
+        const { assert!(size_of::<T>() == 4) };
+        self.0.as_ptr().cast()
+    }
+
+    pub(crate) fn as_mut_ptr<T>(&mut self) -> *mut T {
+        const { assert!(size_of::<T>() == 4) };
+        self.0.as_mut_ptr().cast()
+    }
+}
+
 /// A pointer that tiles of one job share; each tile writes a part of its own.
 #[derive(Clone, Copy)]
 pub(crate) struct SharedMut<T>(pub(crate) *mut T);

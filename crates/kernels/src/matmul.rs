@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
-use crate::buffer::SharedMut;
+use crate::buffer::{Aligned, SharedMut};
 use crate::simd::{LINE, PANEL, Simd, dots, isa_entry, prepare, row_block};
 use crate::{Isa, PackedBf16, Pool};
 
@@ -141,7 +141,7 @@ unsafe fn tile_rows<S: Simd>(job: &Job, tile: Tile) {
             depth = L2_WORDS / (at_once * PANEL);
         }
     }
-    let mut sums = MaybeUninit::<[f32; TILE_ROWS * L2_PANELS * PANEL]>::uninit();
+    let mut sums = MaybeUninit::<Aligned<[f32; TILE_ROWS * L2_PANELS * PANEL]>>::uninit();
     // SAFETY: passed on.
     unsafe {
         for panel in (panels.0..panels.1).step_by(many) {

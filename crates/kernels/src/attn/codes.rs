@@ -53,17 +53,17 @@ pub(super) unsafe fn queries<S: Dots>(
             }
             let (mut most, mut i) = (S::splat(0.0), 0);
             while i + TOGETHER * S::LANES <= dim {
-                most = S::max(products::<S, TOGETHER>(q.add(i), coded.k_scales.add(i), out.add(i)), most);
+                most = products::<S, TOGETHER>(q.add(i), coded.k_scales.add(i), out.add(i), most);
                 i += TOGETHER * S::LANES;
             }
             while i + S::LANES <= dim {
-                most = S::max(products::<S, 1>(q.add(i), coded.k_scales.add(i), out.add(i)), most);
+                most = products::<S, 1>(q.add(i), coded.k_scales.add(i), out.add(i), most);
                 i += S::LANES;
             }
             if i < dim {
                 let x = S::mul(S::load_n(q.add(i), dim - i), S::load_n(coded.k_scales.add(i), dim - i));
                 S::store(out.add(i), x);
-                most = S::max(magnitude::<S>(x), most);
+                most = S::larger(x, most);
             }
             S::store(coded.spread.add(r * PANEL), most);
         }
@@ -72,13 +72,12 @@ pub(super) unsafe fn queries<S: Dots>(
     }
 }
 
-/// Stores the products of `N` vectors; the largest magnitudes of their lanes. What is no number is the first operand
-/// and not the largest.
+/// Stores the products of `N` vectors; the largest magnitudes of their lanes, and of `most`.
 ///
 /// # Safety
 /// The ISA of `S` is available and the pointers are valid for so many.
 #[inline(always)]
-unsafe fn products<S: Dots, const N: usize>(a: *const f32, b: *const f32, out: *mut f32) -> S::F {
+unsafe fn products<S: Dots, const N: usize>(a: *const f32, b: *const f32, out: *mut f32, mut most: S::F) -> S::F {
     // SAFETY: the caller's contract.
     unsafe {
         let mut x = [S::splat(0.0); N];
@@ -86,20 +85,11 @@ unsafe fn products<S: Dots, const N: usize>(a: *const f32, b: *const f32, out: *
             *x = S::mul(S::load(a.add(i * S::LANES)), S::load(b.add(i * S::LANES)));
             S::store(out.add(i * S::LANES), *x);
         }
-        let mut most = S::splat(0.0);
         for x in x {
-            most = S::max(magnitude::<S>(x), most);
+            most = S::larger(x, most);
         }
         most
     }
-}
-
-/// # Safety
-/// The ISA of `S` is available.
-#[inline(always)]
-unsafe fn magnitude<S: Dots>(x: S::F) -> S::F {
-    // SAFETY: the caller's contract.
-    unsafe { S::max(x, S::sub(S::splat(0.0), x)) }
 }
 
 /// Replaces rows' scores by their weights, relative to their maxima `tops`, times the scales of V, in 16 bits, and returns
@@ -165,8 +155,15 @@ unsafe fn in_shorts<S: Dots>(
         }
         for (r, &inverse) in inverse[..n].iter().enumerate() {
             let row = rows.add(r * row);
-            for i in (0..len).step_by(S::LANES) {
-                S::store_shorts(row.cast::<u32>().add(i / 2), S::mul(S::load(row.add(i)), S::splat(inverse)));
+            let (inverse, to) = (S::splat(inverse), row.cast::<u32>());
+            let mut i = 0;
+            while i + S::LANES < len {
+                let x = [S::mul(S::load(row.add(i)), inverse), S::mul(S::load(row.add(i + S::LANES)), inverse)];
+                S::store_two_shorts(to.add(i / 2), x);
+                i += 2 * S::LANES;
+            }
+            if i < len {
+                S::store_shorts(to.add(i / 2), S::mul(S::load(row.add(i)), inverse));
             }
         }
     }

@@ -9,12 +9,11 @@ use super::Queries;
 use super::ahead;
 use super::plan::{AttnPlan, Task, state_len};
 use super::tile::{Coded, Form, GROUP, InCodes, InWords, State, Tile, group};
-use crate::buffer::SharedMut;
-use crate::kv::Words;
+use crate::buffer::{Aligned, SharedMut, Words};
 use crate::kv8::Codes;
 use crate::quant::dots::Dots;
 use crate::simd::{PANEL, Simd, isa_entry, prepare_halves};
-use crate::{KvPool, bf16};
+use crate::{KvPool, bf16, kv};
 
 pub(super) struct Job<'a> {
     pub plan: &'a AttnPlan,
@@ -29,44 +28,44 @@ pub(super) struct Job<'a> {
 /// A thread's memory; kept, so that a steady step allocates nothing.
 pub(super) struct Scratch {
     /// Prepared queries of a band, and the shift of each row that is prepared.
-    q: Vec<u32>,
+    q: Words,
     shifts: Vec<Option<u32>>,
-    state: Vec<f32>,
+    state: Words,
     /// m and l of the folded state; its O is the output.
     folded: Vec<f32>,
     /// Scores of a group, `[query row][64]`; the prepared weights of a row, or those in 16 bits, take their place.
-    scores: [f32; GROUP * CHUNK],
+    scores: Aligned<[f32; GROUP * CHUNK]>,
     /// What a row's scores are reduced to before lanes meet, `[query row][PANEL]`.
-    spread: [f32; GROUP * PANEL],
+    spread: Aligned<[f32; GROUP * PANEL]>,
     coded: CodedScratch,
 }
 
 /// What an encoded chunk takes besides.
 struct CodedScratch {
     /// Queries of a band in f32, in the order of pairs; where prepared ones are in bf16.
-    q: Vec<f32>,
+    q: Words,
     /// Queries of a group times K's scales, a padded row each.
-    rows: Vec<f32>,
-    spread: [f32; GROUP * PANEL],
-    k_scales: Vec<f32>,
-    v_scales: [f32; CHUNK],
+    rows: Words,
+    spread: Aligned<[f32; GROUP * PANEL]>,
+    k_scales: Words,
+    v_scales: Aligned<[f32; CHUNK]>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
         RefCell::new(Scratch {
-            q: Vec::new(),
+            q: Words::new(),
             shifts: Vec::new(),
-            state: Vec::new(),
+            state: Words::new(),
             folded: Vec::new(),
-            scores: [0.0; GROUP * CHUNK],
-            spread: [0.0; GROUP * PANEL],
+            scores: Aligned([0.0; GROUP * CHUNK]),
+            spread: Aligned([0.0; GROUP * PANEL]),
             coded: CodedScratch {
-                q: Vec::new(),
-                rows: Vec::new(),
-                spread: [0.0; GROUP * PANEL],
-                k_scales: Vec::new(),
-                v_scales: [0.0; CHUNK],
+                q: Words::new(),
+                rows: Words::new(),
+                spread: Aligned([0.0; GROUP * PANEL]),
+                k_scales: Words::new(),
+                v_scales: Aligned([0.0; CHUNK]),
             },
         })
     };
@@ -91,46 +90,42 @@ unsafe fn whole_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
     let len = state_len(shape, band.rows.len());
     scratch.shifts.clear();
     scratch.shifts.resize(band.rows.len(), None);
-    grow(&mut scratch.q, n * shape.head_dim / 2 * S::PAIR);
+    scratch.q.grow(n * shape.head_dim / 2 * S::PAIR);
     if job.kv.is_coded() {
         let dim = shape.head_dim;
-        grow(&mut scratch.coded.q, if S::PAIR == 1 { n * dim } else { 0 });
-        grow(&mut scratch.coded.rows, GROUP * shape.padded());
-        grow(&mut scratch.coded.k_scales, dim);
+        scratch.coded.q.grow(if S::PAIR == 1 { n * dim } else { 0 });
+        scratch.coded.rows.grow(GROUP * shape.padded());
+        scratch.coded.k_scales.grow(dim);
     }
-    grow(&mut scratch.folded, 2 * n);
+    if scratch.folded.len() < 2 * n {
+        scratch.folded.resize(2 * n, 0.0);
+    }
     scratch.folded[..n].fill(f32::NEG_INFINITY);
     // SAFETY: states lie in the scratch or in this part's place of `partials`, both of `len` elements. The band's rows
     // and this head of the output are written by the task that folds, and there is one.
     unsafe {
         match task.part {
             None => {
-                grow(&mut scratch.state, len);
+                scratch.state.grow(len);
                 for part in band.parts.clone() {
-                    let state = State::new(scratch.state.as_mut_ptr(), n);
+                    let state = State::new(shape, scratch.state.as_mut_ptr(), n);
                     segment::<S>(job, &band.rows, part, task.head, scratch, state);
                     fold::<S>(job, &band.rows, task.head, scratch, state);
                 }
             }
             Some(part) => {
                 let place = |part: usize| job.partials.get().add(job.plan.parts[part].partial + task.head * len);
-                segment::<S>(job, &band.rows, part, task.head, scratch, State::new(place(part), n));
+                segment::<S>(job, &band.rows, part, task.head, scratch, State::new(shape, place(part), n));
                 if !job.plan.complete(task, part) {
                     return;
                 }
                 for i in 0..band.parts.len() {
                     let part = job.plan.fold_order(task, i);
-                    fold::<S>(job, &band.rows, task.head, scratch, State::new(place(part), n));
+                    fold::<S>(job, &band.rows, task.head, scratch, State::new(shape, place(part), n));
                 }
             }
         }
         finish::<S>(job, &band.rows, task.head, scratch);
-    }
-}
-
-fn grow<T: Copy + Default>(v: &mut Vec<T>, n: usize) {
-    if v.len() < n {
-        v.resize(n, T::default());
     }
 }
 
@@ -169,10 +164,14 @@ unsafe fn segment<S: Simd>(
                 let id = runs.chunks[(run.chunks.start + chunk) as usize];
                 let next = following(runs, picks, i, chunk).map(|&next| job.kv.words(next, job.layer, head).start());
                 let (k, v, codes) = match job.kv.words(id, job.layer, head) {
-                    Words::Dense { k, v } => (k, v, None),
-                    Words::Codes(codes) => (codes.k.cast(), codes.v.cast(), Some(codes)),
+                    kv::Words::Dense { k, v } => (k, v, None),
+                    kv::Words::Codes(codes) => (codes.k.cast(), codes.v.cast(), Some(codes)),
                 };
-                let coded = codes.map(|codes| scales::<S>(&codes, shape.head_dim, scratch));
+                // No closure: it would not be compiled for the ISA.
+                let coded = match codes {
+                    None => None,
+                    Some(codes) => Some(scales::<S>(&codes, shape.head_dim, scratch)),
+                };
                 let tile = Tile {
                     form: InWords,
                     job,
@@ -183,8 +182,8 @@ unsafe fn segment<S: Simd>(
                     v,
                     q: scratch.q.as_ptr(),
                     state,
-                    scores: scratch.scores.as_mut_ptr(),
-                    spread: scratch.spread.as_mut_ptr(),
+                    scores: scratch.scores.0.as_mut_ptr(),
+                    spread: scratch.spread.0.as_mut_ptr(),
                     ahead: next.map_or(0, |next| next as isize - k as isize),
                     shared: false,
                 };
@@ -234,16 +233,23 @@ unsafe fn scales<S: Simd>(codes: &Codes, dim: usize, scratch: &mut Scratch) -> C
     let CodedScratch { q, rows, spread, k_scales, v_scales } = &mut scratch.coded;
     // SAFETY: K has `dim` scales, V one for each token.
     unsafe {
-        let scale = |scales: *const u16, i: usize| bf16::to_f32(scales.add(i).read_unaligned());
-        k_scales[..dim].iter_mut().enumerate().for_each(|(i, s)| *s = scale(codes.k_scales, i));
-        v_scales.iter_mut().enumerate().for_each(|(i, s)| *s = scale(codes.v_scales, i));
+        let (k_scales, whole) = (k_scales.as_mut_ptr::<f32>(), dim / S::LANES * S::LANES);
+        for i in (0..whole).step_by(S::LANES) {
+            S::store(k_scales.add(i), S::load_bf16(codes.k_scales.add(i)));
+        }
+        for i in whole..dim {
+            *k_scales.add(i) = bf16::to_f32(codes.k_scales.add(i).read_unaligned());
+        }
+        for i in (0..CHUNK).step_by(S::LANES) {
+            S::store(v_scales.0.as_mut_ptr().add(i), S::load_bf16(codes.v_scales.add(i)));
+        }
     }
     Coded {
-        q: if S::PAIR == 1 { q.as_ptr() } else { scratch.q.as_ptr().cast() },
+        q: if S::PAIR == 1 { q.as_ptr() } else { scratch.q.as_ptr() },
         k_scales: k_scales.as_ptr(),
-        v_scales: v_scales.as_ptr(),
+        v_scales: v_scales.0.as_ptr(),
         rows: rows.as_mut_ptr(),
-        spread: spread.as_mut_ptr(),
+        spread: spread.0.as_mut_ptr(),
     }
 }
 
@@ -272,12 +278,17 @@ unsafe fn prepare_queries<S: Simd>(
         let at = ((set * job.plan.rows + row as usize) * shape.heads + head * group) * dim;
         for (i, q) in job.q.data[at..at + group * dim].chunks_exact(dim).enumerate() {
             // SAFETY: `q` of the scratch has room for every query row of the band.
-            unsafe { prepare_halves::<S>(q, scratch.q.as_mut_ptr().add((local * group + i) * dim / 2 * S::PAIR)) };
+            unsafe {
+                let row = scratch.q.as_mut_ptr::<u32>().add((local * group + i) * dim / 2 * S::PAIR);
+                prepare_halves::<S>(q, row);
+            }
             if S::PAIR == 1 && job.kv.is_coded() {
                 let (a, b) = q.split_at(dim / 2);
-                let pairs = scratch.coded.q[(local * group + i) * dim..][..dim].chunks_exact_mut(2);
-                for ((&a, &b), pair) in a.iter().zip(b).zip(pairs) {
-                    pair.copy_from_slice(&[bf16::to_f32(a), bf16::to_f32(b)]);
+                // SAFETY: likewise.
+                let row = unsafe { scratch.coded.q.as_mut_ptr::<f32>().add((local * group + i) * dim) };
+                for (j, (&a, &b)) in a.iter().zip(b).enumerate() {
+                    // SAFETY: pair `j` of a row.
+                    unsafe { row.add(2 * j).cast::<[f32; 2]>().write([bf16::to_f32(a), bf16::to_f32(b)]) };
                 }
             }
         }

@@ -50,7 +50,7 @@ pub fn attend(
     let width = plan.rows * shape.heads * shape.head_dim;
     assert_eq!((out.len(), q.data.len()), (width, width * q.shifts.len()));
     plan.restart(runs);
-    let partials = SharedMut::new(&mut plan.partials);
+    let partials = SharedMut(plan.partials.as_mut_ptr());
     let plan = &*plan;
     let job = kernel::Job { plan, runs, kv, layer, q, out: SharedMut::new(out), partials };
     pool.run(plan.tasks.len(), &|t| {

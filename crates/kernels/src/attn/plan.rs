@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering::AcqRel, Ordering::Relaxed};
 
 use kvist_base::{CHUNK, ChunkLayout, Run, RunList, SEGMENT, StepCounters};
 
+use crate::buffer::Words;
+use crate::simd::PANEL;
+
 /// Query rows (rows times heads per kv-head) of a band at most: their state then stays in the L2 cache.
 const BAND: usize = 128;
 
@@ -32,7 +35,7 @@ impl AttnShape {
 
     /// f32 elements between the output rows of a state: whole vectors on every ISA.
     pub(super) fn padded(self) -> usize {
-        self.head_dim.next_multiple_of(crate::simd::PANEL)
+        self.head_dim.next_multiple_of(PANEL)
     }
 }
 
@@ -93,7 +96,7 @@ pub struct AttnPlan {
     /// Runs of each part, ascending for every row.
     pub(super) picks: Vec<u32>,
     pub(super) tasks: Vec<Task>,
-    pub(super) partials: Vec<f32>,
+    pub(super) partials: Words,
     pub(super) canary: Canary,
     gathers: Vec<Gather>,
     /// `[kv-head][part]`: the parts of a band in the order of their completion; used by the canary.
@@ -123,7 +126,7 @@ impl AttnPlan {
             parts: Vec::new(),
             picks: Vec::new(),
             tasks: Vec::new(),
-            partials: Vec::new(),
+            partials: Words::new(),
             canary,
             gathers: Vec::new(),
             order: Vec::new(),
@@ -184,11 +187,7 @@ impl AttnPlan {
             // On an idle machine the first thread may do all of them before another one wakes: in order, always.
             self.tasks.reverse();
         }
-        if self.partials.len() < partials {
-            // Nothing in it is worth carrying over.
-            self.partials.clear();
-            self.partials.resize(partials, 0.0);
-        }
+        self.partials.grow(partials);
         self.gathers.resize_with(self.bands.len() * kv_heads, Gather::default);
         self.order.resize_with(self.parts.len() * kv_heads, AtomicU32::default);
     }
@@ -245,9 +244,9 @@ impl AttnPlan {
     }
 }
 
-/// f32 elements of the softmax state of some rows and a kv-head: m, l and the padded O of each query row.
+/// f32 elements of the softmax state of some rows and a kv-head: the padded O, m and l of each query row, in whole lines.
 pub(super) fn state_len(shape: AttnShape, rows: usize) -> usize {
-    rows * shape.group() * (shape.padded() + 2)
+    (rows * shape.group() * (shape.padded() + 2)).next_multiple_of(PANEL)
 }
 
 /// Bytes of KV that the attention of a step reads in the layers of `class`: each chunk of a run once if any of its rows

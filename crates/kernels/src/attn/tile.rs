@@ -11,7 +11,7 @@ use super::ahead::{Ahead, asking};
 use super::block::{cover, tile_block};
 use super::codes::{self, code_dots};
 use super::kernel::Job;
-use super::plan::Canary;
+use super::plan::{AttnShape, Canary};
 use crate::elementwise::cap_lanes;
 use crate::quant::dots::Dots;
 use crate::simd::{AT_ONCE, PANEL, Simd, block_sizes, dots};
@@ -42,9 +42,10 @@ pub(super) struct State {
 impl State {
     /// # Safety
     /// `at` is valid for `n * (padded + 2)` elements.
-    pub unsafe fn new(at: *mut f32, n: usize) -> State {
+    pub unsafe fn new(shape: AttnShape, at: *mut f32, n: usize) -> State {
+        let end = n * shape.padded();
         // SAFETY: the caller's contract.
-        unsafe { State { m: at, l: at.add(n), o: at.add(2 * n) } }
+        unsafe { State { o: at, m: at.add(end), l: at.add(end + n) } }
     }
 }
 

@@ -51,6 +51,12 @@ pub(crate) trait Dots: Simd {
     );
     /// Stores `LANES` numbers of at most 32767 in size as 16 bits, ties to even.
     unsafe fn store_shorts(p: *mut u32, x: Self::F);
+    /// [`Dots::store_shorts`] of two vectors.
+    #[inline(always)]
+    unsafe fn store_two_shorts(p: *mut u32, [a, b]: [Self::F; 2]) {
+        Self::store_shorts(p, a);
+        Self::store_shorts(p.add(Self::LANES / 2), b);
+    }
 
     /// `x * inverse` (at most 127 in size) as signed bytes, ties to even, and [`super::rows::Group::halves`].
     #[inline(always)]
@@ -313,6 +319,12 @@ mod x86 {
             _mm_storeu_si128(p.cast(), shorts)
         }
         #[inline(always)]
+        unsafe fn store_two_shorts(p: *mut u32, [a, b]: [__m256; 2]) {
+            // Four of `a`, four of `b`, in each half.
+            let shorts = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+            _mm256_storeu_si256(p.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(shorts))
+        }
+        #[inline(always)]
         unsafe fn encode(x: &[f32; GROUP], inverse: f32) -> ([u32; GROUP / 4], [u32; 2]) {
             encode(x, inverse)
         }
@@ -401,6 +413,13 @@ mod x86 {
         #[inline(always)]
         unsafe fn store_shorts(p: *mut u32, x: Self::F) {
             _mm256_storeu_si256(p.cast(), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x)))
+        }
+        #[inline(always)]
+        unsafe fn store_two_shorts(p: *mut u32, [a, b]: [__m512; 2]) {
+            // Four of `a`, four of `b`, in each quarter.
+            let shorts = _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
+            let order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+            _mm512_storeu_si512(p.cast(), _mm512_permutexvar_epi64(order, shorts))
         }
         #[inline(always)]
         unsafe fn encode(x: &[f32; GROUP], inverse: f32) -> ([u32; GROUP / 4], [u32; 2]) {

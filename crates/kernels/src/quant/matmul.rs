@@ -10,7 +10,7 @@ use super::packed::GROUP;
 use super::rows::Group;
 use super::unpack::{GROUPS, PANELS, Unpacked, panels_at_once, unpack, unpack_codes};
 use super::{PackedQuant, QuantRows};
-use crate::buffer::SharedMut;
+use crate::buffer::{SharedMut, Words};
 use crate::simd::{PANEL, isa_entry};
 use crate::{Isa, Pool};
 
@@ -43,7 +43,7 @@ struct Tile {
 
 thread_local! {
     /// Sums of the running tile, `[panels][rows][16]`.
-    static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static SUMS: RefCell<Words> = const { RefCell::new(Words::new()) };
 }
 
 /// `y = x w^T`, or `y += x w^T` with `add`. w is `[n][k]`; row `r` of the result is `y[r * stride..][..n]`, so that
@@ -83,10 +83,7 @@ pub fn matmul_quant(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, y: &m
             panels: (column * wide, panels.min((column + 1) * wide)),
         };
         SUMS.with_borrow_mut(|sums| {
-            let len = wide * tall.min(rows) * PANEL;
-            if sums.len() < len {
-                sums.resize(len, 0.0);
-            }
+            let sums = sums.floats(wide * tall.min(rows) * PANEL);
             // SAFETY: `isa` is available; tiles cover disjoint parts of y; the lengths were checked above.
             unsafe { run_tile(isa, &job, tile, sums) };
         });

@@ -82,6 +82,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         _mm256_max_ps(a, b)
     }
     #[inline(always)]
+    unsafe fn larger(x: __m256, size: __m256) -> __m256 {
+        _mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0), x), size)
+    }
+    #[inline(always)]
     unsafe fn select(bits: u32, a: __m256, b: __m256) -> __m256 {
         let lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
         let set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(bits as i32), lane), lane);
@@ -95,6 +99,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     unsafe fn add_exponent(x: __m256, n: __m256) -> __m256 {
         let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(n));
         _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), n))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> __m256 {
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))))
     }
     #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, x: __m256) {

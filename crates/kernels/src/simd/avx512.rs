@@ -157,6 +157,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         _mm512_max_ps(a, b)
     }
     #[inline(always)]
+    unsafe fn larger(x: __m512, size: __m512) -> __m512 {
+        // The larger in size, without its sign.
+        _mm512_range_ps::<0b1011>(x, size)
+    }
+    #[inline(always)]
     unsafe fn select(bits: u32, a: __m512, b: __m512) -> __m512 {
         _mm512_mask_blend_ps(bits as __mmask16, b, a)
     }
@@ -177,6 +182,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         // Eight sums as with AVX2; in the upper lanes zeros, which add nothing to them in the end.
         let (first, last) = (_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
         _mm512_zextps256_ps512(_mm256_add_ps(_mm256_add_ps(_mm512_castps512_ps256(sums), first), last))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> __m512 {
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))))
     }
     #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, x: __m512) {

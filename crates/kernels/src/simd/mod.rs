@@ -73,12 +73,19 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// The larger of `|x|` and `size`, which is a number; that where `x` is none.
+    #[inline(always)]
+    unsafe fn larger(x: Self::F, size: Self::F) -> Self::F {
+        Self::max(Self::max(x, Self::sub(Self::splat(0.0), x)), size)
+    }
     /// Lane i of `a` where bit i of `bits` is set, else of `b`.
     unsafe fn select(bits: u32, a: Self::F, b: Self::F) -> Self::F;
     /// `x` where `a >= b`, else 0.
     unsafe fn keep_ge(a: Self::F, b: Self::F, x: Self::F) -> Self::F;
     /// Adds the low 9 bits of `n`'s bit pattern to the exponents of `x`, as integers.
     unsafe fn add_exponent(x: Self::F, n: Self::F) -> Self::F;
+    /// `LANES` values of bf16.
+    unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// Rounds to bf16, stores `LANES` of them.
     unsafe fn store_bf16(p: *mut u16, x: Self::F);
     /// Rounds non-negative finite values to bf16.

@@ -87,6 +87,10 @@ impl Simd for Portable {
         zip(x, n, |x, n| f32::from_bits(x.to_bits().wrapping_add(n.to_bits() << 23)))
     }
     #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> F4 {
+        F4(p.cast::<[u16; 4]>().read_unaligned().map(bf16::to_f32))
+    }
+    #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, x: F4) {
         p.cast::<[u16; 4]>().write_unaligned(x.0.map(bf16::from_f32))
     }
