@@ -17,6 +17,26 @@ pub(super) enum Ahead {
     All(*const u8),
 }
 
+impl Ahead {
+    /// The same of a loop whose first step is `steps` after that of the operand.
+    #[inline(always)]
+    pub fn after(self, steps: usize) -> Ahead {
+        match self {
+            Ahead::Line(next) => Ahead::Line(next.wrapping_add(steps * LINE)),
+            other => other,
+        }
+    }
+
+    /// A line a step, if any.
+    #[inline(always)]
+    pub fn line(self) -> Option<*const u8> {
+        match self {
+            Ahead::Nothing => None,
+            Ahead::Line(next) | Ahead::All(next) => Some(next),
+        }
+    }
+}
+
 /// Whether `n` rows of a group are enough for [`SHARERS`] row blocks.
 pub(super) const fn shared<S: Simd>(n: usize) -> bool {
     n > (SHARERS - 1) * S::ROWS

@@ -12,13 +12,13 @@ macro_rules! tile_block {
 }
 pub(super) use tile_block;
 
-/// Covers `$vectors` vectors with calls of `$f::<S, R, _>`, which are told where they begin: `$most` at a time, fewer at
+/// Covers the vectors of a range with calls of `$f::<S, R, _>`, which are told where they begin: `$most` at a time, fewer at
 /// the end.
 macro_rules! cover {
     ($s:ident, $r:ident, $most:ident, $vectors:expr, $f:ident($at:ident, $($arg:expr),* $(,)?)) => {
-        let (vectors, mut $at) = ($vectors, 0);
-        while $at < vectors {
-            let left = vectors - $at;
+        let (mut $at, end): (usize, usize) = $vectors;
+        while $at < end {
+            let left = end - $at;
             // Not three and then one alone.
             if left >= $most && (const { $most != 3 } || left != 4) {
                 $f::<$s, $r, $most>($at * $s::LANES, $($arg),*);

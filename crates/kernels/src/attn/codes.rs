@@ -45,7 +45,7 @@ pub(super) unsafe fn queries<S: Dots>(
     // SAFETY: the caller's contract. The last vector of a row may be cut short; there is room for whole ones in `rows`.
     unsafe {
         for r in 0..n {
-            let (q, out) = (coded.q.add((at + r) * dim), coded.rows.add(r * padded));
+            let (q, out) = (coded.q.add((at + r) * shape.apart_f32()), coded.rows.add(r * padded));
             if let Some(next) = next {
                 for line in r * LINES..(r + 1) * LINES {
                     S::prefetch(next.wrapping_add(line * LINE).cast());

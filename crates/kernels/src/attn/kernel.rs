@@ -8,7 +8,7 @@ use kvist_base::{CHUNK, ChunkId, RunList};
 use super::Queries;
 use super::ahead;
 use super::plan::{AttnPlan, Task, state_len};
-use super::tile::{Coded, Form, GROUP, InCodes, InWords, State, Tile, group};
+use super::tile::{Coded, Form, GROUP, InCodes, InWords, State, Tile, WIDE, group, rows_at_once};
 use crate::buffer::{Aligned, SharedMut, Words};
 use crate::kv8::Codes;
 use crate::quant::dots::Dots;
@@ -37,6 +37,8 @@ pub(super) struct Scratch {
     scores: Aligned<[f32; GROUP * CHUNK]>,
     /// What a row's scores are reduced to before lanes meet, `[query row][PANEL]`.
     spread: Aligned<[f32; GROUP * PANEL]>,
+    /// Operands in f32 that row blocks share.
+    wide: Aligned<[f32; WIDE]>,
     coded: CodedScratch,
 }
 
@@ -60,6 +62,7 @@ thread_local! {
             folded: Vec::new(),
             scores: Aligned([0.0; GROUP * CHUNK]),
             spread: Aligned([0.0; GROUP * PANEL]),
+            wide: Aligned([0.0; WIDE]),
             coded: CodedScratch {
                 q: Words::new(),
                 rows: Words::new(),
@@ -90,10 +93,10 @@ unsafe fn whole_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
     let len = state_len(shape, band.rows.len());
     scratch.shifts.clear();
     scratch.shifts.resize(band.rows.len(), None);
-    scratch.q.grow(n * shape.head_dim / 2 * S::PAIR);
+    scratch.q.grow(n * shape.apart::<S>());
     if job.kv.is_coded() {
         let dim = shape.head_dim;
-        scratch.coded.q.grow(if S::PAIR == 1 { n * dim } else { 0 });
+        scratch.coded.q.grow(if S::PAIR == 1 { n * shape.apart_f32() } else { 0 });
         scratch.coded.rows.grow(GROUP * shape.padded());
         scratch.coded.k_scales.grow(dim);
     }
@@ -186,6 +189,7 @@ unsafe fn segment<S: Simd>(
                     spread: scratch.spread.0.as_mut_ptr(),
                     ahead: next.map_or(0, |next| next as isize - k as isize),
                     shared: false,
+                    wide: scratch.wide.0.as_mut_ptr(),
                 };
                 match coded {
                     None => groups_of_words(S::ISA, tile, begin..end),
@@ -202,8 +206,8 @@ unsafe fn segment<S: Simd>(
 /// As [`group`].
 #[inline(always)]
 unsafe fn groups<S: Dots>(mut tile: Tile<'_, impl Form>, rows: Range<usize>) {
-    for at in rows.clone().step_by(GROUP) {
-        let n = GROUP.min(rows.end - at);
+    for at in rows.clone().step_by(rows_at_once::<S>()) {
+        let n = rows_at_once::<S>().min(rows.end - at);
         tile.shared = ahead::shared::<S>(n);
         // SAFETY: passed on.
         if unsafe { group::<S, _>(&tile, at, n) } {
@@ -279,13 +283,13 @@ unsafe fn prepare_queries<S: Simd>(
         for (i, q) in job.q.data[at..at + group * dim].chunks_exact(dim).enumerate() {
             // SAFETY: `q` of the scratch has room for every query row of the band.
             unsafe {
-                let row = scratch.q.as_mut_ptr::<u32>().add((local * group + i) * dim / 2 * S::PAIR);
+                let row = scratch.q.as_mut_ptr::<u32>().add((local * group + i) * shape.apart::<S>());
                 prepare_halves::<S>(q, row);
             }
             if S::PAIR == 1 && job.kv.is_coded() {
                 let (a, b) = q.split_at(dim / 2);
                 // SAFETY: likewise.
-                let row = unsafe { scratch.coded.q.as_mut_ptr::<f32>().add((local * group + i) * dim) };
+                let row = unsafe { scratch.coded.q.as_mut_ptr::<f32>().add((local * group + i) * shape.apart_f32()) };
                 for (j, (&a, &b)) in a.iter().zip(b).enumerate() {
                     // SAFETY: pair `j` of a row.
                     unsafe { row.add(2 * j).cast::<[f32; 2]>().write([bf16::to_f32(a), bf16::to_f32(b)]) };

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering::AcqRel, Ordering::Relaxed};
 use kvist_base::{CHUNK, ChunkLayout, Run, RunList, SEGMENT, StepCounters};
 
 use crate::buffer::Words;
-use crate::simd::PANEL;
+use crate::simd::{PANEL, Simd};
 
 /// Query rows (rows times heads per kv-head) of a band at most: their state then stays in the L2 cache.
 const BAND: usize = 128;
@@ -33,10 +33,25 @@ impl AttnShape {
         self.heads / self.kv_heads
     }
 
+    /// Words from one prepared query row to the next.
+    pub(super) fn apart<S: Simd>(self) -> usize {
+        lines(self.head_dim / 2 * S::PAIR)
+    }
+
+    /// The same of query rows in f32.
+    pub(super) fn apart_f32(self) -> usize {
+        lines(self.head_dim)
+    }
+
     /// f32 elements between the output rows of a state: whole vectors on every ISA.
     pub(super) fn padded(self) -> usize {
         self.head_dim.next_multiple_of(PANEL)
     }
+}
+
+/// An odd number of cache lines: rows of a group would meet in some sets of the L1 cache.
+fn lines(words: usize) -> usize {
+    words.next_multiple_of(PANEL) | PANEL
 }
 
 /// A deliberate violation of the numerics contract, for tests that must notice it.

@@ -14,12 +14,25 @@ use super::kernel::Job;
 use super::plan::{AttnShape, Canary};
 use crate::elementwise::cap_lanes;
 use crate::quant::dots::Dots;
-use crate::simd::{AT_ONCE, PANEL, Simd, block_sizes, dots};
+use crate::simd::{AT_ONCE, LINE, PANEL, Simd, block_sizes, dots, dots_widened};
 
-/// Query rows that meet K of a chunk before the first of them meets V: K and q, then V and O fit the L1 cache.
-pub(super) const GROUP: usize = 24;
+/// Query rows that meet K of a chunk before the first of them meets V, at most.
+pub(super) const GROUP: usize = 32;
 
-const _: () = assert!(GROUP.is_multiple_of(AT_ONCE), "rows are reduced so many at once");
+/// The same of an ISA: K and q, then V and O fit the L1 cache. Where operands are widened, those of a piece and q do, and
+/// each further group would widen them again.
+pub(super) const fn rows_at_once<S: Simd>() -> usize {
+    if S::WIDENS { GROUP } else { 24 }
+}
+
+const _: () =
+    assert!(GROUP.is_multiple_of(AT_ONCE) && 24_usize.is_multiple_of(AT_ONCE), "rows are reduced so many at once");
+
+/// Words of bf16 operands that are widened together: a cache line of each of so many vectors, and [`PAIRS`] steps of them.
+const WIDE_VECTORS: usize = 4;
+
+/// f32 elements that they become.
+pub(super) const WIDE: usize = PAIRS * 2 * WIDE_VECTORS * PANEL;
 
 /// One number for each row of a group, in whole vectors.
 pub(super) const FACTORS: usize = GROUP.next_multiple_of(PANEL);
@@ -123,12 +136,20 @@ pub(super) struct Tile<'a, F: Form> {
     pub ahead: isize,
     /// Whether row blocks share in asking for it.
     pub shared: bool,
+    /// [`WIDE`] elements, for operands that row blocks share.
+    pub wide: *mut f32,
 }
 
 impl<'a, F: Form> Tile<'a, F> {
     pub fn with<G: Form>(self, form: G) -> Tile<'a, G> {
-        let Tile { job, run, chunk, first, k, v, q, state, scores, spread, ahead, shared, .. } = self;
-        Tile { form, job, run, chunk, first, k, v, q, state, scores, spread, ahead, shared }
+        let Tile { job, run, chunk, first, k, v, q, state, scores, spread, ahead, shared, wide, .. } = self;
+        Tile { form, job, run, chunk, first, k, v, q, state, scores, spread, ahead, shared, wide }
+    }
+
+    /// Whether the first row block keeps what it widens for the others.
+    #[inline(always)]
+    fn widens<S: Simd>(&self) -> bool {
+        S::WIDENS && !F::CODES && self.shared
     }
 
     /// [`Form::CODES`], of a form that has no name.
@@ -161,14 +182,18 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             let scales = codes::queries::<S>(coded, plan.shape, at, n, tile.first_lines(tile.k));
             Rows { at: coded.rows.cast(), apart: plan.shape.padded(), scales }
         } else {
-            let apart = plan.shape.head_dim / 2 * S::PAIR;
+            let apart = plan.shape.apart::<S>();
             Rows { at: tile.q.add(at * apart), apart, scales: [1.0; FACTORS] }
         };
-        let mut row = 0;
-        while row < n {
-            let size = block_size::<S>(n - row);
-            tile_block!(S, size, scores(tile, &q, row));
-            row += size;
+        let pairs = plan.shape.head_dim / 2;
+        let piece = if tile.widens::<S>() { PAIRS } else { pairs };
+        for begin in (0..pairs).step_by(piece) {
+            let (steps, mut row) = ((begin, pairs.min(begin + piece)), 0);
+            while row < n {
+                let size = block_size::<S>(n - row);
+                tile_block!(S, size, scores(tile, &q, row, steps));
+                row += size;
+            }
         }
         tile.ask_between::<S>(0);
         if let Some(cap) = plan.cap {
@@ -200,11 +225,15 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             let scaled = S::mul(S::load_n(l, rows), S::load(alpha.as_ptr().add(i)));
             S::store_n(l, rows, S::add(scaled, S::load(sums.as_ptr().add(i))));
         }
-        row = 0;
-        while row < n {
-            let size = block_size::<S>(n - row);
-            tile_block!(S, size, outputs(tile, &p, at, row, &alpha, &masks));
-            row += size;
+        let vectors = plan.shape.head_dim.div_ceil(S::LANES);
+        let piece = if tile.widens::<S>() { WIDE_VECTORS } else { vectors };
+        for begin in (0..vectors).step_by(piece) {
+            let (some, mut row) = ((begin, vectors.min(begin + piece)), 0);
+            while row < n {
+                let size = block_size::<S>(n - row);
+                tile_block!(S, size, outputs(tile, &p, at, row, some, &alpha, &masks));
+                row += size;
+            }
         }
     }
     true
@@ -251,20 +280,25 @@ fn block_size<S: Simd>(rows: usize) -> usize {
     sizes[rows] as usize
 }
 
-/// Scores of `R` query rows from `from` of the group.
+/// Scores of `R` query rows from `from` of the group, over the pairs of `steps`. What those before gave is there.
 ///
 /// # Safety
 /// As [`group`].
 #[inline(always)]
-unsafe fn scores<S: Dots, const R: usize, const V: usize>(tile: &Tile<'_, impl Form>, q: &Rows, from: usize) {
+unsafe fn scores<S: Dots, const R: usize, const V: usize>(
+    tile: &Tile<'_, impl Form>,
+    q: &Rows,
+    from: usize,
+    steps: (usize, usize),
+) {
     // SAFETY: passed on.
     unsafe {
         if const { (CHUNK / S::LANES).is_multiple_of(V) } {
             for token in (0..CHUNK).step_by(V * S::LANES) {
-                tokens::<S, R, V>(token, tile, q, from);
+                tokens::<S, R, V>(token, tile, q, from, steps);
             }
         } else {
-            cover!(S, R, V, CHUNK / S::LANES, tokens(token, tile, q, from));
+            cover!(S, R, V, (0, CHUNK / S::LANES), tokens(token, tile, q, from, steps));
         }
     }
 }
@@ -279,12 +313,14 @@ unsafe fn tokens<S: Dots, const R: usize, const V: usize>(
     tile: &Tile<'_, impl Form>,
     q: &Rows,
     from: usize,
+    steps: (usize, usize),
 ) {
     let pairs = tile.job.plan.shape.head_dim / 2;
-    let ahead = tile.ahead::<S>(tile.k, token, V * S::LANES, pairs, from);
+    let ahead = tile.ahead::<S>(tile.k, token, V * S::LANES, pairs, from).after(steps.0);
     // SAFETY: K has `pairs` steps of 64 words, or pairs of codes; q has `R` rows.
     unsafe {
         let x = q.at.add(from * q.apart);
+        let scores = tile.scores.add(from * CHUNK + token);
         let mut acc = [[S::splat(0.0); V]; R];
         if tile.in_codes() {
             let mut sums = [[S::four(&0); V]; R];
@@ -296,13 +332,16 @@ unsafe fn tokens<S: Dots, const R: usize, const V: usize>(
                 }
             }
         } else {
-            asking!(
-                ahead,
-                4 * V * S::LANES,
-                dots::<S, R, V>(&mut acc, tile.k.add(token), CHUNK, PANEL, x, q.apart, pairs)
-            );
+            if steps.0 > 0 {
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    for (v, x) in acc.iter_mut().enumerate() {
+                        *x = S::load(scores.add(r * CHUNK + v * S::LANES));
+                    }
+                }
+            }
+            let (k, x) = (tile.k.add(token + steps.0 * CHUNK), x.add(steps.0 * S::PAIR));
+            products::<S, _, R, V>(&mut acc, tile, ahead, from, (k, CHUNK), (x, q.apart), steps.1 - steps.0);
         }
-        let scores = tile.scores.add(from * CHUNK + token);
         // By reference: by value the sums would go to the stack first.
         for (r, acc) in acc.iter().enumerate() {
             for (v, &x) in acc.iter().enumerate() {
@@ -312,7 +351,8 @@ unsafe fn tokens<S: Dots, const R: usize, const V: usize>(
     }
 }
 
-/// `O = O * alpha + p V` for `R` query rows from `from` of the group, whose first one is `at` of the band.
+/// `O = O * alpha + p V` for `R` query rows from `from` of the group, whose first one is `at` of the band, and some of the
+/// vectors of O.
 ///
 /// # Safety
 /// As [`group`].
@@ -322,13 +362,44 @@ unsafe fn outputs<S: Dots, const R: usize, const V: usize>(
     p: &Rows,
     at: usize,
     from: usize,
+    some: (usize, usize),
     alpha: &[f32; FACTORS],
     masks: &[u64; GROUP],
 ) {
-    let vectors = tile.job.plan.shape.head_dim.div_ceil(S::LANES);
     // SAFETY: passed on.
     unsafe {
-        cover!(S, R, V, vectors, columns(column, tile, p, at, from, alpha, masks));
+        cover!(S, R, V, some, columns(column, tile, p, at, from, alpha, masks));
+    }
+}
+
+/// Adds the products of `R` rows of x, from `from` of the group on, and `V` vectors of a bf16 operand, `steps` pairs of
+/// them; x with the words between rows, the operand with those between steps.
+///
+/// # Safety
+/// As [`group`]; with fewer steps than [`PAIRS`], or as many, and row blocks from the first one on in order.
+#[inline(always)]
+unsafe fn products<S: Dots, F: Form, const R: usize, const V: usize>(
+    acc: &mut [[S::F; V]; R],
+    tile: &Tile<'_, F>,
+    ahead: Ahead,
+    from: usize,
+    (w, stride): (*const u32, usize),
+    (x, row): (*const u32, usize),
+    steps: usize,
+) {
+    // SAFETY: passed on.
+    unsafe {
+        if const { S::WIDENS && R >= 4 && V == WIDE_VECTORS } && tile.widens::<S>() {
+            let wide = tile.wide;
+            match (from, ahead.line()) {
+                (0, None) => dots_widened::<S, R, V, true, 0>(acc, w, stride, x, row, steps, wide, w.cast()),
+                (0, Some(next)) => dots_widened::<S, R, V, true, LINE>(acc, w, stride, x, row, steps, wide, next),
+                (_, None) => dots_widened::<S, R, V, false, 0>(acc, w, stride, x, row, steps, wide, w.cast()),
+                (_, Some(next)) => dots_widened::<S, R, V, false, LINE>(acc, w, stride, x, row, steps, wide, next),
+            }
+        } else {
+            asking!(ahead, 4 * V * S::LANES, dots::<S, R, V>(acc, w, stride, PANEL, x, row, steps));
+        }
     }
 }
 
@@ -486,7 +557,7 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
                 }
             }
             let v = tile.v.add(column);
-            asking!(ahead, 4 * V * S::LANES, dots::<S, R, V>(&mut acc, v, shape.head_dim, PANEL, x, p.apart, PAIRS));
+            products::<S, _, R, V>(&mut acc, tile, ahead, from, (v, shape.head_dim), (x, p.apart), PAIRS);
         }
         for (r, acc) in acc.iter().enumerate() {
             // A row that sees nothing keeps its state: adding zeros could still turn -0 into 0.

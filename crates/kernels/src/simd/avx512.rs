@@ -42,23 +42,25 @@ unsafe fn add_half<const R: usize, const V: usize>(
 
 /// Writes [`Simd::step`] without bf16 products for so many rows by four vectors. Of 32 registers the sums of six rows,
 /// halves, an element and a mask take 30: left to itself the compiler keeps more than that, and sums in memory. Only a
-/// function that has the feature may name these registers.
+/// function that has the feature may name these registers. `pairs` are widened, with `widening` kept as well; `widened`
+/// ones are taken from `wide` (w is not read).
 macro_rules! whole_step {
-    ($name:ident, $rows:literal, $([$r:tt $at:literal $a:ident $b:ident $c:ident $d:ident])*) => {
+    ($name:ident, $from:ident, $rows:literal, $([$r:tt $at:literal $a:ident $b:ident $c:ident $d:ident])*) => {
         #[inline]
         #[target_feature(enable = "avx512f")]
-        unsafe fn $name(acc: &mut [[__m512; 4]; $rows], w: *const u32, apart: usize, x: *const u32, row: usize) {
+        unsafe fn $name(
+            acc: &mut [[__m512; 4]; $rows],
+            w: *const u32,
+            apart: usize,
+            x: *const u32,
+            row: usize,
+            wide: *mut f32,
+        ) {
             let (_x, _0, _1, _2, _3): (__m512, __m512, __m512, __m512, __m512);
             asm!(
-                "vpslld {h0}, zmmword ptr [{w}], 16",
-                "vpslld {h1}, zmmword ptr [{w} + {apart}], 16",
-                "vpslld {h2}, zmmword ptr [{w} + 2 * {apart}], 16",
-                "vpslld {h3}, zmmword ptr [{w} + {apart3}], 16",
+                whole_step!($from 0),
                 $(whole_step!(row $at, "", $a $b $c $d),)*
-                "vpandd {h0}, {high}, zmmword ptr [{w}]",
-                "vpandd {h1}, {high}, zmmword ptr [{w} + {apart}]",
-                "vpandd {h2}, {high}, zmmword ptr [{w} + 2 * {apart}]",
-                "vpandd {h3}, {high}, zmmword ptr [{w} + {apart3}]",
+                whole_step!($from 1),
                 $(whole_step!(row $at, " + 4", $a $b $c $d),)*
                 $(
                     $a = inout(zmm_reg) acc[$r][0],
@@ -78,9 +80,49 @@ macro_rules! whole_step {
                 first = in(reg) x,
                 fourth = in(reg) x.add(3 * row),
                 row = in(reg) 4 * row,
-                options(pure, readonly, nostack)
+                wide = in(reg) wide,
+                options(nostack)
             );
         }
+    };
+    (pairs 0) => {
+        "vpslld {h0}, zmmword ptr [{w}], 16
+         vpslld {h1}, zmmword ptr [{w} + {apart}], 16
+         vpslld {h2}, zmmword ptr [{w} + 2 * {apart}], 16
+         vpslld {h3}, zmmword ptr [{w} + {apart3}], 16
+         /* {high} {wide} */"
+    };
+    (pairs 1) => {
+        "vpandd {h0}, {high}, zmmword ptr [{w}]
+         vpandd {h1}, {high}, zmmword ptr [{w} + {apart}]
+         vpandd {h2}, {high}, zmmword ptr [{w} + 2 * {apart}]
+         vpandd {h3}, {high}, zmmword ptr [{w} + {apart3}]"
+    };
+    (widening $half:tt) => { concat!(whole_step!(pairs $half), "\n", whole_step!(store $half)) };
+    (store 0) => {
+        "vmovaps zmmword ptr [{wide}], {h0}
+         vmovaps zmmword ptr [{wide} + 64], {h1}
+         vmovaps zmmword ptr [{wide} + 128], {h2}
+         vmovaps zmmword ptr [{wide} + 192], {h3}"
+    };
+    (store 1) => {
+        "vmovaps zmmword ptr [{wide} + 256], {h0}
+         vmovaps zmmword ptr [{wide} + 320], {h1}
+         vmovaps zmmword ptr [{wide} + 384], {h2}
+         vmovaps zmmword ptr [{wide} + 448], {h3}"
+    };
+    (widened 0) => {
+        "vmovaps {h0}, zmmword ptr [{wide}]
+         vmovaps {h1}, zmmword ptr [{wide} + 64]
+         vmovaps {h2}, zmmword ptr [{wide} + 128]
+         vmovaps {h3}, zmmword ptr [{wide} + 192]
+         /* {high} {w} {apart} {apart3} */"
+    };
+    (widened 1) => {
+        "vmovaps {h0}, zmmword ptr [{wide} + 256]
+         vmovaps {h1}, zmmword ptr [{wide} + 320]
+         vmovaps {h2}, zmmword ptr [{wide} + 384]
+         vmovaps {h3}, zmmword ptr [{wide} + 448]"
     };
     (row $at:literal, $half:literal, $a:ident $b:ident $c:ident $d:ident) => {
         concat!(
@@ -92,20 +134,28 @@ macro_rules! whole_step {
         )
     };
 }
-whole_step!(step_of_4, 4,
-    [0 "{first}" a b c d] [1 "{first} + {row}" e f g h] [2 "{first} + 2 * {row}" i j k l] [3 "{fourth}" m n o p]);
-whole_step!(step_of_5, 5,
-    [0 "{first}" a b c d] [1 "{first} + {row}" e f g h] [2 "{first} + 2 * {row}" i j k l] [3 "{fourth}" m n o p]
-    [4 "{fourth} + {row}" q r s t]);
-whole_step!(step_of_6, 6,
-    [0 "{first}" a b c d] [1 "{first} + {row}" e f g h] [2 "{first} + 2 * {row}" i j k l] [3 "{fourth}" m n o p]
-    [4 "{fourth} + {row}" q r s t] [5 "{fourth} + 2 * {row}" u v y z]);
+macro_rules! steps {
+    ($from:ident $four:ident $five:ident $six:ident) => {
+        whole_step!($four, $from, 4,
+            [0 "{first}" a b c d] [1 "{first} + {row}" e f g h] [2 "{first} + 2 * {row}" i j k l] [3 "{fourth}" m n o p]);
+        whole_step!($five, $from, 5,
+            [0 "{first}" a b c d] [1 "{first} + {row}" e f g h] [2 "{first} + 2 * {row}" i j k l] [3 "{fourth}" m n o p]
+            [4 "{fourth} + {row}" q r s t]);
+        whole_step!($six, $from, 6,
+            [0 "{first}" a b c d] [1 "{first} + {row}" e f g h] [2 "{first} + 2 * {row}" i j k l] [3 "{fourth}" m n o p]
+            [4 "{fourth} + {row}" q r s t] [5 "{fourth} + 2 * {row}" u v y z]);
+    };
+}
+steps!(pairs step_of_4 step_of_5 step_of_6);
+steps!(widening widening_step_of_4 widening_step_of_5 widening_step_of_6);
+steps!(widened widened_step_of_4 widened_step_of_5 widened_step_of_6);
 
 impl<const BF16: bool> Simd for Avx512<BF16> {
     const ISA: Isa = if BF16 { Isa::Avx512 } else { Isa::Avx512Vnni };
     const LANES: usize = LANES;
     const PAIR: usize = if BF16 { 1 } else { 2 };
     const ROWS: usize = 6;
+    const WIDENS: bool = !BF16;
     type F = __m512;
 
     #[inline(always)]
@@ -242,6 +292,26 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         _mm_prefetch::<_MM_HINT_T0>(p.cast())
     }
     #[inline(always)]
+    unsafe fn step_widened<const R: usize, const V: usize, const FIRST: bool>(
+        acc: &mut [[__m512; V]; R],
+        w: *const u32,
+        x: *const u32,
+        row: usize,
+        wide: *mut f32,
+    ) {
+        assert!(const { !BF16 && V == 4 && R >= 4 });
+        let acc = ptr::from_mut(acc);
+        match R {
+            4 if FIRST => widening_step_of_4(&mut *acc.cast(), w, LANES, x, row, wide),
+            5 if FIRST => widening_step_of_5(&mut *acc.cast(), w, LANES, x, row, wide),
+            6 if FIRST => widening_step_of_6(&mut *acc.cast(), w, LANES, x, row, wide),
+            4 => widened_step_of_4(&mut *acc.cast(), wide.cast(), 0, x, row, wide),
+            5 => widened_step_of_5(&mut *acc.cast(), wide.cast(), 0, x, row, wide),
+            6 => widened_step_of_6(&mut *acc.cast(), wide.cast(), 0, x, row, wide),
+            rows => unreachable!("no step of {rows} rows"),
+        }
+    }
+    #[inline(always)]
     unsafe fn step<const R: usize, const V: usize>(
         acc: &mut [[__m512; V]; R],
         w: *const u32,
@@ -252,9 +322,9 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         if const { !BF16 && V == 4 && R >= 4 } {
             let acc = ptr::from_mut(acc);
             return match R {
-                4 => step_of_4(&mut *acc.cast(), w, panel, x, row),
-                5 => step_of_5(&mut *acc.cast(), w, panel, x, row),
-                6 => step_of_6(&mut *acc.cast(), w, panel, x, row),
+                4 => step_of_4(&mut *acc.cast(), w, panel, x, row, ptr::null_mut()),
+                5 => step_of_5(&mut *acc.cast(), w, panel, x, row, ptr::null_mut()),
+                6 => step_of_6(&mut *acc.cast(), w, panel, x, row, ptr::null_mut()),
                 rows => unreachable!("no step of {rows} rows"),
             };
         }

@@ -56,6 +56,8 @@ pub(crate) trait Simd: Copy + 'static {
     const PAIR: usize;
     /// Rows of the largest register block.
     const ROWS: usize;
+    /// Whether operands in bf16 are widened in the place of products, so that it pays to keep them for other row blocks.
+    const WIDENS: bool = false;
     type F: Copy;
 
     unsafe fn splat(x: f32) -> Self::F;
@@ -108,6 +110,20 @@ pub(crate) trait Simd: Copy + 'static {
         x: *const u32,
         row: usize,
     );
+
+    /// [`Simd::step`] of four to six rows by four vectors of as many panels, where [`Simd::WIDENS`]. Of a step `wide` takes
+    /// `[2][V]` vectors of f32, on a boundary of a vector: the first and the second elements of pairs. With `FIRST` they
+    /// are kept there, else taken from there.
+    #[inline(always)]
+    unsafe fn step_widened<const R: usize, const V: usize, const FIRST: bool>(
+        _acc: &mut [[Self::F; V]; R],
+        _w: *const u32,
+        _x: *const u32,
+        _row: usize,
+        _wide: *mut f32,
+    ) {
+        unreachable!("operands are not widened")
+    }
 
     /// Asks for a cache line in the L2 cache; any address is allowed.
     unsafe fn prefetch(p: *const u32);
@@ -253,6 +269,31 @@ pub(crate) unsafe fn dots<S: Simd, const R: usize, const V: usize, const ASKED: 
             ask::<S>(next, ASKED.min(V * S::LANES * size_of::<u32>()), i, pairs);
         }
         S::step(acc, w.add(i * stride), panel, x.add(i * S::PAIR), row);
+    }
+}
+
+/// [`dots`] of panels side by side, with operands that are kept: see [`Simd::step_widened`].
+///
+/// # Safety
+/// As [`dots`] and [`Simd::step_widened`]; not `FIRST` only after it.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "two strided operands")]
+pub(crate) unsafe fn dots_widened<S: Simd, const R: usize, const V: usize, const FIRST: bool, const ASKED: usize>(
+    acc: &mut [[S::F; V]; R],
+    w: *const u32,
+    stride: usize,
+    x: *const u32,
+    row: usize,
+    pairs: usize,
+    wide: *mut f32,
+    next: *const u8,
+) {
+    for i in 0..pairs {
+        if ASKED > 0 {
+            ask::<S>(next, ASKED.min(V * S::LANES * size_of::<u32>()), i, pairs);
+        }
+        let wide = wide.add(i * 2 * V * S::LANES);
+        S::step_widened::<R, V, FIRST>(acc, w.add(i * stride), x.add(i * S::PAIR), row, wide);
     }
 }
 
