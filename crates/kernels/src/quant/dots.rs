@@ -19,6 +19,9 @@ const ROUND: f32 = 12_582_912.0;
 pub(crate) trait Dots: Simd {
     /// A word for each of `LANES` outputs.
     type I: Copy;
+    /// Whether `WIDE` codes are made unsigned each time they are multiplied, with 128 as their centre: where many rows meet
+    /// them, once before is better.
+    const FLIPS: bool = false;
 
     unsafe fn words(p: *const u32) -> Self::I;
     unsafe fn store_words(p: *mut u32, x: Self::I);
@@ -28,6 +31,7 @@ pub(crate) trait Dots: Simd {
     unsafe fn halves(p: *const u16) -> Self::F;
     unsafe fn and(x: Self::I, mask: u32) -> Self::I;
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn xor(x: Self::I, mask: u32) -> Self::I;
     /// To the left by `by` bits, to the right where it is negative; zeros come in.
     unsafe fn shift(x: Self::I, by: i32) -> Self::I;
     /// The lowest byte, which has a sign.
@@ -100,6 +104,10 @@ impl Dots for Portable {
     #[inline(always)]
     unsafe fn or(a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
         [a[0] | b[0], a[1] | b[1], a[2] | b[2], a[3] | b[3]]
+    }
+    #[inline(always)]
+    unsafe fn xor(x: [u32; 4], mask: u32) -> [u32; 4] {
+        x.map(|x| x ^ mask)
     }
     #[inline(always)]
     unsafe fn shift(x: [u32; 4], by: i32) -> [u32; 4] {
@@ -220,6 +228,7 @@ mod x86 {
     /// the codes' signs are moved to the activations. With VNNI, all is as with [`Avx512`].
     impl<const VNNI: bool> Dots for Avx2<VNNI> {
         type I = __m256i;
+        const FLIPS: bool = VNNI;
 
         #[inline(always)]
         unsafe fn words(p: *const u32) -> __m256i {
@@ -246,6 +255,10 @@ mod x86 {
             _mm256_or_si256(a, b)
         }
         #[inline(always)]
+        unsafe fn xor(x: __m256i, mask: u32) -> __m256i {
+            _mm256_xor_si256(x, _mm256_set1_epi32(mask as i32))
+        }
+        #[inline(always)]
         unsafe fn shift(x: __m256i, by: i32) -> __m256i {
             if by < 0 {
                 _mm256_srl_epi32(x, _mm_cvtsi32_si128(-by))
@@ -270,7 +283,7 @@ mod x86 {
             let sums = _mm256_set1_epi32(*sums as i32);
             if VNNI {
                 let centre = if WIDE { 128 } else { centre };
-                _mm256_dpwssd_avx_epi32(_mm256_setzero_si256(), sums, _mm256_set1_epi16(-centre))
+                _mm256_madd_epi16(sums, _mm256_set1_epi16(-centre))
             } else if WIDE {
                 _mm256_setzero_si256()
             } else {
@@ -333,6 +346,7 @@ mod x86 {
     /// Wide codes are made unsigned, with 128 as their centre.
     impl<const BF16: bool> Dots for Avx512<BF16> {
         type I = __m512i;
+        const FLIPS: bool = true;
 
         #[inline(always)]
         unsafe fn words(p: *const u32) -> __m512i {
@@ -359,6 +373,10 @@ mod x86 {
             _mm512_or_si512(a, b)
         }
         #[inline(always)]
+        unsafe fn xor(x: __m512i, mask: u32) -> __m512i {
+            _mm512_xor_si512(x, _mm512_set1_epi32(mask as i32))
+        }
+        #[inline(always)]
         unsafe fn shift(x: __m512i, by: i32) -> __m512i {
             if by < 0 {
                 _mm512_srl_epi32(x, _mm_cvtsi32_si128(-by))
@@ -381,7 +399,7 @@ mod x86 {
         #[inline(always)]
         unsafe fn start<const WIDE: bool>(sums: *const u32, centre: i16) -> __m512i {
             let centre = if WIDE { 128 } else { centre };
-            _mm512_dpwssd_epi32(_mm512_setzero_si512(), _mm512_set1_epi32(*sums as i32), _mm512_set1_epi16(-centre))
+            _mm512_madd_epi16(_mm512_set1_epi32(*sums as i32), _mm512_set1_epi16(-centre))
         }
         #[inline(always)]
         unsafe fn dot<const WIDE: bool>(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {

@@ -7,9 +7,8 @@ use super::PackedQuant;
 use super::QuantKind::{self, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
 use super::block::MAX_LEN;
 use super::dots::Dots;
-use super::kernel::{add_scaled, add_step, start, unroll};
+use super::kernel::{Rows, add_scaled, add_step, start, unroll};
 use super::packed::GROUP;
-use super::rows::Group;
 use super::unpack::{By4, By4Min, By5, By5Min, By6, By8, Form, HEADS, Heads, Packed, prefetch, unpack_heads};
 use crate::Isa;
 use crate::simd::{PANEL, at};
@@ -45,30 +44,21 @@ pub(crate) const STREAMS: usize = 4;
 /// Groups of the largest block.
 const MAX_BLOCK: usize = MAX_LEN / GROUP;
 
-/// Writes the sums of `rows` rows, which are `stride` groups apart in x, `[panels][rows][16]`.
+/// Writes the sums of `rows` rows, `[panels][rows][16]`.
 ///
 /// # Safety
 /// The ISA of `S` is available; w has the panels, x the rows, `sums` room.
 #[inline(always)]
-pub(crate) unsafe fn few_rows<S: Dots>(
-    w: &PackedQuant,
-    panels: (usize, usize),
-    x: *const Group,
-    stride: usize,
-    rows: usize,
-    sums: *mut f32,
-) {
-    // In bytes from here on, as in `add_products`.
-    let stride = std::hint::black_box(stride * size_of::<Group>());
+pub(crate) unsafe fn few_rows<S: Dots>(w: &PackedQuant, panels: (usize, usize), x: Rows, rows: usize, sums: *mut f32) {
     // SAFETY: passed on.
     unsafe {
         match w.kind() {
-            Q8_0 => all_panels::<S, By8, true>(w, panels, x, stride, rows, sums),
-            Q4_0 => all_panels::<S, By4, false>(w, panels, x, stride, rows, sums),
-            Q5_0 => all_panels::<S, By5, false>(w, panels, x, stride, rows, sums),
-            Q4K => all_panels::<S, By4Min, false>(w, panels, x, stride, rows, sums),
-            Q5K => all_panels::<S, By5Min, false>(w, panels, x, stride, rows, sums),
-            Q6K => all_panels::<S, By6, false>(w, panels, x, stride, rows, sums),
+            Q8_0 => all_panels::<S, By8, true>(w, panels, x, rows, sums),
+            Q4_0 => all_panels::<S, By4, false>(w, panels, x, rows, sums),
+            Q5_0 => all_panels::<S, By5, false>(w, panels, x, rows, sums),
+            Q4K => all_panels::<S, By4Min, false>(w, panels, x, rows, sums),
+            Q5K => all_panels::<S, By5Min, false>(w, panels, x, rows, sums),
+            Q6K => all_panels::<S, By6, false>(w, panels, x, rows, sums),
         }
     }
 }
@@ -79,8 +69,7 @@ pub(crate) unsafe fn few_rows<S: Dots>(
 unsafe fn all_panels<S: Dots, F: Form, const WIDE: bool>(
     w: &PackedQuant,
     (first, end): (usize, usize),
-    x: *const Group,
-    stride: usize,
+    x: Rows,
     rows: usize,
     sums: *mut f32,
 ) {
@@ -93,16 +82,16 @@ unsafe fn all_panels<S: Dots, F: Form, const WIDE: bool>(
         for i in 0..if streams > 1 { each } else { 0 } {
             let (panel, sums) = (first + i, sums.add(i * rows * PANEL));
             match rows {
-                1 if const { S::LANES == 8 } => block::<S, F, WIDE, 1, 8>(w, panel, each, x, stride, rows, sums),
-                2 if const { S::LANES >= 8 } => block::<S, F, WIDE, 2, 4>(w, panel, each, x, stride, rows, sums),
-                1 if const { S::LANES == 16 } => block::<S, F, WIDE, 1, 4>(w, panel, each, x, stride, rows, sums),
-                3 if const { S::LANES == 16 } => block::<S, F, WIDE, 3, 2>(w, panel, each, x, stride, rows, sums),
-                4 if const { S::LANES == 16 } => block::<S, F, WIDE, 4, 2>(w, panel, each, x, stride, rows, sums),
+                1 if const { S::LANES == 8 } => block::<S, F, WIDE, 1, 8>(w, panel, each, x, rows, sums),
+                2 if const { S::LANES >= 8 } => block::<S, F, WIDE, 2, 4>(w, panel, each, x, rows, sums),
+                1 if const { S::LANES == 16 } => block::<S, F, WIDE, 1, 4>(w, panel, each, x, rows, sums),
+                3 if const { S::LANES == 16 } => block::<S, F, WIDE, 3, 2>(w, panel, each, x, rows, sums),
+                4 if const { S::LANES == 16 } => block::<S, F, WIDE, 4, 2>(w, panel, each, x, rows, sums),
                 rows => unreachable!("{streams} streams for {rows} rows"),
             };
         }
         for panel in if streams > 1 { first + whole } else { first }..end {
-            all_rows::<S, F, WIDE>(w, panel, x, stride, rows, sums.add((panel - first) * rows * PANEL));
+            all_rows::<S, F, WIDE>(w, panel, x, rows, sums.add((panel - first) * rows * PANEL));
         }
     }
 }
@@ -113,8 +102,7 @@ unsafe fn all_panels<S: Dots, F: Form, const WIDE: bool>(
 unsafe fn all_rows<S: Dots, F: Form, const WIDE: bool>(
     w: &PackedQuant,
     panel: usize,
-    x: *const Group,
-    stride: usize,
+    x: Rows,
     rows: usize,
     sums: *mut f32,
 ) {
@@ -122,22 +110,22 @@ unsafe fn all_rows<S: Dots, F: Form, const WIDE: bool>(
     while r < rows {
         // SAFETY: `r` rows are done, and a block takes no more than are left. V vectors are a panel.
         unsafe {
-            let (x, sums) = (x.byte_add(r * stride), sums.add(r * PANEL));
+            let (x, sums) = (x.from(r, 0), sums.add(r * PANEL));
             r += if const { S::LANES == 4 } {
-                block::<S, F, WIDE, 1, 4>(w, panel, 0, x, stride, rows, sums)
+                block::<S, F, WIDE, 1, 4>(w, panel, 0, x, rows, sums)
             } else if const { S::LANES == 8 } {
                 match rows - r {
-                    1 => block::<S, F, WIDE, 1, 2>(w, panel, 0, x, stride, rows, sums),
-                    2 => block::<S, F, WIDE, 2, 2>(w, panel, 0, x, stride, rows, sums),
-                    3 => block::<S, F, WIDE, 3, 2>(w, panel, 0, x, stride, rows, sums),
-                    _ => block::<S, F, WIDE, 4, 2>(w, panel, 0, x, stride, rows, sums),
+                    1 => block::<S, F, WIDE, 1, 2>(w, panel, 0, x, rows, sums),
+                    2 => block::<S, F, WIDE, 2, 2>(w, panel, 0, x, rows, sums),
+                    3 => block::<S, F, WIDE, 3, 2>(w, panel, 0, x, rows, sums),
+                    _ => block::<S, F, WIDE, 4, 2>(w, panel, 0, x, rows, sums),
                 }
             } else {
                 match rows - r {
-                    1 => block::<S, F, WIDE, 1, 1>(w, panel, 0, x, stride, rows, sums),
-                    2 => block::<S, F, WIDE, 2, 1>(w, panel, 0, x, stride, rows, sums),
-                    3 => block::<S, F, WIDE, 3, 1>(w, panel, 0, x, stride, rows, sums),
-                    _ => block::<S, F, WIDE, 4, 1>(w, panel, 0, x, stride, rows, sums),
+                    1 => block::<S, F, WIDE, 1, 1>(w, panel, 0, x, rows, sums),
+                    2 => block::<S, F, WIDE, 2, 1>(w, panel, 0, x, rows, sums),
+                    3 => block::<S, F, WIDE, 3, 1>(w, panel, 0, x, rows, sums),
+                    _ => block::<S, F, WIDE, 4, 1>(w, panel, 0, x, rows, sums),
                 }
             };
         }
@@ -154,8 +142,7 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
     w: &PackedQuant,
     panel: usize,
     apart: usize,
-    x: *const Group,
-    stride: usize,
+    x: Rows,
     rows: usize,
     sums: *mut f32,
 ) -> usize {
@@ -179,7 +166,7 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
                 unpack_heads::<S, F>(heads.add(at::<S>(v, heads_apart)), of_block, out, STREAMS * HEADS);
             }
             for g in 0..F::AT_ONCE {
-                let (codes, x) = (codes.add((first + g) * F::CODES), x.add(first + g));
+                let (codes, x) = (codes.add((first + g) * F::CODES), x.from(0, first + g));
                 if panels == 1 {
                     prefetch::<S, F>(codes, heads, of_block + g);
                 } else if F::AT_ONCE > 1 && g % 2 == 0 {
@@ -190,21 +177,21 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
                 }
                 for half in 0..halves {
                     let mut dots = if halves == 2 {
-                        start::<S, WIDE, true, R, V>(F::KIND.centre() as i16, x, stride, half)
+                        start::<S, WIDE, true, R, V>(F::KIND.centre() as i16, x, half)
                     } else {
-                        start::<S, WIDE, false, R, V>(F::KIND.centre() as i16, x, stride, half)
+                        start::<S, WIDE, false, R, V>(F::KIND.centre() as i16, x, half)
                     };
                     unroll!(s in 0 1 2 3 4 5 6 7 {
                         if s < steps {
                             let s = half * steps + s;
-                            add_step::<S, Packed<F>, WIDE, R, V>(&mut dots, codes, codes_apart, 0, s, x, stride);
+                            add_step::<S, Packed<F>, WIDE, R, V>(&mut dots, codes, codes_apart, 0, s, x);
                         }
                     });
                     let scales = room.add(g * STREAMS * HEADS + half * PANEL);
                     if F::KIND.has_min() {
-                        add_scaled::<S, WIDE, true, R, V>(&mut acc, dots, x, stride, scales, HEADS);
+                        add_scaled::<S, WIDE, true, R, V>(&mut acc, dots, x, scales, HEADS);
                     } else {
-                        add_scaled::<S, WIDE, false, R, V>(&mut acc, dots, x, stride, scales, HEADS);
+                        add_scaled::<S, WIDE, false, R, V>(&mut acc, dots, x, scales, HEADS);
                     }
                 }
             }

@@ -28,30 +28,122 @@ macro_rules! unroll {
 }
 pub(crate) use unroll;
 
-/// Adds the products of `rows` rows, which are `stride` groups apart in x, to `sums`, `[rows][16]` of each panel and
-/// `apart` from those of the next.
+/// Rows of x. Two of them by their addresses, others by their distance from these: all are addressed without arithmetic,
+/// where the compiler would keep a sum of addresses for each, most of them in memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    first: *const Group,
+    fourth: *const Group,
+    /// Bytes from row to row.
+    stride: usize,
+}
+
+impl Rows {
+    /// From `x` on, so many groups apart.
+    #[inline(always)]
+    pub fn new(x: *const Group, stride: usize) -> Rows {
+        let stride = stride * size_of::<Group>();
+        Rows { first: x, fourth: x.wrapping_byte_add(3 * stride), stride }
+    }
+
+    /// Group `g` of the rows from `r` on.
+    #[inline(always)]
+    pub fn from(self, r: usize, g: usize) -> Rows {
+        let bytes = r * self.stride + g * size_of::<Group>();
+        let [first, fourth] = [self.first, self.fourth].map(|row| opaque(row.wrapping_byte_add(bytes)));
+        Rows { first, fourth, stride: self.stride }
+    }
+
+    /// A row, of which six at most are meant.
+    #[inline(always)]
+    pub fn row(self, r: usize) -> *const Group {
+        let (row, r) = if r < 3 { (self.first, r) } else { (self.fourth, r - 3) };
+        row.wrapping_byte_add(r * self.stride)
+    }
+}
+
+/// Where the sums of some rows and panels are before a piece and after it.
+#[derive(Clone, Copy)]
+pub(crate) struct Sums {
+    /// Nothing was added yet.
+    pub first: bool,
+    /// `[rows][16]` of each panel; in between.
+    pub at: *mut f32,
+    /// f32 elements from those of a panel to those of the next.
+    pub apart: usize,
+    /// After the last piece.
+    pub end: Option<Outputs>,
+}
+
+impl Sums {
+    /// Those of the rows from `r` on.
+    #[inline(always)]
+    fn from(self, r: usize) -> Sums {
+        let end = match self.end {
+            Some(end) => Some(Outputs { at: end.at.wrapping_add(r * end.stride), ..end }),
+            None => None,
+        };
+        Sums { at: self.at.wrapping_add(r * PANEL), end, ..self }
+    }
+}
+
+/// Outputs of some rows and panels.
+#[derive(Clone, Copy)]
+pub(crate) struct Outputs {
+    pub at: *mut f32,
+    /// Elements from row to row.
+    pub stride: usize,
+    /// How many there are in a row.
+    pub columns: usize,
+    /// To be added to what is there.
+    pub add: bool,
+}
+
+impl Outputs {
+    /// Writes, or adds, a vector of row `r` from `column` on, as far as there are columns.
+    ///
+    /// # Safety
+    /// The ISA of `S` is available; there is such a row, and nobody else writes it.
+    #[inline(always)]
+    pub unsafe fn put<S: Dots>(&self, r: usize, column: usize, x: S::F) {
+        let n = S::LANES.min(self.columns.saturating_sub(column));
+        // SAFETY: `n` outputs are left in this row.
+        unsafe {
+            let y = self.at.add(r * self.stride + column);
+            if n == S::LANES {
+                S::store(y, if self.add { S::add(S::load(y), x) } else { x });
+            } else if n > 0 {
+                S::store_n(y, n, if self.add { S::add(S::load_n(y, n), x) } else { x });
+            }
+        }
+    }
+}
+
+/// Its argument; nothing is known of it any more.
+#[inline(always)]
+fn opaque<T>(mut p: *const T) -> *const T {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    // SAFETY: no instruction.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags));
+    }
+    p
+}
+
+/// Adds the products of `rows` rows to `sums`.
 ///
 /// # Safety
 /// The ISA of `S` is available; x holds the rows, with VNNI three at least, and as many groups as `piece`, whose
 /// codes are [`Bytes`].
 #[inline(always)]
-pub(crate) unsafe fn add_products<S: Dots>(
-    piece: &Piece,
-    x: *const Group,
-    stride: usize,
-    rows: usize,
-    sums: *mut f32,
-    apart: usize,
-) {
-    // In bytes from here on. Opaque, or the compiler would multiply again wherever a row is addressed.
-    let stride = std::hint::black_box(stride * size_of::<Group>());
+pub(crate) unsafe fn add_products<S: Dots>(piece: &Piece, x: Rows, rows: usize, sums: Sums) {
     // SAFETY: passed on.
     unsafe {
         match piece.kind {
-            Q8_0 => all_rows::<S, true, false, false>(piece, x, stride, rows, sums, apart),
-            Q4_0 | Q5_0 => all_rows::<S, false, false, false>(piece, x, stride, rows, sums, apart),
-            Q4K | Q5K => all_rows::<S, false, false, true>(piece, x, stride, rows, sums, apart),
-            Q6K => all_rows::<S, false, true, false>(piece, x, stride, rows, sums, apart),
+            Q8_0 if const { !S::FLIPS } => all_rows::<S, true, false, false>(piece, x, rows, sums),
+            Q8_0 | Q4_0 | Q5_0 => all_rows::<S, false, false, false>(piece, x, rows, sums),
+            Q4K | Q5K => all_rows::<S, false, false, true>(piece, x, rows, sums),
+            Q6K => all_rows::<S, false, true, false>(piece, x, rows, sums),
         }
     }
 }
@@ -63,36 +155,34 @@ pub(crate) unsafe fn add_products<S: Dots>(
 #[inline(always)]
 unsafe fn all_rows<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool>(
     piece: &Piece,
-    x: *const Group,
-    stride: usize,
+    x: Rows,
     rows: usize,
-    sums: *mut f32,
-    apart: usize,
+    sums: Sums,
 ) {
     let mut r = 0;
     while r < rows {
         let left = rows - r;
         // SAFETY: `r` rows are done, and a block takes no more than are left. V vectors are the panels.
         unsafe {
-            let (x, sums) = (x.byte_add(r * stride), sums.add(r * PANEL));
+            let (x, sums) = (x.from(r, 0), sums.from(r));
             // With VNNI, blocks of almost equal size: with few sums they wait for their additions.
             r += if const { matches!(S::ISA, Isa::Portable) } {
                 match left {
-                    1 => block::<S, WIDE, HALVES, LIFT, 1, 4>(piece, x, stride, sums, apart),
-                    _ => block::<S, WIDE, HALVES, LIFT, 2, 4>(piece, x, stride, sums, apart),
+                    1 => block::<S, WIDE, HALVES, LIFT, 1, 4>(piece, x, sums),
+                    _ => block::<S, WIDE, HALVES, LIFT, 2, 4>(piece, x, sums),
                 }
             } else if const { matches!(S::ISA, Isa::Avx2) } {
                 match left {
-                    1 => block::<S, WIDE, HALVES, LIFT, 1, 2>(piece, x, stride, sums, apart),
-                    2 | 3 => block::<S, WIDE, HALVES, LIFT, 2, 2>(piece, x, stride, sums, apart),
-                    _ => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, stride, sums, apart),
+                    1 => block::<S, WIDE, HALVES, LIFT, 1, 2>(piece, x, sums),
+                    2 | 3 => block::<S, WIDE, HALVES, LIFT, 2, 2>(piece, x, sums),
+                    _ => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, sums),
                 }
             } else {
                 match SIZES[left] {
-                    6 => block::<S, WIDE, HALVES, LIFT, 6, 2>(piece, x, stride, sums, apart),
-                    5 => block::<S, WIDE, HALVES, LIFT, 5, 2>(piece, x, stride, sums, apart),
-                    4 => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, stride, sums, apart),
-                    3 => block::<S, WIDE, HALVES, LIFT, 3, 2>(piece, x, stride, sums, apart),
+                    6 => block::<S, WIDE, HALVES, LIFT, 6, 2>(piece, x, sums),
+                    5 => block::<S, WIDE, HALVES, LIFT, 5, 2>(piece, x, sums),
+                    4 => block::<S, WIDE, HALVES, LIFT, 4, 2>(piece, x, sums),
+                    3 => block::<S, WIDE, HALVES, LIFT, 3, 2>(piece, x, sums),
                     rows => unreachable!("no block of {rows} rows"),
                 }
             };
@@ -107,40 +197,44 @@ unsafe fn all_rows<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
 #[inline(always)]
 unsafe fn block<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool, const R: usize, const V: usize>(
     piece: &Piece,
-    x: *const Group,
-    stride: usize,
-    sums: *mut f32,
-    apart: usize,
+    x: Rows,
+    sums: Sums,
 ) -> usize {
     // Here and not where it is used: formats share this code, and looking it up would take a jump for every row and
     // group.
-    let centre = std::hint::black_box(piece.kind.centre() as i16);
+    let centre = std::hint::black_box(piece.centre);
     // SAFETY: the contract above.
     unsafe {
         let mut acc = [[S::splat(0.0); V]; R];
-        for (r, acc) in acc.iter_mut().enumerate() {
-            for (v, acc) in acc.iter_mut().enumerate() {
-                *acc = S::load(sums.add(r * PANEL + at::<S>(v, apart)));
+        if !sums.first {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = S::load(sums.at.add(r * PANEL + at::<S>(v, sums.apart)));
+                }
             }
         }
         for g in 0..piece.groups {
-            let x = x.add(g);
+            let next = x.from(R, g);
+            let x = x.from(0, g);
             // The next rows: of more of them than the L1 cache holds, each takes some lines only, far from the others'.
-            for r in R..2 * R {
-                S::prefetch_near(x.wrapping_byte_add(r * stride).cast());
+            for r in 0..R {
+                S::prefetch_near(next.row(r).cast());
             }
             if const { HALVES && S::LANES == PANEL } {
-                add_sums::<S, WIDE, HALVES, LIFT, R, V>(&mut acc, piece, centre, g, 0, x, stride);
-                add_sums::<S, WIDE, HALVES, LIFT, R, V>(&mut acc, piece, centre, g, 1, x, stride);
+                add_sums::<S, WIDE, HALVES, LIFT, R, V>(&mut acc, piece, centre, g, 0, x);
+                add_sums::<S, WIDE, HALVES, LIFT, R, V>(&mut acc, piece, centre, g, 1, x);
             } else {
                 for half in 0..(if HALVES { 2 } else { 1 }) {
-                    add_sums::<S, WIDE, HALVES, LIFT, R, V>(&mut acc, piece, centre, g, half, x, stride);
+                    add_sums::<S, WIDE, HALVES, LIFT, R, V>(&mut acc, piece, centre, g, half, x);
                 }
             }
         }
         for (r, acc) in acc.into_iter().enumerate() {
             for (v, acc) in acc.into_iter().enumerate() {
-                S::store(sums.add(r * PANEL + at::<S>(v, apart)), acc);
+                match &sums.end {
+                    None => S::store(sums.at.add(r * PANEL + at::<S>(v, sums.apart)), acc),
+                    Some(end) => end.put::<S>(r, v * S::LANES, acc),
+                }
             }
         }
     }
@@ -158,28 +252,27 @@ unsafe fn add_sums<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
     centre: i16,
     g: usize,
     half: usize,
-    x: *const Group,
-    stride: usize,
+    x: Rows,
 ) {
     let steps = GROUP / 4 / if HALVES { 2 } else { 1 };
     // SAFETY: the contract above.
     unsafe {
         let codes = piece.codes.add(g * GROUP / 4 * PANEL);
-        let mut dots = start::<S, WIDE, HALVES, R, V>(centre, x, stride, half);
+        let mut dots = start::<S, WIDE, HALVES, R, V>(centre, x, half);
         if const { S::LANES == PANEL } {
             unroll!(s in 0 1 2 3 4 5 6 7 {
                 if s < steps {
-                    add_step::<S, Bytes, WIDE, R, V>(&mut dots, codes, piece.apart, 0, half * steps + s, x, stride);
+                    add_step::<S, Bytes, WIDE, R, V>(&mut dots, codes, piece.apart, 0, half * steps + s, x);
                 }
             });
         } else {
             // Unrolled, the compiler would take the steps apart and run out of registers.
             for s in half * steps..(half + 1) * steps {
-                add_step::<S, Bytes, WIDE, R, V>(&mut dots, codes, piece.apart, 0, s, x, stride);
+                add_step::<S, Bytes, WIDE, R, V>(&mut dots, codes, piece.apart, 0, s, x);
             }
         }
         let scales = (&raw const (*piece.room).heads[g][half]).cast::<f32>();
-        add_scaled::<S, WIDE, LIFT, R, V>(acc, dots, x, stride, scales, ROOM);
+        add_scaled::<S, WIDE, LIFT, R, V>(acc, dots, x, scales, ROOM);
     }
 }
 
@@ -190,15 +283,14 @@ unsafe fn add_sums<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
 #[inline(always)]
 pub(crate) unsafe fn start<S: Dots, const WIDE: bool, const HALVES: bool, const R: usize, const V: usize>(
     centre: i16,
-    x: *const Group,
-    stride: usize,
+    x: Rows,
     half: usize,
 ) -> [[S::I; V]; R] {
     // SAFETY: the contract above.
     unsafe {
         let mut dots = [[S::four(&0); V]; R];
         for (r, dots) in dots.iter_mut().enumerate() {
-            let x = x.byte_add(r * stride);
+            let x = x.row(r);
             let sum = if HALVES { &raw const (*x).halves[half] } else { &raw const (*x).whole };
             *dots = [S::start::<WIDE>(sum, centre); V];
         }
@@ -217,13 +309,12 @@ pub(crate) unsafe fn add_step<S: Dots, C: Codes, const WIDE: bool, const R: usiz
     apart: usize,
     g: usize,
     s: usize,
-    x: *const Group,
-    stride: usize,
+    x: Rows,
 ) {
     // SAFETY: passed on.
     unsafe {
         for (r, dots) in dots.iter_mut().enumerate() {
-            let x = S::four(&raw const (*x.byte_add(r * stride)).codes[s]);
+            let x = S::four(&raw const (*x.row(r)).codes[s]);
             for (v, dot) in dots.iter_mut().enumerate() {
                 *dot = S::dot::<WIDE>(*dot, C::get::<S>(codes, g, s, at::<S>(v, apart)), x);
             }
@@ -239,15 +330,14 @@ pub(crate) unsafe fn add_step<S: Dots, C: Codes, const WIDE: bool, const R: usiz
 pub(crate) unsafe fn add_scaled<S: Dots, const WIDE: bool, const LIFT: bool, const R: usize, const V: usize>(
     acc: &mut [[S::F; V]; R],
     dots: [[S::I; V]; R],
-    x: *const Group,
-    stride: usize,
+    x: Rows,
     scales: *const f32,
     room: usize,
 ) {
     // SAFETY: the contract above.
     unsafe {
         for (r, (acc, dots)) in acc.iter_mut().zip(dots).enumerate() {
-            let x = x.byte_add(r * stride);
+            let x = x.row(r);
             for (v, (acc, dot)) in acc.iter_mut().zip(dots).enumerate() {
                 let scale = S::mul(S::load(scales.add(at::<S>(v, room))), S::splat((*x).scale));
                 *acc = S::fma(S::total::<WIDE>(dot), scale, *acc);

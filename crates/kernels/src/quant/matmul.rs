@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use super::dots::Dots;
 use super::few::{STREAMS, few_of, few_rows};
-use super::kernel::{TILE_ROWS, add_products};
+use super::kernel::{Outputs, Rows, Sums, TILE_ROWS, add_products};
 use super::packed::GROUP;
 use super::rows::Group;
 use super::unpack::{GROUPS, PANELS, Unpacked, panels_at_once, unpack, unpack_codes};
@@ -109,67 +109,68 @@ unsafe fn tile_rows<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
     unsafe {
         for first in (tile.panels.0..tile.panels.1).step_by(many) {
             let panels = (first, tile.panels.1.min(first + many));
-            let x = job.x.as_ptr().add(tile.rows.0 * job.groups);
+            let x = Rows::new(job.x.as_ptr().add(tile.rows.0 * job.groups), job.groups);
             let part = &mut sums[..(panels.1 - panels.0) * rows * PANEL];
             if few {
-                few_rows::<S>(job.w, panels, x, job.groups, rows, part.as_mut_ptr());
+                few_rows::<S>(job.w, panels, x, rows, part.as_mut_ptr());
             } else {
-                many_rows::<S>(job, panels, x, rows, part);
+                many_rows::<S>(job, panels, x, tile.rows, part);
+                continue;
             }
             for (panel, part) in part.chunks_exact(rows * PANEL).enumerate() {
+                let outputs = job.outputs(tile.rows.0, first + panel);
                 for (row, sums) in part.chunks_exact(PANEL).enumerate() {
-                    store::<S>(job, tile.rows.0 + row, first + panel, sums.as_ptr());
+                    for v in (0..PANEL).step_by(S::LANES) {
+                        outputs.put::<S>(row, v, S::load(sums.as_ptr().add(v)));
+                    }
                 }
             }
         }
     }
 }
 
-/// Writes the sums of some panels, `[panels][rows][16]`.
+impl Job<'_> {
+    /// Those of the rows and panels from these on.
+    fn outputs(&self, row: usize, panel: usize) -> Outputs {
+        let Job { stride, add, .. } = *self;
+        let at = self.y.get().wrapping_add(row * stride + panel * PANEL);
+        Outputs { at, stride, columns: self.w.n() - panel * PANEL, add }
+    }
+}
+
+/// Writes the outputs of some rows and panels; x is from the first of the rows on, and `sums` have `[panels][rows][16]`.
 ///
 /// # Safety
-/// The ISA of `S` is available; the panels are there, and the rows from `x` on; `sums` is as long as that.
+/// The ISA of `S` is available; the panels are there, and the rows; nobody else writes their outputs.
 #[inline(always)]
-unsafe fn many_rows<S: Dots>(job: &Job<'_>, panels: (usize, usize), x: *const Group, rows: usize, sums: &mut [f32]) {
+unsafe fn many_rows<S: Dots>(
+    job: &Job<'_>,
+    panels: (usize, usize),
+    x: Rows,
+    (row, end): (usize, usize),
+    sums: &mut [f32],
+) {
     let mut room = MaybeUninit::<[Unpacked; PANELS]>::uninit();
-    let at_once = panels_at_once::<S>();
-    sums.fill(0.0);
+    let (rows, at_once) = (end - row, panels_at_once::<S>());
     for group in (0..job.groups).step_by(GROUPS) {
         let groups = GROUPS.min(job.groups - group);
         let parts = sums.chunks_mut(at_once * rows * PANEL);
         for (first, sums) in (panels.0..panels.1).step_by(at_once).zip(parts) {
             // What is left of two is computed twice, which is rare enough.
             let panels = (first, (first + at_once).min(panels.1) - 1);
-            let apart = (panels.1 - panels.0) * rows * PANEL;
+            let mut outputs = job.outputs(row, first);
+            outputs.columns = outputs.columns.min((panels.1 + 1 - first) * PANEL);
+            let sums = Sums {
+                first: group == 0,
+                at: sums.as_mut_ptr(),
+                apart: (panels.1 - first) * rows * PANEL,
+                end: (group + groups == job.groups).then_some(outputs),
+            };
             // SAFETY: passed on; what is unpacked is written before it is read.
             unsafe {
                 let mut piece = unpack::<S>(job.w, panels, group, groups, room.as_mut_ptr().cast());
                 unpack_codes::<S>(&mut piece);
-                add_products::<S>(&piece, x.add(group), job.groups, rows, sums.as_mut_ptr(), apart);
-            }
-        }
-    }
-}
-
-/// Stores or adds the sums of one row and panel, as many as there are outputs.
-///
-/// # Safety
-/// As [`tile_rows`], for 16 sums.
-#[inline(always)]
-unsafe fn store<S: Dots>(job: &Job<'_>, row: usize, panel: usize, sums: *const f32) {
-    for v in (0..PANEL).step_by(S::LANES) {
-        let column = panel * PANEL + v;
-        if column >= job.w.n() {
-            break;
-        }
-        let n = S::LANES.min(job.w.n() - column);
-        // SAFETY: n outputs are left in this row of y.
-        unsafe {
-            let (y, sum) = (job.y.get().add(row * job.stride + column), S::load(sums.add(v)));
-            if n == S::LANES {
-                S::store(y, if job.add { S::add(S::load(y), sum) } else { sum });
-            } else {
-                S::store_n(y, n, if job.add { S::add(S::load_n(y, n), sum) } else { sum });
+                add_products::<S>(&piece, x.from(0, group), rows, sums);
             }
         }
     }

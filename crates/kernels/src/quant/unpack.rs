@@ -46,6 +46,7 @@ pub(crate) const ROOM: usize = size_of::<Unpacked>() / 4;
 /// Groups of some panels. A weight is `scale * (code - centre)`, or `scale * (code - centre) + lift`.
 pub(crate) struct Piece {
     pub kind: QuantKind,
+    pub centre: i16,
     pub groups: usize,
     /// In the order of the [`Codes`] that they are used with.
     pub codes: *const u32,
@@ -180,7 +181,14 @@ unsafe fn unpack_form<S: Dots, F: Form>(
             }
         }
         let codes = w.codes().as_ptr().add((panels.0 * of_row + group) * F::CODES);
-        Piece { kind: F::KIND, groups, codes, apart: (panels.1 - panels.0) * of_row * F::CODES, room }
+        Piece {
+            kind: F::KIND,
+            centre: F::KIND.centre().into(),
+            groups,
+            codes,
+            apart: (panels.1 - panels.0) * of_row * F::CODES,
+            room,
+        }
     }
 }
 
@@ -199,7 +207,7 @@ pub(crate) unsafe fn prefetch<S: Dots, F: Form>(codes: *const u32, heads: *const
     }
 }
 
-/// Unpacks the codes, too, which are [`Bytes`] then.
+/// Unpacks the codes, too, which are [`Bytes`] then, and unsigned where [`Dots::FLIPS`].
 ///
 /// # Safety
 /// The ISA of `S` is available; the piece is as [`unpack`] left it.
@@ -208,6 +216,7 @@ pub(crate) unsafe fn unpack_codes<S: Dots>(piece: &mut Piece) {
     // SAFETY: passed on.
     unsafe {
         match piece.kind {
+            Q8_0 if S::FLIPS => unpack_codes_of::<S, By8>(piece),
             Q8_0 => {} // They are.
             Q4_0 | Q4K => unpack_codes_of::<S, By4>(piece),
             Q5_0 | Q5K => unpack_codes_of::<S, By5>(piece),
@@ -228,13 +237,19 @@ unsafe fn unpack_codes_of<S: Dots, F: Form>(piece: &mut Piece) {
             for g in 0..piece.groups {
                 for lane in (0..PANEL).step_by(S::LANES) {
                     for s in 0..GROUP / 4 {
-                        let codes = Packed::<F>::get::<S>(codes, g, s, lane);
+                        let mut codes = Packed::<F>::get::<S>(codes, g, s, lane);
+                        if F::KIND.bits() == 8 {
+                            codes = S::xor(codes, 0x8080_8080);
+                        }
                         S::store_words(out.add((g * GROUP / 4 + s) * PANEL + lane), codes);
                     }
                 }
             }
         }
         (piece.codes, piece.apart) = (out, ROOM);
+        if F::KIND.bits() == 8 {
+            piece.centre = 128;
+        }
     }
 }
 
