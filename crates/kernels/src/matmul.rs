@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use crate::buffer::{Aligned, SharedMut};
-use crate::simd::{LINE, PANEL, Simd, dots, isa_entry, prepare, row_block};
+use crate::simd::{LINE, PANEL, Simd, dots, dots_widened, isa_entry, prepare, row_block};
 use crate::{Isa, PackedBf16, Pool};
 
 /// Rows that one tile handles at most: what it reads of x then stays in the L2 cache.
@@ -18,6 +18,15 @@ const L2_WORDS: usize = 1 << 16;
 
 /// Panels that are worked on together at most.
 const L2_PANELS: usize = 4;
+
+/// Pairs of [`L2_PANELS`] panels that are widened at once: half of an L1 cache of 32 KiB.
+const WIDE_PAIRS: usize = 32;
+
+/// f32 elements that they become.
+const WIDE: usize = WIDE_PAIRS * 2 * L2_PANELS * PANEL;
+
+/// With so many row blocks it pays to keep what the first one widens.
+const WIDENED_BLOCKS: usize = 4;
 
 /// Bytes between the weights that are read and those that are asked for, where one panel at a time is read: a single
 /// stream does not make the hardware look far enough ahead.
@@ -54,6 +63,8 @@ struct Slice {
     pairs: (usize, usize),
     /// Sums over the pairs before these, `[rows][L2_PANELS][16]`.
     sums: *mut f32,
+    /// [`WIDE`] elements, if operands are widened once.
+    wide: Option<*mut f32>,
 }
 
 thread_local! {
@@ -141,6 +152,11 @@ unsafe fn tile_rows<S: Simd>(job: &Job, tile: Tile) {
             depth = L2_WORDS / (at_once * PANEL);
         }
     }
+    let widens = S::WIDENS && end - first >= WIDENED_BLOCKS * S::ROWS;
+    if widens {
+        (many, depth) = (L2_PANELS, WIDE_PAIRS);
+    }
+    let mut wide = MaybeUninit::<Aligned<[f32; WIDE]>>::uninit();
     let mut sums = MaybeUninit::<Aligned<[f32; TILE_ROWS * L2_PANELS * PANEL]>>::uninit();
     // SAFETY: passed on.
     unsafe {
@@ -148,7 +164,8 @@ unsafe fn tile_rows<S: Simd>(job: &Job, tile: Tile) {
             let end_panel = panels.1.min(panel + many);
             for from in (0..job.pairs.max(1)).step_by(depth) {
                 let pairs = (from, job.pairs.min(from + depth));
-                let slice = Slice { row: first, panel, pairs, sums: sums.as_mut_ptr().cast() };
+                let wide = widens.then_some(wide.as_mut_ptr().cast());
+                let slice = Slice { row: first, panel, pairs, sums: sums.as_mut_ptr().cast(), wide };
                 for row in (first..whole).step_by(S::ROWS) {
                     row_block!(S, S::ROWS, sweep(job, slice, row, end_panel));
                 }
@@ -214,25 +231,47 @@ unsafe fn block<S: Simd, const R: usize, const V: usize>(job: &Job, slice: Slice
             let next = w.cast::<u8>().wrapping_add(AHEAD);
             dots::<S, R, V, LINE>(&mut acc, w, PANEL, job.panel, x, job.stride, to - from, next);
         } else {
-            dots::<S, R, V, 0>(&mut acc, w, PANEL, job.panel, x, job.stride, to - from, std::ptr::null());
+            // Each of the first row blocks asks for as many lines as one panel has of what comes next.
+            let nth = (row - slice.row) / S::ROWS;
+            let (panel, pair) = if to < job.pairs { (panel, to) } else { (panel + L2_PANELS, 0) };
+            let next = job.w.wrapping_add((panel + nth) * job.panel + pair * PANEL).cast();
+            let (stride, row, steps) = (job.panel, job.stride, to - from);
+            match slice.wide {
+                Some(wide) if const { S::WIDENS && R >= 4 && V == L2_PANELS } => match nth {
+                    0 => dots_widened::<S, R, V, true, LINE>(&mut acc, w, PANEL, stride, x, row, steps, wide, next),
+                    1..L2_PANELS => {
+                        dots_widened::<S, R, V, false, LINE>(&mut acc, w, PANEL, stride, x, row, steps, wide, next)
+                    }
+                    _ => dots_widened::<S, R, V, false, 0>(&mut acc, w, PANEL, stride, x, row, steps, wide, next),
+                },
+                _ if nth < V => dots::<S, R, V, LINE>(&mut acc, w, PANEL, stride, x, row, steps, next),
+                _ => dots::<S, R, V, 0>(&mut acc, w, PANEL, stride, x, row, steps, next),
+            }
+        }
+        // Each case by itself: where a sum is stored must not depend on more than constants.
+        if to < job.pairs {
+            for (r, acc) in acc.into_iter().enumerate() {
+                for (v, sum) in acc.into_iter().enumerate() {
+                    S::store(sums.add(r * L2_PANELS * PANEL + v * S::LANES), sum);
+                }
+            }
+            return;
+        }
+        let (y, columns) = (job.y.get().add(row * job.n + panel * PANEL), job.n - panel * PANEL);
+        if columns >= V * S::LANES {
+            for (r, acc) in acc.into_iter().enumerate() {
+                for (v, sum) in acc.into_iter().enumerate() {
+                    let y = y.add(r * job.n + v * S::LANES);
+                    S::store(y, if job.add { S::add(S::load(y), sum) } else { sum });
+                }
+            }
+            return;
         }
         for (r, acc) in acc.into_iter().enumerate() {
             for (v, sum) in acc.into_iter().enumerate() {
-                if to < job.pairs {
-                    S::store(sums.add(r * L2_PANELS * PANEL + v * S::LANES), sum);
-                    continue;
-                }
-                let column = panel * PANEL + v * S::LANES;
-                if column >= job.n {
-                    break;
-                }
-                let n = S::LANES.min(job.n - column);
-                let y = job.y.get().add((row + r) * job.n + column);
-                if n == S::LANES {
-                    S::store(y, if job.add { S::add(S::load(y), sum) } else { sum });
-                } else {
-                    S::store_n(y, n, if job.add { S::add(S::load_n(y, n), sum) } else { sum });
-                }
+                let n = S::LANES.min(columns.saturating_sub(v * S::LANES));
+                let y = y.wrapping_add(r * job.n + v * S::LANES);
+                S::store_n(y, n, if job.add { S::add(S::load_n(y, n), sum) } else { sum });
             }
         }
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::buffer::Buffer;
 use crate::quant::dots::Dots;
-use crate::simd::{PANEL, Simd, isa_entry, row_block};
+use crate::simd::{PANEL, Rows, Simd, isa_entry, row_block};
 use crate::{Isa, Pool, bf16};
 
 /// Arithmetic limit of one ISA path.
@@ -195,9 +195,10 @@ unsafe fn steps_in_registers<S: Simd, const R: usize, const V: usize>(
     unsafe {
         let mut acc = [[S::splat(0.0); V]; R];
         let (pairs, x0) = (black_box([S::load(w.as_ptr().cast()); V]), black_box(S::load(x.as_ptr().cast())));
+        let rows = Rows::new(x.as_ptr(), S::PAIR);
         for _ in 0..n {
             if const { S::PAIR == 1 } {
-                S::step(&mut acc, w.as_ptr(), PANEL, x.as_ptr(), S::PAIR);
+                S::step(&mut acc, w.as_ptr(), PANEL, &rows, 0);
                 continue;
             }
             // What a step does besides is not the limit.

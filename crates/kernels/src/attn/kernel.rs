@@ -170,11 +170,11 @@ unsafe fn segment<S: Simd>(
                     kv::Words::Dense { k, v } => (k, v, None),
                     kv::Words::Codes(codes) => (codes.k.cast(), codes.v.cast(), Some(codes)),
                 };
-                // No closure: it would not be compiled for the ISA.
-                let coded = match codes {
-                    None => None,
-                    Some(codes) => Some(scales::<S>(&codes, shape.head_dim, scratch)),
-                };
+                let mut coded = None;
+                // No `map`: its closure would not be compiled for the ISA.
+                if let Some(codes) = &codes {
+                    coded = Some(scales::<S>(codes, shape.head_dim, scratch));
+                }
                 let tile = Tile {
                     form: InWords,
                     job,

@@ -392,10 +392,14 @@ unsafe fn products<S: Dots, F: Form, const R: usize, const V: usize>(
         if const { S::WIDENS && R >= 4 && V == WIDE_VECTORS } && tile.widens::<S>() {
             let wide = tile.wide;
             match (from, ahead.line()) {
-                (0, None) => dots_widened::<S, R, V, true, 0>(acc, w, stride, x, row, steps, wide, w.cast()),
-                (0, Some(next)) => dots_widened::<S, R, V, true, LINE>(acc, w, stride, x, row, steps, wide, next),
-                (_, None) => dots_widened::<S, R, V, false, 0>(acc, w, stride, x, row, steps, wide, w.cast()),
-                (_, Some(next)) => dots_widened::<S, R, V, false, LINE>(acc, w, stride, x, row, steps, wide, next),
+                (0, None) => dots_widened::<S, R, V, true, 0>(acc, w, stride, PANEL, x, row, steps, wide, w.cast()),
+                (0, Some(next)) => {
+                    dots_widened::<S, R, V, true, LINE>(acc, w, stride, PANEL, x, row, steps, wide, next)
+                }
+                (_, None) => dots_widened::<S, R, V, false, 0>(acc, w, stride, PANEL, x, row, steps, wide, w.cast()),
+                (_, Some(next)) => {
+                    dots_widened::<S, R, V, false, LINE>(acc, w, stride, PANEL, x, row, steps, wide, next)
+                }
             }
         } else {
             asking!(ahead, 4 * V * S::LANES, dots::<S, R, V>(acc, w, stride, PANEL, x, row, steps));

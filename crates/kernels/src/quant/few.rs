@@ -7,11 +7,12 @@ use super::PackedQuant;
 use super::QuantKind::{self, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
 use super::block::MAX_LEN;
 use super::dots::Dots;
-use super::kernel::{Rows, add_scaled, add_step, start, unroll};
+use super::kernel::{add_scaled, add_step, start, unroll};
 use super::packed::GROUP;
+use super::rows::Group;
 use super::unpack::{By4, By4Min, By5, By5Min, By6, By8, Form, HEADS, Heads, Packed, prefetch, unpack_heads};
 use crate::Isa;
-use crate::simd::{PANEL, at};
+use crate::simd::{FarRows, PANEL, at};
 
 /// Rows of a tile that are multiplied this way; more of them are worth unpacking. Measured on AVX2, with weights that come
 /// from memory: with some dozens of rows bytes are not worth a copy, but five bits are costly to bring together. Elsewhere
@@ -49,7 +50,13 @@ const MAX_BLOCK: usize = MAX_LEN / GROUP;
 /// # Safety
 /// The ISA of `S` is available; w has the panels, x the rows, `sums` room.
 #[inline(always)]
-pub(crate) unsafe fn few_rows<S: Dots>(w: &PackedQuant, panels: (usize, usize), x: Rows, rows: usize, sums: *mut f32) {
+pub(crate) unsafe fn few_rows<S: Dots>(
+    w: &PackedQuant,
+    panels: (usize, usize),
+    x: FarRows<Group>,
+    rows: usize,
+    sums: *mut f32,
+) {
     // SAFETY: passed on.
     unsafe {
         match w.kind() {
@@ -69,7 +76,7 @@ pub(crate) unsafe fn few_rows<S: Dots>(w: &PackedQuant, panels: (usize, usize), 
 unsafe fn all_panels<S: Dots, F: Form, const WIDE: bool>(
     w: &PackedQuant,
     (first, end): (usize, usize),
-    x: Rows,
+    x: FarRows<Group>,
     rows: usize,
     sums: *mut f32,
 ) {
@@ -102,7 +109,7 @@ unsafe fn all_panels<S: Dots, F: Form, const WIDE: bool>(
 unsafe fn all_rows<S: Dots, F: Form, const WIDE: bool>(
     w: &PackedQuant,
     panel: usize,
-    x: Rows,
+    x: FarRows<Group>,
     rows: usize,
     sums: *mut f32,
 ) {
@@ -142,7 +149,7 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
     w: &PackedQuant,
     panel: usize,
     apart: usize,
-    x: Rows,
+    x: FarRows<Group>,
     rows: usize,
     sums: *mut f32,
 ) -> usize {
@@ -166,7 +173,7 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
                 unpack_heads::<S, F>(heads.add(at::<S>(v, heads_apart)), of_block, out, STREAMS * HEADS);
             }
             for g in 0..F::AT_ONCE {
-                let (codes, x) = (codes.add((first + g) * F::CODES), x.from(0, first + g));
+                let (codes, x) = (codes.add((first + g) * F::CODES), x.after(first + g));
                 if panels == 1 {
                     prefetch::<S, F>(codes, heads, of_block + g);
                 } else if F::AT_ONCE > 1 && g % 2 == 0 {

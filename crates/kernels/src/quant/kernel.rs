@@ -6,7 +6,7 @@ use super::packed::GROUP;
 use super::rows::Group;
 use super::unpack::{Bytes, Codes, Piece, ROOM};
 use crate::Isa;
-use crate::simd::{PANEL, at, block_sizes};
+use crate::simd::{FarRows, PANEL, at, block_sizes};
 
 /// Rows of the largest block with VNNI. On AVX-512 its sums, as integers and as f32, are 24 of 32 registers. On
 /// AVX-VNNI the integers alone are 12 of 16, and the f32 go to memory: fewer than ten would wait for their products.
@@ -28,40 +28,6 @@ macro_rules! unroll {
 }
 pub(crate) use unroll;
 
-/// Rows of x. Two of them by their addresses, others by their distance from these: all are addressed without arithmetic,
-/// where the compiler would keep a sum of addresses for each, most of them in memory.
-#[derive(Clone, Copy)]
-pub(crate) struct Rows {
-    first: *const Group,
-    fourth: *const Group,
-    /// Bytes from row to row.
-    stride: usize,
-}
-
-impl Rows {
-    /// From `x` on, so many groups apart.
-    #[inline(always)]
-    pub fn new(x: *const Group, stride: usize) -> Rows {
-        let stride = stride * size_of::<Group>();
-        Rows { first: x, fourth: x.wrapping_byte_add(3 * stride), stride }
-    }
-
-    /// Group `g` of the rows from `r` on.
-    #[inline(always)]
-    pub fn from(self, r: usize, g: usize) -> Rows {
-        let bytes = r * self.stride + g * size_of::<Group>();
-        let [first, fourth] = [self.first, self.fourth].map(|row| opaque(row.wrapping_byte_add(bytes)));
-        Rows { first, fourth, stride: self.stride }
-    }
-
-    /// A row, of which six at most are meant.
-    #[inline(always)]
-    pub fn row(self, r: usize) -> *const Group {
-        let (row, r) = if r < 3 { (self.first, r) } else { (self.fourth, r - 3) };
-        row.wrapping_byte_add(r * self.stride)
-    }
-}
-
 /// Where the sums of some rows and panels are before a piece and after it.
 #[derive(Clone, Copy)]
 pub(crate) struct Sums {
@@ -79,10 +45,7 @@ impl Sums {
     /// Those of the rows from `r` on.
     #[inline(always)]
     fn from(self, r: usize) -> Sums {
-        let end = match self.end {
-            Some(end) => Some(Outputs { at: end.at.wrapping_add(r * end.stride), ..end }),
-            None => None,
-        };
+        let end = self.end.map(|end| Outputs { at: end.at.wrapping_add(r * end.stride), ..end });
         Sums { at: self.at.wrapping_add(r * PANEL), end, ..self }
     }
 }
@@ -109,7 +72,7 @@ impl Outputs {
         let n = S::LANES.min(self.columns.saturating_sub(column));
         // SAFETY: `n` outputs are left in this row.
         unsafe {
-            let y = self.at.add(r * self.stride + column);
+            let y = self.at.wrapping_add(r * self.stride + column);
             if n == S::LANES {
                 S::store(y, if self.add { S::add(S::load(y), x) } else { x });
             } else if n > 0 {
@@ -119,24 +82,13 @@ impl Outputs {
     }
 }
 
-/// Its argument; nothing is known of it any more.
-#[inline(always)]
-fn opaque<T>(mut p: *const T) -> *const T {
-    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    // SAFETY: no instruction.
-    unsafe {
-        std::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags));
-    }
-    p
-}
-
 /// Adds the products of `rows` rows to `sums`.
 ///
 /// # Safety
 /// The ISA of `S` is available; x holds the rows, with VNNI three at least, and as many groups as `piece`, whose
 /// codes are [`Bytes`].
 #[inline(always)]
-pub(crate) unsafe fn add_products<S: Dots>(piece: &Piece, x: Rows, rows: usize, sums: Sums) {
+pub(crate) unsafe fn add_products<S: Dots>(piece: &Piece, x: FarRows<Group>, rows: usize, sums: Sums) {
     // SAFETY: passed on.
     unsafe {
         match piece.kind {
@@ -155,7 +107,7 @@ pub(crate) unsafe fn add_products<S: Dots>(piece: &Piece, x: Rows, rows: usize, 
 #[inline(always)]
 unsafe fn all_rows<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool>(
     piece: &Piece,
-    x: Rows,
+    x: FarRows<Group>,
     rows: usize,
     sums: Sums,
 ) {
@@ -197,7 +149,7 @@ unsafe fn all_rows<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
 #[inline(always)]
 unsafe fn block<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool, const R: usize, const V: usize>(
     piece: &Piece,
-    x: Rows,
+    x: FarRows<Group>,
     sums: Sums,
 ) -> usize {
     // Here and not where it is used: formats share this code, and looking it up would take a jump for every row and
@@ -252,7 +204,7 @@ unsafe fn add_sums<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
     centre: i16,
     g: usize,
     half: usize,
-    x: Rows,
+    x: FarRows<Group>,
 ) {
     let steps = GROUP / 4 / if HALVES { 2 } else { 1 };
     // SAFETY: the contract above.
@@ -283,7 +235,7 @@ unsafe fn add_sums<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
 #[inline(always)]
 pub(crate) unsafe fn start<S: Dots, const WIDE: bool, const HALVES: bool, const R: usize, const V: usize>(
     centre: i16,
-    x: Rows,
+    x: FarRows<Group>,
     half: usize,
 ) -> [[S::I; V]; R] {
     // SAFETY: the contract above.
@@ -309,7 +261,7 @@ pub(crate) unsafe fn add_step<S: Dots, C: Codes, const WIDE: bool, const R: usiz
     apart: usize,
     g: usize,
     s: usize,
-    x: Rows,
+    x: FarRows<Group>,
 ) {
     // SAFETY: passed on.
     unsafe {
@@ -330,7 +282,7 @@ pub(crate) unsafe fn add_step<S: Dots, C: Codes, const WIDE: bool, const R: usiz
 pub(crate) unsafe fn add_scaled<S: Dots, const WIDE: bool, const LIFT: bool, const R: usize, const V: usize>(
     acc: &mut [[S::F; V]; R],
     dots: [[S::I; V]; R],
-    x: Rows,
+    x: FarRows<Group>,
     scales: *const f32,
     room: usize,
 ) {

@@ -5,13 +5,13 @@ use std::mem::MaybeUninit;
 
 use super::dots::Dots;
 use super::few::{STREAMS, few_of, few_rows};
-use super::kernel::{Outputs, Rows, Sums, TILE_ROWS, add_products};
+use super::kernel::{Outputs, Sums, TILE_ROWS, add_products};
 use super::packed::GROUP;
 use super::rows::Group;
 use super::unpack::{GROUPS, PANELS, Unpacked, panels_at_once, unpack, unpack_codes};
 use super::{PackedQuant, QuantRows};
 use crate::buffer::{SharedMut, Words};
-use crate::simd::{PANEL, isa_entry};
+use crate::simd::{FarRows, PANEL, isa_entry};
 use crate::{Isa, Pool};
 
 /// Panels that one tile handles at most.
@@ -109,7 +109,7 @@ unsafe fn tile_rows<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
     unsafe {
         for first in (tile.panels.0..tile.panels.1).step_by(many) {
             let panels = (first, tile.panels.1.min(first + many));
-            let x = Rows::new(job.x.as_ptr().add(tile.rows.0 * job.groups), job.groups);
+            let x = FarRows::new(job.x.as_ptr().add(tile.rows.0 * job.groups), job.groups);
             let part = &mut sums[..(panels.1 - panels.0) * rows * PANEL];
             if few {
                 few_rows::<S>(job.w, panels, x, rows, part.as_mut_ptr());
@@ -146,7 +146,7 @@ impl Job<'_> {
 unsafe fn many_rows<S: Dots>(
     job: &Job<'_>,
     panels: (usize, usize),
-    x: Rows,
+    x: FarRows<Group>,
     (row, end): (usize, usize),
     sums: &mut [f32],
 ) {

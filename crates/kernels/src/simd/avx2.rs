@@ -1,6 +1,6 @@
 use std::arch::x86_64::*;
 
-use super::{AT_ONCE, Simd, at};
+use super::{AT_ONCE, Rows, Simd, at};
 use crate::Isa;
 
 /// 8 lanes; bf16 products as two FMAs on widened operands. `VNNI`: integer products have an instruction of their own.
@@ -143,15 +143,15 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         acc: &mut [[__m256; V]; R],
         w: *const u32,
         panel: usize,
-        x: *const u32,
-        row: usize,
+        x: &Rows<R>,
+        i: usize,
     ) {
         if const { R <= 2 } {
             // Pairs of x stay in registers, and a vector of `w` is done with before the next one.
             let mut first = [_mm256_setzero_ps(); R];
             let mut second = first;
             for (r, (first, second)) in first.iter_mut().zip(&mut second).enumerate() {
-                let x = x.add(r * row).cast::<f32>();
+                let x = x.word(r, i).cast::<f32>();
                 (*first, *second) = (_mm256_broadcast_ss(&*x), _mm256_broadcast_ss(&*x.add(1)));
             }
             for v in 0..V {
@@ -174,7 +174,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             *h = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pair));
         }
         for (r, acc) in acc.iter_mut().enumerate() {
-            let x = _mm256_broadcast_ss(&*x.add(r * row).cast());
+            let x = _mm256_broadcast_ss(&*x.word(r, i).cast());
             for (a, h) in acc.iter_mut().zip(half) {
                 *a = _mm256_fmadd_ps(h, x, *a);
             }
@@ -187,7 +187,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             *h = _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32(0xffff_0000_u32 as i32)));
         }
         for (r, acc) in acc.iter_mut().enumerate() {
-            let x = _mm256_broadcast_ss(&*x.add(r * row + 1).cast());
+            let x = _mm256_broadcast_ss(&*x.word(r, i + 1).cast());
             for (a, h) in acc.iter_mut().zip(half) {
                 *a = _mm256_fmadd_ps(h, x, *a);
             }

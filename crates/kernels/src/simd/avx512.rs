@@ -3,7 +3,7 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 use std::ptr;
 
-use super::{AT_ONCE, Avx2, Simd, at};
+use super::{AT_ONCE, Avx2, Rows, Simd, at};
 use crate::Isa;
 
 /// 16 lanes. `BF16`: bf16 products by `vdpbf16ps`, which flushes denormals and adds the second element of a pair first.
@@ -29,11 +29,11 @@ const HIGH: i32 = 0xffff_0000_u32 as i32;
 unsafe fn add_half<const R: usize, const V: usize>(
     acc: &mut [[__m512; V]; R],
     halves: [__m512; V],
-    x: *const u32,
-    row: usize,
+    x: &Rows<R>,
+    i: usize,
 ) {
     for (r, acc) in acc.iter_mut().enumerate() {
-        let x = _mm512_set1_ps(*x.add(r * row).cast());
+        let x = _mm512_set1_ps(*x.word(r, i).cast());
         for (a, half) in acc.iter_mut().zip(halves) {
             *a = _mm512_fmadd_ps(half, x, *a);
         }
@@ -295,6 +295,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     unsafe fn step_widened<const R: usize, const V: usize, const FIRST: bool>(
         acc: &mut [[__m512; V]; R],
         w: *const u32,
+        panel: usize,
         x: *const u32,
         row: usize,
         wide: *mut f32,
@@ -302,9 +303,9 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         assert!(const { !BF16 && V == 4 && R >= 4 });
         let acc = ptr::from_mut(acc);
         match R {
-            4 if FIRST => widening_step_of_4(&mut *acc.cast(), w, LANES, x, row, wide),
-            5 if FIRST => widening_step_of_5(&mut *acc.cast(), w, LANES, x, row, wide),
-            6 if FIRST => widening_step_of_6(&mut *acc.cast(), w, LANES, x, row, wide),
+            4 if FIRST => widening_step_of_4(&mut *acc.cast(), w, panel, x, row, wide),
+            5 if FIRST => widening_step_of_5(&mut *acc.cast(), w, panel, x, row, wide),
+            6 if FIRST => widening_step_of_6(&mut *acc.cast(), w, panel, x, row, wide),
             4 => widened_step_of_4(&mut *acc.cast(), wide.cast(), 0, x, row, wide),
             5 => widened_step_of_5(&mut *acc.cast(), wide.cast(), 0, x, row, wide),
             6 => widened_step_of_6(&mut *acc.cast(), wide.cast(), 0, x, row, wide),
@@ -316,15 +317,15 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         acc: &mut [[__m512; V]; R],
         w: *const u32,
         panel: usize,
-        x: *const u32,
-        row: usize,
+        x: &Rows<R>,
+        i: usize,
     ) {
         if const { !BF16 && V == 4 && R >= 4 } {
             let acc = ptr::from_mut(acc);
             return match R {
-                4 => step_of_4(&mut *acc.cast(), w, panel, x, row, ptr::null_mut()),
-                5 => step_of_5(&mut *acc.cast(), w, panel, x, row, ptr::null_mut()),
-                6 => step_of_6(&mut *acc.cast(), w, panel, x, row, ptr::null_mut()),
+                4 => step_of_4(&mut *acc.cast(), w, panel, x.word(0, i), x.apart, ptr::null_mut()),
+                5 => step_of_5(&mut *acc.cast(), w, panel, x.word(0, i), x.apart, ptr::null_mut()),
+                6 => step_of_6(&mut *acc.cast(), w, panel, x.word(0, i), x.apart, ptr::null_mut()),
                 rows => unreachable!("no step of {rows} rows"),
             };
         }
@@ -334,7 +335,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
         if const { BF16 } {
             for (r, acc) in acc.iter_mut().enumerate() {
-                let x = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*x.add(r * row) as i32));
+                let x = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*x.word(r, i) as i32));
                 for (a, pair) in acc.iter_mut().zip(pairs) {
                     *a = _mm512_dpbf16_ps(*a, transmute::<__m512i, __m512bh>(pair), x);
                 }
@@ -345,14 +346,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         for (pair, h) in pairs.iter().zip(&mut halves) {
             *h = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(*pair));
         }
-        add_half(acc, halves, x, row);
-        let mut x = x;
-        // What is read at `x` from now on stays behind what was read before: the compiler would read elements of all
+        add_half(acc, halves, x, i);
+        let mut second = i + 1;
+        // What is read from now on stays behind what was read before: the compiler would read elements of all
         // rows together, and run out of registers.
-        asm!("/* {0} */", inout(reg) x, options(pure, readonly, nostack, preserves_flags));
+        asm!("/* {0} */", inout(reg) second, options(pure, readonly, nostack, preserves_flags));
         for (pair, h) in pairs.iter().zip(&mut halves) {
             *h = _mm512_castsi512_ps(_mm512_and_si512(*pair, _mm512_set1_epi32(HIGH)));
         }
-        add_half(acc, halves, x.add(1), row);
+        add_half(acc, halves, x, second);
     }
 }

@@ -10,12 +10,14 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+mod rows;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::{Avx2, AvxVnni};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{Avx512, Avx512Vnni};
 pub(crate) use portable::Portable;
+pub(crate) use rows::{FarRows, Rows};
 
 use crate::Isa;
 
@@ -102,13 +104,13 @@ pub(crate) trait Simd: Copy + 'static {
     /// One step of `R x V` dot products: `acc[r][v][lane] += w[v][lane][0] * x[r][0] + w[v][lane][1] * x[r][1]`.
     ///
     /// `w` is the step of packed operands (a word holds two bf16), vector `v` of it at [`at`]`(v, panel)`; the prepared
-    /// pair of row `r` is at `x + r * row`. The arithmetic of a lane is the same for all `R` and `V`.
+    /// pair of row `r` begins at word `i` of it. The arithmetic of a lane is the same for all `R` and `V`.
     unsafe fn step<const R: usize, const V: usize>(
         acc: &mut [[Self::F; V]; R],
         w: *const u32,
         panel: usize,
-        x: *const u32,
-        row: usize,
+        x: &Rows<R>,
+        i: usize,
     );
 
     /// [`Simd::step`] of four to six rows by four vectors of as many panels, where [`Simd::WIDENS`]. Of a step `wide` takes
@@ -118,6 +120,7 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn step_widened<const R: usize, const V: usize, const FIRST: bool>(
         _acc: &mut [[Self::F; V]; R],
         _w: *const u32,
+        _panel: usize,
         _x: *const u32,
         _row: usize,
         _wide: *mut f32,
@@ -264,15 +267,16 @@ pub(crate) unsafe fn dots<S: Simd, const R: usize, const V: usize, const ASKED: 
     pairs: usize,
     next: *const u8,
 ) {
+    let x = Rows::new(x, row);
     for i in 0..pairs {
         if ASKED > 0 {
             ask::<S>(next, ASKED.min(V * S::LANES * size_of::<u32>()), i, pairs);
         }
-        S::step(acc, w.add(i * stride), panel, x.add(i * S::PAIR), row);
+        S::step(acc, w.add(i * stride), panel, &x, i * S::PAIR);
     }
 }
 
-/// [`dots`] of panels side by side, with operands that are kept: see [`Simd::step_widened`].
+/// [`dots`] with operands that are kept: see [`Simd::step_widened`].
 ///
 /// # Safety
 /// As [`dots`] and [`Simd::step_widened`]; not `FIRST` only after it.
@@ -282,6 +286,7 @@ pub(crate) unsafe fn dots_widened<S: Simd, const R: usize, const V: usize, const
     acc: &mut [[S::F; V]; R],
     w: *const u32,
     stride: usize,
+    panel: usize,
     x: *const u32,
     row: usize,
     pairs: usize,
@@ -293,7 +298,7 @@ pub(crate) unsafe fn dots_widened<S: Simd, const R: usize, const V: usize, const
             ask::<S>(next, ASKED.min(V * S::LANES * size_of::<u32>()), i, pairs);
         }
         let wide = wide.add(i * 2 * V * S::LANES);
-        S::step_widened::<R, V, FIRST>(acc, w.add(i * stride), x.add(i * S::PAIR), row, wide);
+        S::step_widened::<R, V, FIRST>(acc, w.add(i * stride), panel, x.add(i * S::PAIR), row, wide);
     }
 }
 

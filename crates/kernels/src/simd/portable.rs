@@ -1,4 +1,4 @@
-use super::{Simd, at};
+use super::{Rows, Simd, at};
 use crate::{Isa, bf16};
 
 /// 4 lanes in arrays that the compiler turns into the target's baseline vectors; no fused multiply-add.
@@ -110,15 +110,15 @@ impl Simd for Portable {
         acc: &mut [[F4; V]; R],
         w: *const u32,
         panel: usize,
-        x: *const u32,
-        row: usize,
+        x: &Rows<R>,
+        i: usize,
     ) {
         for v in 0..V {
             let pairs = w.add(at::<Self>(v, panel)).cast::<[u32; 4]>().read_unaligned();
             let first = F4(pairs.map(|p| f32::from_bits(p << 16)));
             let second = F4(pairs.map(|p| f32::from_bits(p & 0xffff_0000)));
             for (r, acc) in acc.iter_mut().enumerate() {
-                let x = x.add(r * row).cast::<f32>();
+                let x = x.word(r, i).cast::<f32>();
                 acc[v] = Self::fma(first, Self::splat(*x), acc[v]);
                 acc[v] = Self::fma(second, Self::splat(*x.add(1)), acc[v]);
             }
