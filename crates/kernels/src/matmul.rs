@@ -65,6 +65,8 @@ struct Slice {
     sums: *mut f32,
     /// [`WIDE`] elements, if operands are widened once.
     wide: Option<*mut f32>,
+    /// Whether blocks of several panels ask for what comes next.
+    asks: bool,
 }
 
 thread_local! {
@@ -154,7 +156,7 @@ unsafe fn tile_rows<S: Simd>(job: &Job, tile: Tile) {
     }
     let widens = S::WIDENS && end - first >= WIDENED_BLOCKS * S::ROWS;
     if widens {
-        (many, depth) = (L2_PANELS, WIDE_PAIRS);
+        many = L2_PANELS;
     }
     let mut wide = MaybeUninit::<Aligned<[f32; WIDE]>>::uninit();
     let mut sums = MaybeUninit::<Aligned<[f32; TILE_ROWS * L2_PANELS * PANEL]>>::uninit();
@@ -162,10 +164,13 @@ unsafe fn tile_rows<S: Simd>(job: &Job, tile: Tile) {
     unsafe {
         for panel in (panels.0..panels.1).step_by(many) {
             let end_panel = panels.1.min(panel + many);
+            // What is left of these many is multiplied panel by panel.
+            let wide = (widens && end_panel - panel == L2_PANELS).then_some(wide.as_mut_ptr().cast());
+            let depth = if wide.is_some() { WIDE_PAIRS } else { depth };
             for from in (0..job.pairs.max(1)).step_by(depth) {
                 let pairs = (from, job.pairs.min(from + depth));
-                let wide = widens.then_some(wide.as_mut_ptr().cast());
-                let slice = Slice { row: first, panel, pairs, sums: sums.as_mut_ptr().cast(), wide };
+                let asks = S::LANES == PANEL && whole != first;
+                let slice = Slice { row: first, panel, pairs, sums: sums.as_mut_ptr().cast(), wide, asks };
                 for row in (first..whole).step_by(S::ROWS) {
                     row_block!(S, S::ROWS, sweep(job, slice, row, end_panel));
                 }
@@ -231,9 +236,9 @@ unsafe fn block<S: Simd, const R: usize, const V: usize>(job: &Job, slice: Slice
             let next = w.cast::<u8>().wrapping_add(AHEAD);
             dots::<S, R, V, LINE>(&mut acc, w, PANEL, job.panel, x, job.stride, to - from, next);
         } else {
-            // Each of the first row blocks asks for as many lines as one panel has of what comes next.
-            let nth = (row - slice.row) / S::ROWS;
-            let (panel, pair) = if to < job.pairs { (panel, to) } else { (panel + L2_PANELS, 0) };
+            // Each of the first row blocks asks for the lines of one panel: of the next pairs, or of the next panels.
+            let nth = if slice.asks { (row - slice.row) / S::ROWS } else { V };
+            let (panel, pair) = if to < job.pairs { (panel, to) } else { (panel + panels_of::<S, R, V>(), 0) };
             let next = job.w.wrapping_add((panel + nth) * job.panel + pair * PANEL).cast();
             let (stride, row, steps) = (job.panel, job.stride, to - from);
             match slice.wide {

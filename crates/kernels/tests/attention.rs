@@ -158,8 +158,19 @@ fn dense(case: &Case) -> Vec<f32> {
 }
 
 fn shape(seed: u64) -> AttnShape {
-    let shapes =
-        [(4, 4, 16), (8, 2, 64), (14, 2, 64), (9, 3, 64), (2, 1, 18), (6, 2, 96), (8, 1, 128), (3, 1, 256), (5, 1, 6)];
+    let shapes = [
+        (4, 4, 16),
+        (8, 2, 64),
+        (14, 2, 64),
+        (9, 3, 64),
+        (2, 1, 18),
+        (6, 2, 96),
+        (8, 1, 128),
+        (3, 1, 256),
+        (5, 1, 6),
+        (4, 1, 56),
+        (5, 1, 80),
+    ];
     let (heads, kv_heads, head_dim) = shapes[seed as usize % shapes.len()];
     AttnShape { heads, kv_heads, head_dim }
 }

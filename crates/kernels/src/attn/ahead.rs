@@ -5,7 +5,7 @@ use crate::simd::{LINE, Simd};
 
 /// With so many row blocks each of the first ones asks for its part of the next chunk. The first one alone would ask for
 /// more than memory brings meanwhile, and its own operands would wait behind that.
-const SHARERS: usize = 4;
+pub(super) const SHARERS: usize = 4;
 
 /// What is asked for in the course of a loop.
 #[derive(Clone, Copy)]
@@ -23,6 +23,7 @@ impl Ahead {
     pub fn after(self, steps: usize) -> Ahead {
         match self {
             Ahead::Line(next) => Ahead::Line(next.wrapping_add(steps * LINE)),
+            // Whoever asks for all does so in one loop.
             other => other,
         }
     }

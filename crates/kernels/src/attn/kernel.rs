@@ -205,9 +205,18 @@ unsafe fn segment<S: Simd>(
 /// # Safety
 /// As [`group`].
 #[inline(always)]
-unsafe fn groups<S: Dots>(mut tile: Tile<'_, impl Form>, rows: Range<usize>) {
-    for at in rows.clone().step_by(rows_at_once::<S>()) {
-        let n = rows_at_once::<S>().min(rows.end - at);
+unsafe fn groups<S: Dots>(tile: Tile<'_, impl Form>, rows: Range<usize>) {
+    // SAFETY: passed on.
+    unsafe { all_groups::<S, _>(tile, rows) }
+}
+
+/// # Safety
+/// As [`group`].
+#[inline(always)]
+unsafe fn all_groups<S: Dots, F: Form>(mut tile: Tile<'_, F>, rows: Range<usize>) {
+    let many = const { rows_at_once::<S, F>() };
+    for at in rows.clone().step_by(many) {
+        let n = many.min(rows.end - at);
         tile.shared = ahead::shared::<S>(n);
         // SAFETY: passed on.
         if unsafe { group::<S, _>(&tile, at, n) } {

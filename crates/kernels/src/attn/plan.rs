@@ -49,7 +49,7 @@ impl AttnShape {
     }
 }
 
-/// An odd number of cache lines: rows of a group would meet in some sets of the L1 cache.
+/// An odd number of cache lines: otherwise rows of a group would meet in some sets of the L1 cache.
 fn lines(words: usize) -> usize {
     words.next_multiple_of(PANEL) | PANEL
 }

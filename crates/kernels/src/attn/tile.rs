@@ -7,7 +7,7 @@
 
 use kvist_base::{CHUNK, Run};
 
-use super::ahead::{Ahead, asking};
+use super::ahead::{Ahead, SHARERS, asking};
 use super::block::{cover, tile_block};
 use super::codes::{self, code_dots};
 use super::kernel::Job;
@@ -19,17 +19,20 @@ use crate::simd::{AT_ONCE, LINE, PANEL, Simd, block_sizes, dots, dots_widened};
 /// Query rows that meet K of a chunk before the first of them meets V, at most.
 pub(super) const GROUP: usize = 32;
 
-/// The same of an ISA: K and q, then V and O fit the L1 cache. Where operands are widened, those of a piece and q do, and
-/// each further group would widen them again.
-pub(super) const fn rows_at_once<S: Simd>() -> usize {
-    if S::WIDENS { GROUP } else { 24 }
+/// The same of an ISA and form: K and q, then V and O fit the L1 cache. Where operands are widened, those of a piece and q
+/// do, and each further group would widen them again.
+pub(super) const fn rows_at_once<S: Simd, F: Form>() -> usize {
+    if S::WIDENS && !F::CODES { GROUP } else { 24 }
 }
 
 const _: () =
     assert!(GROUP.is_multiple_of(AT_ONCE) && 24_usize.is_multiple_of(AT_ONCE), "rows are reduced so many at once");
 
-/// Words of bf16 operands that are widened together: a cache line of each of so many vectors, and [`PAIRS`] steps of them.
+/// Vectors that are widened together, [`PAIRS`] steps of them.
 const WIDE_VECTORS: usize = 4;
+
+/// Rows of the smallest block that meets what is widened.
+const WIDE_ROWS: usize = 4;
 
 /// f32 elements that they become.
 pub(super) const WIDE: usize = PAIRS * 2 * WIDE_VECTORS * PANEL;
@@ -39,6 +42,21 @@ pub(super) const FACTORS: usize = GROUP.next_multiple_of(PANEL);
 
 /// Vectors of scores whose exponentials are computed side by side.
 pub(super) const EXPS: usize = 4;
+
+/// Groups that share have no smaller blocks, of six rows at most.
+const _: () = {
+    const MOST: usize = 6;
+    let sizes: [u8; GROUP + 1] = block_sizes(MOST);
+    let mut rows = (SHARERS - 1) * MOST + 1;
+    while rows <= GROUP {
+        let mut left = rows;
+        while left > 0 {
+            assert!(sizes[left] as usize >= WIDE_ROWS, "a block would not meet what is widened");
+            left -= sizes[left] as usize;
+        }
+        rows += 1;
+    }
+};
 
 /// Token pairs of a chunk.
 const PAIRS: usize = CHUNK / 2;
@@ -65,7 +83,7 @@ impl State {
 /// What meets the codes of an encoded chunk.
 #[derive(Clone, Copy)]
 pub(super) struct Coded {
-    /// Queries of the band in f32, `[query row][dim]` in the order of K's pairs.
+    /// Queries of the band in f32, in the order of K's pairs, [`AttnShape::apart_f32`] from row to row.
     pub q: *const f32,
     /// `[dim]` in the order of K's pairs.
     pub k_scales: *const f32,
@@ -146,7 +164,8 @@ impl<'a, F: Form> Tile<'a, F> {
         Tile { form, job, run, chunk, first, k, v, q, state, scores, spread, ahead, shared, wide }
     }
 
-    /// Whether the first row block keeps what it widens for the others.
+    /// Whether the first row block keeps what it widens for the others. All blocks then have [`WIDE_ROWS`] or more, and the
+    /// vectors are divided among them alike: the first one writes whatever another reads.
     #[inline(always)]
     fn widens<S: Simd>(&self) -> bool {
         S::WIDENS && !F::CODES && self.shared
@@ -389,7 +408,7 @@ unsafe fn products<S: Dots, F: Form, const R: usize, const V: usize>(
 ) {
     // SAFETY: passed on.
     unsafe {
-        if const { S::WIDENS && R >= 4 && V == WIDE_VECTORS } && tile.widens::<S>() {
+        if const { S::WIDENS && R >= WIDE_ROWS && V == WIDE_VECTORS } && tile.widens::<S>() {
             let wide = tile.wide;
             match (from, ahead.line()) {
                 (0, None) => dots_widened::<S, R, V, true, 0>(acc, w, stride, PANEL, x, row, steps, wide, w.cast()),

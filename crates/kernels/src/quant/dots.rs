@@ -10,9 +10,9 @@ const ROUND: f32 = 12_582_912.0;
 
 /// Sums of products of four bytes, or two 16-bit integers, at a time; lanes are outputs.
 ///
-/// `WIDE` products are of signed 8-bit codes. Others are of unsigned codes of at most 6 bits, and their sum starts at
-/// minus `centre` times the sum of the activations: it is then that of `code - centre`, which fits 16 bits for each
-/// two elements of the fours, whatever happens on the way there.
+/// `WIDE` products are of signed 8-bit codes. Others are of unsigned codes, of at most 6 bits or [flipped](Dots::FLIPS), and
+/// their sum starts at minus `centre` times the sum of the activations: it is then that of `code - centre`, which for 6 bits
+/// fits 16 for each two elements of the fours, whatever happens on the way there.
 ///
 /// # Safety
 /// Contract of every method: as [`Simd`].

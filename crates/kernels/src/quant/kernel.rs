@@ -85,8 +85,8 @@ impl Outputs {
 /// Adds the products of `rows` rows to `sums`.
 ///
 /// # Safety
-/// The ISA of `S` is available; x holds the rows, with VNNI three at least, and as many groups as `piece`, whose
-/// codes are [`Bytes`].
+/// The ISA of `S` is available; x holds the rows, with VNNI three at least, and as many groups as `piece`, which is as
+/// `unpack_codes` left it; the outputs are there, and nobody else writes them.
 #[inline(always)]
 pub(crate) unsafe fn add_products<S: Dots>(piece: &Piece, x: FarRows<Group>, rows: usize, sums: Sums) {
     // SAFETY: passed on.
@@ -142,7 +142,7 @@ unsafe fn all_rows<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
     }
 }
 
-/// As [`all_rows`], for `R` rows, of whose sums those of a panel are `apart` from those of the next; returns `R`.
+/// As [`all_rows`], for `R` rows; returns `R`.
 ///
 /// # Safety
 /// As [`add_products`].

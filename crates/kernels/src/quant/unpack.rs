@@ -107,6 +107,8 @@ pub(crate) trait Form {
     const CODES: usize = Self::KIND.bits() * PANEL;
     /// Words of the heads of a block.
     const HEADS: usize = Self::KIND.heads() * PANEL;
+    /// Whether codes have a sign, which goes when they are unpacked.
+    const FLIPPED: bool = Self::KIND.bits() == 8;
     /// Groups of a block.
     const BLOCK: usize = Self::KIND.block_len() / GROUP;
     /// Groups whose heads are unpacked at once: of a block with minima all, since they share words and two scales. With
@@ -238,7 +240,7 @@ unsafe fn unpack_codes_of<S: Dots, F: Form>(piece: &mut Piece) {
                 for lane in (0..PANEL).step_by(S::LANES) {
                     for s in 0..GROUP / 4 {
                         let mut codes = Packed::<F>::get::<S>(codes, g, s, lane);
-                        if F::KIND.bits() == 8 {
+                        if F::FLIPPED {
                             codes = S::xor(codes, 0x8080_8080);
                         }
                         S::store_words(out.add((g * GROUP / 4 + s) * PANEL + lane), codes);
@@ -247,7 +249,7 @@ unsafe fn unpack_codes_of<S: Dots, F: Form>(piece: &mut Piece) {
             }
         }
         (piece.codes, piece.apart) = (out, ROOM);
-        if F::KIND.bits() == 8 {
+        if F::FLIPPED {
             piece.centre = 128;
         }
     }

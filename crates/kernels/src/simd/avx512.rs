@@ -45,7 +45,7 @@ unsafe fn add_half<const R: usize, const V: usize>(
 /// function that has the feature may name these registers. `pairs` are widened, with `widening` kept as well; `widened`
 /// ones are taken from `wide` (w is not read).
 macro_rules! whole_step {
-    ($name:ident, $from:ident, $rows:literal, $([$r:tt $at:literal $a:ident $b:ident $c:ident $d:ident])*) => {
+    ($name:ident, $from:ident $options:tt, $rows:literal, $([$r:tt $at:literal $a:ident $b:ident $c:ident $d:ident])*) => {
         #[inline]
         #[target_feature(enable = "avx512f")]
         unsafe fn $name(
@@ -81,7 +81,7 @@ macro_rules! whole_step {
                 fourth = in(reg) x.add(3 * row),
                 row = in(reg) 4 * row,
                 wide = in(reg) wide,
-                options(nostack)
+                options $options
             );
         }
     };
@@ -135,20 +135,20 @@ macro_rules! whole_step {
     };
 }
 macro_rules! steps {
-    ($from:ident $four:ident $five:ident $six:ident) => {
-        whole_step!($four, $from, 4,
+    ($from:ident $options:tt $four:ident $five:ident $six:ident) => {
+        whole_step!($four, $from $options, 4,
             [0 "{first}" a b c d] [1 "{first} + {row}" e f g h] [2 "{first} + 2 * {row}" i j k l] [3 "{fourth}" m n o p]);
-        whole_step!($five, $from, 5,
+        whole_step!($five, $from $options, 5,
             [0 "{first}" a b c d] [1 "{first} + {row}" e f g h] [2 "{first} + 2 * {row}" i j k l] [3 "{fourth}" m n o p]
             [4 "{fourth} + {row}" q r s t]);
-        whole_step!($six, $from, 6,
+        whole_step!($six, $from $options, 6,
             [0 "{first}" a b c d] [1 "{first} + {row}" e f g h] [2 "{first} + 2 * {row}" i j k l] [3 "{fourth}" m n o p]
             [4 "{fourth} + {row}" q r s t] [5 "{fourth} + 2 * {row}" u v y z]);
     };
 }
-steps!(pairs step_of_4 step_of_5 step_of_6);
-steps!(widening widening_step_of_4 widening_step_of_5 widening_step_of_6);
-steps!(widened widened_step_of_4 widened_step_of_5 widened_step_of_6);
+steps!(pairs (pure, readonly, nostack) step_of_4 step_of_5 step_of_6);
+steps!(widening (nostack) widening_step_of_4 widening_step_of_5 widening_step_of_6);
+steps!(widened (pure, readonly, nostack) widened_step_of_4 widened_step_of_5 widened_step_of_6);
 
 impl<const BF16: bool> Simd for Avx512<BF16> {
     const ISA: Isa = if BF16 { Isa::Avx512 } else { Isa::Avx512Vnni };
@@ -306,9 +306,9 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             4 if FIRST => widening_step_of_4(&mut *acc.cast(), w, panel, x, row, wide),
             5 if FIRST => widening_step_of_5(&mut *acc.cast(), w, panel, x, row, wide),
             6 if FIRST => widening_step_of_6(&mut *acc.cast(), w, panel, x, row, wide),
-            4 => widened_step_of_4(&mut *acc.cast(), wide.cast(), 0, x, row, wide),
-            5 => widened_step_of_5(&mut *acc.cast(), wide.cast(), 0, x, row, wide),
-            6 => widened_step_of_6(&mut *acc.cast(), wide.cast(), 0, x, row, wide),
+            4 => widened_step_of_4(&mut *acc.cast(), wide.cast(), row, x, row, wide),
+            5 => widened_step_of_5(&mut *acc.cast(), wide.cast(), row, x, row, wide),
+            6 => widened_step_of_6(&mut *acc.cast(), wide.cast(), row, x, row, wide),
             rows => unreachable!("no step of {rows} rows"),
         }
     }
@@ -323,9 +323,9 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         if const { !BF16 && V == 4 && R >= 4 } {
             let acc = ptr::from_mut(acc);
             return match R {
-                4 => step_of_4(&mut *acc.cast(), w, panel, x.word(0, i), x.apart, ptr::null_mut()),
-                5 => step_of_5(&mut *acc.cast(), w, panel, x.word(0, i), x.apart, ptr::null_mut()),
-                6 => step_of_6(&mut *acc.cast(), w, panel, x.word(0, i), x.apart, ptr::null_mut()),
+                4 => step_of_4(&mut *acc.cast(), w, panel, x.word(0, i), x.apart, w.cast_mut().cast()),
+                5 => step_of_5(&mut *acc.cast(), w, panel, x.word(0, i), x.apart, w.cast_mut().cast()),
+                6 => step_of_6(&mut *acc.cast(), w, panel, x.word(0, i), x.apart, w.cast_mut().cast()),
                 rows => unreachable!("no step of {rows} rows"),
             };
         }

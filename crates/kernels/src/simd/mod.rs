@@ -49,7 +49,7 @@ const EXP2: [f32; 6] = [1.0, 0.693_147, 0.240_222_42, 0.055_507_337, 0.009_671_5
 ///
 /// # Safety
 /// Contract of every method: the instruction set is available, and pointers are valid for the lanes they address.
-/// No pointer needs to be aligned beyond its element type.
+/// No pointer needs to be aligned beyond its element type, but `wide` of [`Simd::step_widened`].
 pub(crate) trait Simd: Copy + 'static {
     const ISA: Isa;
     /// f32 lanes of a vector; divides [`PANEL`].

@@ -27,23 +27,15 @@ impl<const R: usize> Rows<R> {
 }
 
 /// Rows, two of which are known by their addresses, the others by their distance from these: where registers are scarce.
-pub(crate) struct FarRows<T> {
+#[derive(Clone, Copy)]
+pub(crate) struct FarRows<T: Copy> {
     first: *const T,
     fourth: *const T,
     /// Bytes from row to row.
     stride: usize,
 }
 
-impl<T> Clone for FarRows<T> {
-    #[inline(always)]
-    fn clone(&self) -> FarRows<T> {
-        *self
-    }
-}
-
-impl<T> Copy for FarRows<T> {}
-
-impl<T> FarRows<T> {
+impl<T: Copy> FarRows<T> {
     /// From `x` on, `stride` elements apart.
     #[inline(always)]
     pub fn new(x: *const T, stride: usize) -> FarRows<T> {
