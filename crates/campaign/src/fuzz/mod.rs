@@ -21,7 +21,7 @@ pub use targets::{Target, all};
 
 /// Bytes that an execution may allocate beyond twice its input.
 pub const SLACK: usize = 64 << 20;
-/// Processor time that an execution may take.
+/// Processor time that an execution may take for each MiB of its input that is begun.
 pub const LIMIT: Duration = Duration::from_secs(1);
 
 /// What became of the executions.
@@ -72,6 +72,7 @@ pub fn run(target: &dyn Target, memory: &PeakAlloc, seed: u64) -> Result<Report,
 
 /// Runs one input and holds it to the bounds.
 pub fn execute(target: &dyn Target, memory: &PeakAlloc, input: &[u8]) -> Result<Report, String> {
+    let limit = LIMIT * (input.len() as u32 / (1 << 20) + 1);
     let before = memory.current_usage();
     memory.reset_peak_usage();
     let start = cpu_time();
@@ -84,13 +85,13 @@ pub fn execute(target: &dyn Target, memory: &PeakAlloc, input: &[u8]) -> Result<
     }
     // Caches and cores are shared with other programs: what is slow is slow three times.
     for _ in 0..2 {
-        if took > LIMIT {
+        if took > limit {
             let start = cpu_time();
             let _ = catch_unwind(AssertUnwindSafe(|| target.run(input)));
             took = took.min(cpu_time() - start);
         }
     }
-    if took > LIMIT {
+    if took > limit {
         return Err(format!("took {took:?}"));
     }
     let mut report = Report { executions: 1, slowest: took, peak, ..Report::default() };
