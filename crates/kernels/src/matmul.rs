@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use crate::buffer::{Aligned, SharedMut};
-use crate::simd::{LINE, PANEL, Simd, dots, dots_widened, isa_entry, prepare, row_block};
+use crate::simd::{
+    LINE, PANEL, Simd, WIDE, WIDE_STEPS, WIDE_VECTORS, dots, dots_widened, isa_entry, meets_widened, prepare, row_block,
+};
 use crate::{Isa, PackedBf16, Pool};
 
 /// Rows that one tile handles at most: what it reads of x then stays in the L2 cache.
@@ -18,12 +20,6 @@ const L2_WORDS: usize = 1 << 16;
 
 /// Panels that are worked on together at most.
 const L2_PANELS: usize = 4;
-
-/// Pairs of [`L2_PANELS`] panels that are widened at once: half of an L1 cache of 32 KiB.
-const WIDE_PAIRS: usize = 32;
-
-/// f32 elements that they become.
-const WIDE: usize = WIDE_PAIRS * 2 * L2_PANELS * PANEL;
 
 /// With so many row blocks it pays to keep what the first one widens.
 const WIDENED_BLOCKS: usize = 4;
@@ -156,7 +152,7 @@ unsafe fn tile_rows<S: Simd>(job: &Job, tile: Tile) {
     }
     let widens = S::WIDENS && end - first >= WIDENED_BLOCKS * S::ROWS;
     if widens {
-        many = L2_PANELS;
+        many = WIDE_VECTORS;
     }
     let mut wide = MaybeUninit::<Aligned<[f32; WIDE]>>::uninit();
     let mut sums = MaybeUninit::<Aligned<[f32; TILE_ROWS * L2_PANELS * PANEL]>>::uninit();
@@ -165,8 +161,8 @@ unsafe fn tile_rows<S: Simd>(job: &Job, tile: Tile) {
         for panel in (panels.0..panels.1).step_by(many) {
             let end_panel = panels.1.min(panel + many);
             // What is left of these many is multiplied panel by panel.
-            let wide = (widens && end_panel - panel == L2_PANELS).then_some(wide.as_mut_ptr().cast());
-            let depth = if wide.is_some() { WIDE_PAIRS } else { depth };
+            let wide = (widens && end_panel - panel == WIDE_VECTORS).then_some(wide.as_mut_ptr().cast());
+            let depth = if wide.is_some() { WIDE_STEPS } else { depth };
             for from in (0..job.pairs.max(1)).step_by(depth) {
                 let pairs = (from, job.pairs.min(from + depth));
                 let asks = S::LANES == PANEL && whole != first;
@@ -242,9 +238,9 @@ unsafe fn block<S: Simd, const R: usize, const V: usize>(job: &Job, slice: Slice
             let next = job.w.wrapping_add((panel + nth) * job.panel + pair * PANEL).cast();
             let (stride, row, steps) = (job.panel, job.stride, to - from);
             match slice.wide {
-                Some(wide) if const { S::WIDENS && R >= 4 && V == L2_PANELS } => match nth {
+                Some(wide) if const { meets_widened::<S>(R, V) } => match nth {
                     0 => dots_widened::<S, R, V, true, LINE>(&mut acc, w, PANEL, stride, x, row, steps, wide, next),
-                    1..L2_PANELS => {
+                    1..WIDE_VECTORS => {
                         dots_widened::<S, R, V, false, LINE>(&mut acc, w, PANEL, stride, x, row, steps, wide, next)
                     }
                     _ => dots_widened::<S, R, V, false, 0>(&mut acc, w, PANEL, stride, x, row, steps, wide, next),

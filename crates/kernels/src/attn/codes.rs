@@ -188,9 +188,7 @@ pub(super) unsafe fn code_dots<S: Dots, const R: usize, const V: usize, const AS
     // SAFETY: the caller's contract; any address may be asked for.
     unsafe {
         for i in 0..pairs {
-            if ASKED > 0 {
-                ask::<S>(next, ASKED.min(2 * V * S::LANES), i, pairs);
-            }
+            ask::<S, ASKED>(next, 2 * V * S::LANES, i, pairs);
             S::step_shorts(sums, codes.add(2 * i * stride), x.add(i), row);
         }
     }

@@ -8,11 +8,11 @@ use kvist_base::{CHUNK, ChunkId, RunList};
 use super::Queries;
 use super::ahead;
 use super::plan::{AttnPlan, Task, state_len};
-use super::tile::{Coded, Form, GROUP, InCodes, InWords, State, Tile, WIDE, group, rows_at_once};
+use super::tile::{Coded, Form, GROUP, InCodes, InWords, State, Tile, group};
 use crate::buffer::{Aligned, SharedMut, Words};
 use crate::kv8::Codes;
 use crate::quant::dots::Dots;
-use crate::simd::{PANEL, Simd, isa_entry, prepare_halves};
+use crate::simd::{PANEL, Simd, WIDE, isa_entry, prepare_halves};
 use crate::{KvPool, bf16, kv};
 
 pub(super) struct Job<'a> {
@@ -205,16 +205,8 @@ unsafe fn segment<S: Simd>(
 /// # Safety
 /// As [`group`].
 #[inline(always)]
-unsafe fn groups<S: Dots>(tile: Tile<'_, impl Form>, rows: Range<usize>) {
-    // SAFETY: passed on.
-    unsafe { all_groups::<S, _>(tile, rows) }
-}
-
-/// # Safety
-/// As [`group`].
-#[inline(always)]
-unsafe fn all_groups<S: Dots, F: Form>(mut tile: Tile<'_, F>, rows: Range<usize>) {
-    let many = const { rows_at_once::<S, F>() };
+unsafe fn groups<S: Dots>(mut tile: Tile<'_, impl Form>, rows: Range<usize>) {
+    let many = tile.rows_at_once::<S>();
     for at in rows.clone().step_by(many) {
         let n = many.min(rows.end - at);
         tile.shared = ahead::shared::<S>(n);

@@ -14,28 +14,18 @@ use super::kernel::Job;
 use super::plan::{AttnShape, Canary};
 use crate::elementwise::cap_lanes;
 use crate::quant::dots::Dots;
-use crate::simd::{AT_ONCE, LINE, PANEL, Simd, block_sizes, dots, dots_widened};
+use crate::simd::{
+    AT_ONCE, LINE, PANEL, Simd, WIDE_ROWS, WIDE_STEPS, WIDE_VECTORS, block_sizes, dots, dots_widened, meets_widened,
+};
 
 /// Query rows that meet K of a chunk before the first of them meets V, at most.
 pub(super) const GROUP: usize = 32;
 
-/// The same of an ISA and form: K and q, then V and O fit the L1 cache. Where operands are widened, those of a piece and q
-/// do, and each further group would widen them again.
-pub(super) const fn rows_at_once<S: Simd, F: Form>() -> usize {
-    if S::WIDENS && !F::CODES { GROUP } else { 24 }
-}
+/// The same where nothing is widened: K and q, then V and O fit the L1 cache.
+const NARROW_GROUP: usize = 24;
 
 const _: () =
-    assert!(GROUP.is_multiple_of(AT_ONCE) && 24_usize.is_multiple_of(AT_ONCE), "rows are reduced so many at once");
-
-/// Vectors that are widened together, [`PAIRS`] steps of them.
-const WIDE_VECTORS: usize = 4;
-
-/// Rows of the smallest block that meets what is widened.
-const WIDE_ROWS: usize = 4;
-
-/// f32 elements that they become.
-pub(super) const WIDE: usize = PAIRS * 2 * WIDE_VECTORS * PANEL;
+    assert!(GROUP.is_multiple_of(AT_ONCE) && NARROW_GROUP.is_multiple_of(AT_ONCE), "rows are reduced so many at once");
 
 /// One number for each row of a group, in whole vectors.
 pub(super) const FACTORS: usize = GROUP.next_multiple_of(PANEL);
@@ -60,6 +50,8 @@ const _: () = {
 
 /// Token pairs of a chunk.
 const PAIRS: usize = CHUNK / 2;
+
+const _: () = assert!(PAIRS <= WIDE_STEPS, "all steps of V are widened at once");
 
 /// Softmax state of query rows: the output so far is `o / l`, relative to the maximum `m` (log2 domain). `m` is -inf
 /// where nothing was seen yet.
@@ -154,7 +146,7 @@ pub(super) struct Tile<'a, F: Form> {
     pub ahead: isize,
     /// Whether row blocks share in asking for it.
     pub shared: bool,
-    /// [`WIDE`] elements, for operands that row blocks share.
+    /// [`WIDE`](crate::simd::WIDE) elements, for operands that row blocks share.
     pub wide: *mut f32,
 }
 
@@ -162,6 +154,13 @@ impl<'a, F: Form> Tile<'a, F> {
     pub fn with<G: Form>(self, form: G) -> Tile<'a, G> {
         let Tile { job, run, chunk, first, k, v, q, state, scores, spread, ahead, shared, wide, .. } = self;
         Tile { form, job, run, chunk, first, k, v, q, state, scores, spread, ahead, shared, wide }
+    }
+
+    /// Query rows of a group. Where operands are widened, those of a piece and q fit the L1 cache, and each further group
+    /// would widen them again.
+    #[inline(always)]
+    pub fn rows_at_once<S: Simd>(&self) -> usize {
+        if S::WIDENS && !F::CODES { GROUP } else { NARROW_GROUP }
     }
 
     /// Whether the first row block keeps what it widens for the others. All blocks then have [`WIDE_ROWS`] or more, and the
@@ -205,7 +204,7 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             Rows { at: tile.q.add(at * apart), apart, scales: [1.0; FACTORS] }
         };
         let pairs = plan.shape.head_dim / 2;
-        let piece = if tile.widens::<S>() { PAIRS } else { pairs };
+        let piece = if tile.widens::<S>() { WIDE_STEPS } else { pairs };
         for begin in (0..pairs).step_by(piece) {
             let (steps, mut row) = ((begin, pairs.min(begin + piece)), 0);
             while row < n {
@@ -395,7 +394,7 @@ unsafe fn outputs<S: Dots, const R: usize, const V: usize>(
 /// them; x with the words between rows, the operand with those between steps.
 ///
 /// # Safety
-/// As [`group`]; with fewer steps than [`PAIRS`], or as many, and row blocks from the first one on in order.
+/// As [`group`]; at most [`WIDE_STEPS`] where operands are widened, and row blocks from the first one on in order.
 #[inline(always)]
 unsafe fn products<S: Dots, F: Form, const R: usize, const V: usize>(
     acc: &mut [[S::F; V]; R],
@@ -408,7 +407,7 @@ unsafe fn products<S: Dots, F: Form, const R: usize, const V: usize>(
 ) {
     // SAFETY: passed on.
     unsafe {
-        if const { S::WIDENS && R >= WIDE_ROWS && V == WIDE_VECTORS } && tile.widens::<S>() {
+        if const { meets_widened::<S>(R, V) } && tile.widens::<S>() {
             let wide = tile.wide;
             match (from, ahead.line()) {
                 (0, None) => dots_widened::<S, R, V, true, 0>(acc, w, stride, PANEL, x, row, steps, wide, w.cast()),

@@ -111,12 +111,11 @@ unsafe fn tile_rows<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
             let panels = (first, tile.panels.1.min(first + many));
             let x = FarRows::new(job.x.as_ptr().add(tile.rows.0 * job.groups), job.groups);
             let part = &mut sums[..(panels.1 - panels.0) * rows * PANEL];
-            if few {
-                few_rows::<S>(job.w, panels, x, rows, part.as_mut_ptr());
-            } else {
+            if !few {
                 many_rows::<S>(job, panels, x, tile.rows, part);
                 continue;
             }
+            few_rows::<S>(job.w, panels, x, rows, part.as_mut_ptr());
             for (panel, part) in part.chunks_exact(rows * PANEL).enumerate() {
                 let outputs = job.outputs(tile.rows.0, first + panel);
                 for (row, sums) in part.chunks_exact(PANEL).enumerate() {

@@ -3,7 +3,7 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 use std::ptr;
 
-use super::{AT_ONCE, Avx2, Rows, Simd, at};
+use super::{AT_ONCE, Avx2, Rows, Simd, at, meets_widened};
 use crate::Isa;
 
 /// 16 lanes. `BF16`: bf16 products by `vdpbf16ps`, which flushes denormals and adds the second element of a pair first.
@@ -300,7 +300,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         row: usize,
         wide: *mut f32,
     ) {
-        assert!(const { !BF16 && V == 4 && R >= 4 });
+        assert!(const { meets_widened::<Self>(R, V) });
         let acc = ptr::from_mut(acc);
         match R {
             4 if FIRST => widening_step_of_4(&mut *acc.cast(), w, panel, x, row, wide),
@@ -320,7 +320,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         x: &Rows<R>,
         i: usize,
     ) {
-        if const { !BF16 && V == 4 && R >= 4 } {
+        // As many rows and vectors as are widened together.
+        if const { meets_widened::<Self>(R, V) } {
             let acc = ptr::from_mut(acc);
             return match R {
                 4 => step_of_4(&mut *acc.cast(), w, panel, x.word(0, i), x.apart, w.cast_mut().cast()),

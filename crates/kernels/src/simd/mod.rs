@@ -113,7 +113,7 @@ pub(crate) trait Simd: Copy + 'static {
         i: usize,
     );
 
-    /// [`Simd::step`] of four to six rows by four vectors of as many panels, where [`Simd::WIDENS`]. Of a step `wide` takes
+    /// [`Simd::step`] of a block that [`meets_widened`], of as many panels as vectors. Of a step `wide` takes
     /// `[2][V]` vectors of f32, on a boundary of a vector: the first and the second elements of pairs. With `FIRST` they
     /// are kept there, else taken from there.
     #[inline(always)]
@@ -222,6 +222,21 @@ pub(crate) trait Simd: Copy + 'static {
     }
 }
 
+/// Vectors of operands that are widened together, and steps of them: half of an L1 cache of 32 KiB.
+pub(crate) const WIDE_VECTORS: usize = 4;
+pub(crate) const WIDE_STEPS: usize = 32;
+
+/// f32 elements that these become.
+pub(crate) const WIDE: usize = WIDE_STEPS * 2 * WIDE_VECTORS * PANEL;
+
+/// Rows of the smallest block that meets them.
+pub(crate) const WIDE_ROWS: usize = 4;
+
+/// Whether blocks of so many rows and vectors have steps on widened operands.
+pub(crate) const fn meets_widened<S: Simd>(rows: usize, vectors: usize) -> bool {
+    S::WIDENS && rows >= WIDE_ROWS && vectors == WIDE_VECTORS
+}
+
 /// Word offset of vector `v` of a step whose panels are `panel` words apart.
 #[inline(always)]
 pub(crate) const fn at<S: Simd>(v: usize, panel: usize) -> usize {
@@ -231,13 +246,17 @@ pub(crate) const fn at<S: Simd>(v: usize, panel: usize) -> usize {
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
-/// Asks for the lines of step `i` of `steps`, each of `bytes`, of what comes next. Where a step has several lines (or one
+/// Asks for the lines of step `i` of `steps`, each of `bytes` or `ASKED` if that is less, of what comes next. Where a step has several lines (or one
 /// and a half) they are as many places that are read from end to end: the hardware goes ahead of each of them.
 ///
 /// # Safety
 /// The ISA of `S` is available.
 #[inline(always)]
-pub(crate) unsafe fn ask<S: Simd>(next: *const u8, bytes: usize, i: usize, steps: usize) {
+pub(crate) unsafe fn ask<S: Simd, const ASKED: usize>(next: *const u8, bytes: usize, i: usize, steps: usize) {
+    let bytes = ASKED.min(bytes);
+    if ASKED == 0 {
+        return;
+    }
     if bytes >= LINE {
         for place in 0..bytes.div_ceil(LINE) {
             S::prefetch(next.wrapping_add((place * steps + i) * LINE).cast());
@@ -269,9 +288,7 @@ pub(crate) unsafe fn dots<S: Simd, const R: usize, const V: usize, const ASKED: 
 ) {
     let x = Rows::new(x, row);
     for i in 0..pairs {
-        if ASKED > 0 {
-            ask::<S>(next, ASKED.min(V * S::LANES * size_of::<u32>()), i, pairs);
-        }
+        ask::<S, ASKED>(next, V * S::LANES * size_of::<u32>(), i, pairs);
         S::step(acc, w.add(i * stride), panel, &x, i * S::PAIR);
     }
 }
@@ -294,9 +311,7 @@ pub(crate) unsafe fn dots_widened<S: Simd, const R: usize, const V: usize, const
     next: *const u8,
 ) {
     for i in 0..pairs {
-        if ASKED > 0 {
-            ask::<S>(next, ASKED.min(V * S::LANES * size_of::<u32>()), i, pairs);
-        }
+        ask::<S, ASKED>(next, V * S::LANES * size_of::<u32>(), i, pairs);
         let wide = wide.add(i * 2 * V * S::LANES);
         S::step_widened::<R, V, FIRST>(acc, w.add(i * stride), panel, x.add(i * S::PAIR), row, wide);
     }
