@@ -5,7 +5,8 @@ use std::mem::MaybeUninit;
 
 use crate::buffer::{Aligned, SharedMut};
 use crate::simd::{
-    LINE, PANEL, Simd, WIDE, WIDE_STEPS, WIDE_VECTORS, dots, dots_widened, isa_entry, meets_widened, prepare, row_block,
+    Lines, Nothing, PANEL, Simd, WIDE, WIDE_STEPS, WIDE_VECTORS, dots, dots_widened, isa_entry, meets_widened, prepare,
+    row_block,
 };
 use crate::{Isa, PackedBf16, Pool};
 
@@ -230,23 +231,23 @@ unsafe fn block<S: Simd, const R: usize, const V: usize>(job: &Job, slice: Slice
         let x = job.x.add(row * job.stride + from * S::PAIR);
         if V * S::LANES == PANEL {
             let next = w.cast::<u8>().wrapping_add(AHEAD);
-            dots::<S, R, V, LINE>(&mut acc, w, PANEL, job.panel, x, job.stride, to - from, next);
+            dots::<S, R, V, _>(&mut acc, w, PANEL, job.panel, x, job.stride, to - from, Lines([next]));
         } else {
             // Each of the first row blocks asks for the lines of one panel: of the next pairs, or of the next panels.
             let nth = if slice.asks { (row - slice.row) / S::ROWS } else { V };
             let (panel, pair) = if to < job.pairs { (panel, to) } else { (panel + panels_of::<S, R, V>(), 0) };
-            let next = job.w.wrapping_add((panel + nth) * job.panel + pair * PANEL).cast();
+            let next = Lines([job.w.wrapping_add((panel + nth) * job.panel + pair * PANEL).cast()]);
             let (stride, row, steps) = (job.panel, job.stride, to - from);
             match slice.wide {
                 Some(wide) if const { meets_widened::<S>(R, V) } => match nth {
-                    0 => dots_widened::<S, R, V, true, LINE>(&mut acc, w, PANEL, stride, x, row, steps, wide, next),
+                    0 => dots_widened::<S, R, V, true, _>(&mut acc, w, PANEL, stride, x, row, steps, wide, next),
                     1..WIDE_VECTORS => {
-                        dots_widened::<S, R, V, false, LINE>(&mut acc, w, PANEL, stride, x, row, steps, wide, next)
+                        dots_widened::<S, R, V, false, _>(&mut acc, w, PANEL, stride, x, row, steps, wide, next)
                     }
-                    _ => dots_widened::<S, R, V, false, 0>(&mut acc, w, PANEL, stride, x, row, steps, wide, next),
+                    _ => dots_widened::<S, R, V, false, _>(&mut acc, w, PANEL, stride, x, row, steps, wide, Nothing),
                 },
-                _ if nth < V => dots::<S, R, V, LINE>(&mut acc, w, PANEL, stride, x, row, steps, next),
-                _ => dots::<S, R, V, 0>(&mut acc, w, PANEL, stride, x, row, steps, next),
+                _ if nth < V => dots::<S, R, V, _>(&mut acc, w, PANEL, stride, x, row, steps, next),
+                _ => dots::<S, R, V, _>(&mut acc, w, PANEL, stride, x, row, steps, Nothing),
             }
         }
         // Each case by itself: where a sum is stored must not depend on more than constants.

@@ -387,6 +387,45 @@ fn a_group_that_sees_nothing_of_a_chunk_is_left_out() {
     }
 }
 
+/// Own chunks come in between common ones, and segments may end in the middle of either.
+#[test]
+fn common_and_own_chunks_give_what_each_row_gives_alone() {
+    for (seed, common, own) in [(30, 16, 1), (31, 21, 5), (32, 9, 31)] {
+        for (rows, heads) in [(33, 1), (14, 3)] {
+            let shape = AttnShape { heads, kv_heads: 1, head_dim: 64 };
+            let make = if seed == 31 { coded_case } else { case };
+            let mut case = make(seed, shape);
+            let runs = &mut case.runs;
+            *runs = RunList::default();
+            let mut push = |rows: Range<u32>, from: u32, to: u32, last: bool| {
+                for place in from..to {
+                    let chunks = runs.chunks.len() as u32..runs.chunks.len() as u32 + 1;
+                    runs.chunks.push(ChunkId((place * 5 + rows.start * 3) % CHUNKS));
+                    let masks = (last && place + 1 == to).then_some(runs.masks.len() as u32);
+                    runs.masks.extend(masks.map(|_| low_mask(1 + rows.start as usize)));
+                    runs.runs.push(Run { rows: rows.clone(), place, chunks, shift: 0, masks });
+                }
+            };
+            push(0..rows, 0, common, false);
+            (0..rows).for_each(|row| push(row..row + 1, common, common + 1 + (own + row) % (own + 1), true));
+            (case.rows, case.q) = (rows as usize, Rng(seed).bf16s(rows as usize * heads * 64, 0.3));
+            let alone = case.runs.unshared(rows);
+            for (isa, pool) in paths(&[1, 3]) {
+                // Queries of a single shift are prepared at once.
+                let q = Queries { data: &case.q, shifts: &[0] };
+                let [all, one] = [&case.runs, &alone].map(|runs| {
+                    let mut plan = AttnPlan::new(shape);
+                    plan.build(runs, case.rows, pool.threads());
+                    let mut out = vec![0.0; case.q.len()];
+                    attend(isa, &pool, &mut plan, runs, &case.kv, LAYER, &q, &mut out);
+                    out
+                });
+                assert!(bits(&all) == bits(&one) && all.iter().all(|x| *x != 0.0), "{isa} {common} + {own}");
+            }
+        }
+    }
+}
+
 #[test]
 fn any_number_of_rows_meets_codes_alike() {
     // Head sizes that end within a vector, one row to more than a group of rows.

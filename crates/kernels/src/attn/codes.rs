@@ -7,7 +7,7 @@
 use super::plan::AttnShape;
 use super::tile::{Coded, EXPS, FACTORS, exponentials, reduce};
 use crate::quant::dots::Dots;
-use crate::simd::{LINE, PANEL, ask};
+use crate::simd::{Ask, LINE, PANEL};
 use kvist_base::CHUNK;
 
 /// Largest product that is told from nothing: of what is smaller the scale would be subnormal, and the inverse overflow.
@@ -171,24 +171,24 @@ unsafe fn in_shorts<S: Dots>(
 }
 
 /// Adds the products of `R` rows of x, `row` words apart, with `V` vectors of codes, of which steps are `stride` pairs
-/// apart. Meanwhile as many bytes as are read here, but at most `ASKED` a step, are asked for from `next` on.
+/// apart.
 ///
 /// # Safety
 /// As [`crate::simd::dots`].
 #[inline(always)]
-pub(super) unsafe fn code_dots<S: Dots, const R: usize, const V: usize, const ASKED: usize>(
+pub(super) unsafe fn code_dots<S: Dots, const R: usize, const V: usize, A: Ask>(
     sums: &mut [[S::I; V]; R],
     codes: *const i8,
     stride: usize,
     x: *const u32,
     row: usize,
     pairs: usize,
-    next: *const u8,
+    ask: A,
 ) {
     // SAFETY: the caller's contract; any address may be asked for.
     unsafe {
         for i in 0..pairs {
-            ask::<S, ASKED>(next, 2 * V * S::LANES, i, pairs);
+            ask.ask::<S>(2 * V * S::LANES, i, pairs);
             S::step_shorts(sums, codes.add(2 * i * stride), x.add(i), row);
         }
     }
@@ -198,7 +198,7 @@ pub(super) unsafe fn code_dots<S: Dots, const R: usize, const V: usize, const AS
 mod tests {
     use super::*;
     use crate::Isa;
-    use crate::simd::isa_entry;
+    use crate::simd::{Nothing, isa_entry};
 
     /// Pairs of codes of a step, and steps.
     const WIDTH: usize = 2 * PANEL;
@@ -224,7 +224,7 @@ mod tests {
             for column in (0..WIDTH).step_by(2 * S::LANES) {
                 let codes = codes.as_ptr().add(2 * column);
                 let mut found = [[S::four(&0); 2]; ROWS];
-                code_dots::<S, ROWS, 2, 0>(&mut found, codes, WIDTH, x.cast(), WIDTH, STEPS, std::ptr::null());
+                code_dots::<S, ROWS, 2, _>(&mut found, codes, WIDTH, x.cast(), WIDTH, STEPS, Nothing);
                 for (sums, found) in sums.iter_mut().zip(&found) {
                     for (v, &sum) in found.iter().enumerate() {
                         S::store(sums.as_mut_ptr().add(column + v * S::LANES), S::float(sum));

@@ -1,13 +1,14 @@
-//! The attention kernel of a task: the softmax states of a band of rows, segment by segment, and their fold.
+//! The attention kernel of a task: the softmax states of a band of rows, step by step, and their fold.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
-use kvist_base::{CHUNK, ChunkId, RunList};
+use kvist_base::{CHUNK, RunList};
 
 use super::Queries;
-use super::ahead;
+use super::ahead::{Asks, Upcoming};
 use super::plan::{AttnPlan, Task, state_len};
+use super::steps::{STATES, Step};
 use super::tile::{Coded, Form, GROUP, InCodes, InWords, State, Tile, group};
 use crate::buffer::{Aligned, SharedMut, Words};
 use crate::kv8::Codes;
@@ -80,8 +81,10 @@ pub(super) fn with_scratch(f: impl FnOnce(&mut Scratch)) {
 
 isa_entry!(pub(super) fn run_task(job: &Job<'_>, task: &Task, scratch: &mut Scratch) = whole_task, with avx512vnni);
 // Of each form there is one per ISA, whatever calls it: these are most of this crate's code.
-isa_entry!(fn groups_of_words(tile: Tile<'_, InWords>, rows: Range<usize>) = groups, with avx512vnni);
-isa_entry!(fn groups_of_codes(tile: Tile<'_, InCodes>, rows: Range<usize>) = groups, with avx512vnni);
+isa_entry!(fn groups_of_words(tile: Tile<'_, InWords>, rows: Range<usize>, upcoming: &mut Upcoming<'_>) = groups,
+    with avx512vnni);
+isa_entry!(fn groups_of_codes(tile: Tile<'_, InCodes>, rows: Range<usize>, upcoming: &mut Upcoming<'_>) = groups,
+    with avx512vnni);
 
 /// # Safety
 /// The ISA of `S` is available; `job` is what the plan was built for; no other task writes the same part of the plan.
@@ -104,98 +107,99 @@ unsafe fn whole_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
         scratch.folded.resize(2 * n, 0.0);
     }
     scratch.folded[..n].fill(f32::NEG_INFINITY);
-    // SAFETY: states lie in the scratch or in this part's place of `partials`, both of `len` elements. The band's rows
+    // SAFETY: states lie in the scratch or in this part's place of `partials`, each of `len` elements. The band's rows
     // and this head of the output are written by the task that folds, and there is one.
     unsafe {
-        match task.part {
+        let partial = |part: usize| job.partials.get().add(job.plan.parts[part].partial + task.head * len);
+        let states = match task.part {
+            Some(part) => partial(part),
             None => {
-                scratch.state.grow(len);
-                for part in band.parts.clone() {
-                    let state = State::new(shape, scratch.state.as_mut_ptr(), n);
-                    segment::<S>(job, &band.rows, part, task.head, scratch, state);
-                    fold::<S>(job, &band.rows, task.head, scratch, state);
-                }
+                scratch.state.grow(STATES * len);
+                scratch.state.as_mut_ptr()
             }
-            Some(part) => {
-                let place = |part: usize| job.partials.get().add(job.plan.parts[part].partial + task.head * len);
-                segment::<S>(job, &band.rows, part, task.head, scratch, State::new(shape, place(part), n));
-                if !job.plan.complete(task, part) {
-                    return;
+        };
+        let state = |i: u32| State::new(shape, states.add(i as usize * len), n);
+        if let &[shift] = job.q.shifts {
+            prepare_queries::<S>(job, band.rows.start, band.rows.clone(), shift, task.head, scratch);
+        }
+        let mut upcoming = Upcoming::new(job, task);
+        while let Some(step) = upcoming.begin() {
+            match step {
+                Step::Begin { state: i } => state(i).clear(n, shape),
+                Step::Visit { state: i, run, chunk } => {
+                    visit::<S>(job, &band.rows, (run, chunk), task.head, scratch, state(i), &mut upcoming);
                 }
-                for i in 0..band.parts.len() {
-                    let part = job.plan.fold_order(task, i);
-                    fold::<S>(job, &band.rows, task.head, scratch, State::new(shape, place(part), n));
-                }
+                Step::Fold { state: i } => fold::<S>(job, &band.rows, task.head, scratch, state(i)),
+            }
+        }
+        if let Some(part) = task.part {
+            if !job.plan.complete(task, part) {
+                return;
+            }
+            for i in 0..band.parts.len() {
+                let part = job.plan.fold_order(task, i);
+                fold::<S>(job, &band.rows, task.head, scratch, State::new(shape, partial(part), n));
             }
         }
         finish::<S>(job, &band.rows, task.head, scratch);
     }
 }
 
-/// Fills `state` with the softmax state of the band's rows over one part.
+/// The band's rows of a run meet one of its chunks.
 ///
 /// # Safety
-/// As [`whole_task`]; `state` has room for the band.
+/// As [`whole_task`]; `state` is that of the band's rows.
 #[inline(always)]
-unsafe fn segment<S: Simd>(
+unsafe fn visit<S: Simd>(
     job: &Job<'_>,
     rows: &Range<u32>,
-    part: usize,
+    (run, chunk): (u32, u32),
     head: usize,
     scratch: &mut Scratch,
     state: State,
+    upcoming: &mut Upcoming<'_>,
 ) {
     let (shape, runs) = (job.plan.shape, job.runs);
     let group_size = shape.group();
-    let n = rows.len() * group_size;
-    // SAFETY: the state has room for `n` query rows, says the caller; tiles lie in the pool, which checks the chunk;
-    // query rows lie in the band.
+    let run = &runs.runs[run as usize];
+    let (a, b) = (run.rows.start.max(rows.start), run.rows.end.min(rows.end));
+    if a >= b {
+        return;
+    }
+    // SAFETY: tiles lie in the pool, which checks the chunk; query rows lie in the band.
     unsafe {
-        std::slice::from_raw_parts_mut(state.m, n).fill(f32::NEG_INFINITY);
-        std::slice::from_raw_parts_mut(state.l, n).fill(0.0);
-        std::slice::from_raw_parts_mut(state.o, n * shape.padded()).fill(0.0);
-        let picks = &job.plan.picks[job.plan.parts[part].picks.clone()];
-        for (i, &pick) in picks.iter().enumerate() {
-            let run = &runs.runs[pick as usize];
-            let (a, b) = (run.rows.start.max(rows.start), run.rows.end.min(rows.end));
-            if a >= b {
-                continue;
-            }
+        if job.q.shifts.len() > 1 {
             prepare_queries::<S>(job, rows.start, a..b, run.shift, head, scratch);
-            let (begin, end) = ((a - rows.start) as usize * group_size, (b - rows.start) as usize * group_size);
-            for chunk in 0..run.chunks.len() as u32 {
-                let id = runs.chunks[(run.chunks.start + chunk) as usize];
-                let next = following(runs, picks, i, chunk).map(|&next| job.kv.words(next, job.layer, head).start());
-                let (k, v, codes) = match job.kv.words(id, job.layer, head) {
-                    kv::Words::Dense { k, v } => (k, v, None),
-                    kv::Words::Codes(codes) => (codes.k.cast(), codes.v.cast(), Some(codes)),
-                };
-                let mut coded = None;
-                // No `map`: its closure would not be compiled for the ISA.
-                if let Some(codes) = &codes {
-                    coded = Some(scales::<S>(codes, shape.head_dim, scratch));
-                }
-                let tile = Tile {
-                    form: InWords,
-                    job,
-                    run,
-                    chunk,
-                    first: rows.start,
-                    k,
-                    v,
-                    q: scratch.q.as_ptr(),
-                    state,
-                    scores: scratch.scores.0.as_mut_ptr(),
-                    spread: scratch.spread.0.as_mut_ptr(),
-                    ahead: next.map_or(0, |next| next as isize - k as isize),
-                    shared: false,
-                    wide: scratch.wide.0.as_mut_ptr(),
-                };
-                match coded {
-                    None => groups_of_words(S::ISA, tile, begin..end),
-                    Some(coded) => groups_of_codes(S::ISA, tile.with(InCodes(coded)), begin..end),
-                }
-            }
+        }
+        let (begin, end) = ((a - rows.start) as usize * group_size, (b - rows.start) as usize * group_size);
+        let id = runs.chunks[(run.chunks.start + chunk) as usize];
+        let (k, v, codes) = match job.kv.words(id, job.layer, head) {
+            kv::Words::Dense { k, v } => (k, v, None),
+            kv::Words::Codes(codes) => (codes.k.cast(), codes.v.cast(), Some(codes)),
+        };
+        let mut coded = None;
+        // No `map`: its closure would not be compiled for the ISA.
+        if let Some(codes) = &codes {
+            coded = Some(scales::<S>(codes, shape.head_dim, scratch));
+        }
+        let tile = Tile {
+            form: InWords,
+            job,
+            run,
+            chunk,
+            first: rows.start,
+            k,
+            v,
+            q: scratch.q.as_ptr(),
+            state,
+            scores: scratch.scores.0.as_mut_ptr(),
+            spread: scratch.spread.0.as_mut_ptr(),
+            asks: Asks::NOTHING,
+            wide: scratch.wide.0.as_mut_ptr(),
+        };
+        match coded {
+            None => groups_of_words(S::ISA, tile, begin..end, upcoming),
+            Some(coded) => groups_of_codes(S::ISA, tile.with(InCodes(coded)), begin..end, upcoming),
         }
     }
 }
@@ -205,27 +209,15 @@ unsafe fn segment<S: Simd>(
 /// # Safety
 /// As [`group`].
 #[inline(always)]
-unsafe fn groups<S: Dots>(mut tile: Tile<'_, impl Form>, rows: Range<usize>) {
+unsafe fn groups<S: Dots>(mut tile: Tile<'_, impl Form>, rows: Range<usize>, upcoming: &mut Upcoming<'_>) {
     let many = tile.rows_at_once::<S>();
     for at in rows.clone().step_by(many) {
         let n = many.min(rows.end - at);
-        tile.shared = ahead::shared::<S>(n);
+        tile.asks = upcoming.asks::<S>(n, rows.len() < 2 * many, tile.k);
         // SAFETY: passed on.
         if unsafe { group::<S, _>(&tile, at, n) } {
-            // The next chunk was asked for.
-            tile.ahead = 0;
+            upcoming.have_asked(&tile.asks);
         }
-    }
-}
-
-/// The chunk after `chunk` of the `i`-th run of `picks`.
-fn following<'a>(runs: &'a RunList, picks: &[u32], i: usize, chunk: u32) -> Option<&'a ChunkId> {
-    let at = |pick: u32| &runs.runs[pick as usize].chunks;
-    let here = at(picks[i]);
-    if here.start + chunk + 1 < here.end {
-        runs.chunks.get((here.start + chunk + 1) as usize)
-    } else {
-        picks.get(i + 1).and_then(|&next| runs.chunks.get(at(next).start as usize))
     }
 }
 
@@ -309,7 +301,7 @@ fn output(job: &Job<'_>, rows: &Range<u32>, head: usize, i: usize) -> usize {
 /// Folds a segment's state into the rows' state so far, whose O is the output.
 ///
 /// # Safety
-/// As [`segment`]; the band's rows of this head in the output belong to the caller.
+/// As [`whole_task`]; the band's rows of this head in the output belong to the caller.
 #[inline(always)]
 unsafe fn fold<S: Simd>(job: &Job<'_>, rows: &Range<u32>, head: usize, scratch: &mut Scratch, state: State) {
     let shape = job.plan.shape;

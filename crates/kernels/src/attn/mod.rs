@@ -9,6 +9,7 @@ mod block;
 mod codes;
 mod kernel;
 mod plan;
+mod steps;
 mod tile;
 
 use kvist_base::{LayerKind, RunList};

@@ -4,8 +4,9 @@ use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering::AcqRel, Ordering::Relaxed};
 
-use kvist_base::{CHUNK, ChunkLayout, Run, RunList, SEGMENT, StepCounters};
+use kvist_base::{CHUNK, ChunkLayout, RunList, SEGMENT, StepCounters};
 
+use super::steps::{Step, StepList, visit_cost};
 use crate::buffer::Words;
 use crate::simd::{PANEL, Simd};
 
@@ -78,9 +79,10 @@ pub(super) struct Band {
 pub(super) struct Part {
     /// Range of [`AttnPlan::picks`].
     pub picks: Range<usize>,
-    /// Where the states of a band cut into segments lie, `[kv-head]` of [`AttnPlan::state_len`].
+    /// Where the states of a band cut into segments lie, `[kv-head]` of [`state_len`].
     pub partial: usize,
-    cost: usize,
+    pub chunks: usize,
+    pub cost: usize,
 }
 
 /// Work of one thread: a kv-head and a band, all segments or one of them.
@@ -89,6 +91,8 @@ pub(super) struct Task {
     pub head: usize,
     pub band: usize,
     pub part: Option<usize>,
+    /// Range of [`AttnPlan::steps`].
+    pub steps: Range<usize>,
     cost: usize,
 }
 
@@ -109,7 +113,9 @@ pub struct AttnPlan {
     pub(super) bands: Vec<Band>,
     pub(super) parts: Vec<Part>,
     /// Runs of each part, ascending for every row.
-    pub(super) picks: Vec<u32>,
+    picks: Vec<u32>,
+    /// What the tasks do; those of a band's heads do the same.
+    pub(super) steps: Vec<Step>,
     pub(super) tasks: Vec<Task>,
     pub(super) partials: Words,
     pub(super) canary: Canary,
@@ -140,6 +146,7 @@ impl AttnPlan {
             bands: Vec::new(),
             parts: Vec::new(),
             picks: Vec::new(),
+            steps: Vec::new(),
             tasks: Vec::new(),
             partials: Words::new(),
             canary,
@@ -166,6 +173,7 @@ impl AttnPlan {
         self.bands.clear();
         self.parts.clear();
         self.picks.clear();
+        self.steps.clear();
         self.tasks.clear();
         let (group, kv_heads) = (self.shape.group(), self.shape.kv_heads);
         let step = (BAND / group).max(1);
@@ -181,19 +189,23 @@ impl AttnPlan {
             let cost: usize = parts.iter().map(|part| part.cost).sum();
             let len = state_len(self.shape, band.rows.len());
             let room = partials + len * kv_heads * parts.len() <= PARTIALS;
+            let list = StepList { runs, picks: &self.picks, rows: &band.rows, group };
+            let mut push = |part, from, to, cost| {
+                let task = |head| Task { head, band: b, part, steps: from..to, cost };
+                self.tasks.extend((0..kv_heads).map(task));
+            };
+            let mut from = self.steps.len();
             if parts.len() > 1 && (by_completion || threads > 1 && cost > limit && room) {
                 for (part, of) in band.parts.clone().zip(parts) {
                     of.partial = partials;
                     partials += len * kv_heads;
-                    self.tasks.extend((0..kv_heads).map(|head| Task {
-                        head,
-                        band: b,
-                        part: Some(part),
-                        cost: of.cost,
-                    }));
+                    list.one(of, &mut self.steps);
+                    push(Some(part), from, self.steps.len(), of.cost);
+                    from = self.steps.len();
                 }
             } else {
-                self.tasks.extend((0..kv_heads).map(|head| Task { head, band: b, part: None, cost }));
+                list.all(parts, &mut self.steps);
+                push(None, from, self.steps.len(), cost);
             }
         }
         // Long tasks first, so that the threads finish together.
@@ -214,16 +226,15 @@ impl AttnPlan {
         let segment = |i: u32| runs.runs[i as usize].segment();
         self.picks[from..].sort_unstable_by_key(|&i| (segment(i), i));
         let group = self.shape.group();
-        // Row blocks per chunk, and one for bringing the chunk in.
-        let cost = |run: &Run| {
-            let shared = run.rows.end.min(rows.end) - run.rows.start.max(rows.start);
-            run.chunks.len() * (1 + (shared as usize * group).div_ceil(4))
-        };
         let mut at = from;
         while at < self.picks.len() {
             let same = self.picks[at..].iter().take_while(|&&i| segment(i) == segment(self.picks[at])).count();
-            let cost = self.picks[at..at + same].iter().map(|&i| cost(&runs.runs[i as usize])).sum();
-            self.parts.push(Part { picks: at..at + same, partial: 0, cost });
+            let mut part = Part { picks: at..at + same, partial: 0, chunks: 0, cost: 0 };
+            for run in self.picks[part.picks.clone()].iter().map(|&i| &runs.runs[i as usize]) {
+                part.chunks += run.chunks.len();
+                part.cost += run.chunks.len() * visit_cost(run, &rows, group);
+            }
+            self.parts.push(part);
             at += same;
         }
         self.bands.push(Band { rows, parts: parts..self.parts.len() });

@@ -7,7 +7,7 @@
 
 use kvist_base::{CHUNK, Run};
 
-use super::ahead::{Ahead, SHARERS, asking};
+use super::ahead::{Ahead, Asks, SHARERS, asking};
 use super::block::{cover, tile_block};
 use super::codes::{self, code_dots};
 use super::kernel::Job;
@@ -69,6 +69,19 @@ impl State {
         let end = n * shape.padded();
         // SAFETY: the caller's contract.
         unsafe { State { o: at, m: at.add(end), l: at.add(end + n) } }
+    }
+
+    /// Nothing was seen yet.
+    ///
+    /// # Safety
+    /// As [`State::new`], and the elements belong to the caller.
+    pub unsafe fn clear(self, n: usize, shape: AttnShape) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.m, n).fill(f32::NEG_INFINITY);
+            std::slice::from_raw_parts_mut(self.l, n).fill(0.0);
+            std::slice::from_raw_parts_mut(self.o, n * shape.padded()).fill(0.0);
+        }
     }
 }
 
@@ -142,18 +155,16 @@ pub(super) struct Tile<'a, F: Form> {
     pub scores: *mut f32,
     /// [`PANEL`] elements for each of [`GROUP`] rows.
     pub spread: *mut f32,
-    /// Bytes from this chunk's K and V to those of the next one; 0 if there is none.
-    pub ahead: isize,
-    /// Whether row blocks share in asking for it.
-    pub shared: bool,
+    /// What the running group asks for.
+    pub asks: Asks,
     /// [`WIDE`](crate::simd::WIDE) elements, for operands that row blocks share.
     pub wide: *mut f32,
 }
 
 impl<'a, F: Form> Tile<'a, F> {
     pub fn with<G: Form>(self, form: G) -> Tile<'a, G> {
-        let Tile { job, run, chunk, first, k, v, q, state, scores, spread, ahead, shared, wide, .. } = self;
-        Tile { form, job, run, chunk, first, k, v, q, state, scores, spread, ahead, shared, wide }
+        let Tile { job, run, chunk, first, k, v, q, state, scores, spread, asks, wide, .. } = self;
+        Tile { form, job, run, chunk, first, k, v, q, state, scores, spread, asks, wide }
     }
 
     /// Query rows of a group. Where operands are widened, those of a piece and q fit the L1 cache, and each further group
@@ -167,7 +178,7 @@ impl<'a, F: Form> Tile<'a, F> {
     /// vectors are divided among them alike: the first one writes whatever another reads.
     #[inline(always)]
     fn widens<S: Simd>(&self) -> bool {
-        S::WIDENS && !F::CODES && self.shared
+        S::WIDENS && !F::CODES && self.asks.are_shared()
     }
 
     /// [`Form::CODES`], of a form that has no name.
@@ -409,15 +420,10 @@ unsafe fn products<S: Dots, F: Form, const R: usize, const V: usize>(
     unsafe {
         if const { meets_widened::<S>(R, V) } && tile.widens::<S>() {
             let wide = tile.wide;
-            match (from, ahead.line()) {
-                (0, None) => dots_widened::<S, R, V, true, 0>(acc, w, stride, PANEL, x, row, steps, wide, w.cast()),
-                (0, Some(next)) => {
-                    dots_widened::<S, R, V, true, LINE>(acc, w, stride, PANEL, x, row, steps, wide, next)
-                }
-                (_, None) => dots_widened::<S, R, V, false, 0>(acc, w, stride, PANEL, x, row, steps, wide, w.cast()),
-                (_, Some(next)) => {
-                    dots_widened::<S, R, V, false, LINE>(acc, w, stride, PANEL, x, row, steps, wide, next)
-                }
+            if from == 0 {
+                asking!(ahead, LINE, dots_widened::<S, R, V, true>(acc, w, stride, PANEL, x, row, steps, wide));
+            } else {
+                asking!(ahead, LINE, dots_widened::<S, R, V, false>(acc, w, stride, PANEL, x, row, steps, wide));
             }
         } else {
             asking!(ahead, 4 * V * S::LANES, dots::<S, R, V>(acc, w, stride, PANEL, x, row, steps));

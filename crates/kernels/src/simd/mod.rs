@@ -246,37 +246,68 @@ pub(crate) const fn at<S: Simd>(v: usize, panel: usize) -> usize {
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
-/// Asks for the lines of step `i` of `steps`, each of `bytes` or `ASKED` if that is less, of what comes next. Where a step has several lines (or one
-/// and a half) they are as many places that are read from end to end: the hardware goes ahead of each of them.
-///
-/// # Safety
-/// The ISA of `S` is available.
-#[inline(always)]
-pub(crate) unsafe fn ask<S: Simd, const ASKED: usize>(next: *const u8, bytes: usize, i: usize, steps: usize) {
-    let bytes = ASKED.min(bytes);
-    if ASKED == 0 {
-        return;
-    }
-    if bytes >= LINE {
-        for place in 0..bytes.div_ceil(LINE) {
-            S::prefetch(next.wrapping_add((place * steps + i) * LINE).cast());
+/// What a loop asks for while it computes: it is brought into the L2 cache.
+pub(crate) trait Ask: Copy {
+    /// Asks for what is due in step `i` of `steps`, each of which reads `bytes`.
+    ///
+    /// # Safety
+    /// The ISA of `S` is available.
+    unsafe fn ask<S: Simd>(self, bytes: usize, i: usize, steps: usize);
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Nothing;
+
+impl Ask for Nothing {
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(self, _: usize, _: usize, _: usize) {}
+}
+
+/// As many bytes as are read, but at most a line a step, from each of these places on.
+#[derive(Clone, Copy)]
+pub(crate) struct Lines<const N: usize>(pub [*const u8; N]);
+
+impl<const N: usize> Ask for Lines<N> {
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(self, bytes: usize, i: usize, _: usize) {
+        // Every so many steps, where the compiler cannot work it out.
+        let (due, line) = if bytes >= LINE {
+            (true, i * LINE)
+        } else if LINE.is_multiple_of(bytes) {
+            (i.is_multiple_of(LINE / bytes), i * bytes)
+        } else {
+            let line = (i * bytes).next_multiple_of(LINE);
+            (line < (i + 1) * bytes, line)
+        };
+        if due {
+            for next in self.0 {
+                S::prefetch(next.wrapping_add(line).cast());
+            }
         }
-    } else {
-        let line = (i * bytes).next_multiple_of(LINE);
-        if line < (i + 1) * bytes {
-            S::prefetch(next.wrapping_add(line).cast());
+    }
+}
+
+/// As many bytes as are read, from here on. Where a step has several lines (or one and a half) they are as many places that
+/// are read from end to end: the hardware goes ahead of each of them.
+#[derive(Clone, Copy)]
+pub(crate) struct All(pub *const u8);
+
+impl Ask for All {
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(self, bytes: usize, i: usize, steps: usize) {
+        for place in 0..bytes.div_ceil(LINE) {
+            S::prefetch(self.0.wrapping_add((place * steps + i) * LINE).cast());
         }
     }
 }
 
 /// `acc += x . w` over `pairs` steps, in ascending order: the one inner loop of matmul, of q K^T and of p V in bf16.
-/// Meanwhile as many bytes as are read here, but at most `ASKED` a step, are brought into the L2 cache from `next` on.
 ///
 /// # Safety
 /// As [`Simd::step`], for `w + i * stride` and `x + i * PAIR`, `i < pairs`.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "two strided operands")]
-pub(crate) unsafe fn dots<S: Simd, const R: usize, const V: usize, const ASKED: usize>(
+pub(crate) unsafe fn dots<S: Simd, const R: usize, const V: usize, A: Ask>(
     acc: &mut [[S::F; V]; R],
     w: *const u32,
     stride: usize,
@@ -284,11 +315,11 @@ pub(crate) unsafe fn dots<S: Simd, const R: usize, const V: usize, const ASKED: 
     x: *const u32,
     row: usize,
     pairs: usize,
-    next: *const u8,
+    ask: A,
 ) {
     let x = Rows::new(x, row);
     for i in 0..pairs {
-        ask::<S, ASKED>(next, V * S::LANES * size_of::<u32>(), i, pairs);
+        ask.ask::<S>(V * S::LANES * size_of::<u32>(), i, pairs);
         S::step(acc, w.add(i * stride), panel, &x, i * S::PAIR);
     }
 }
@@ -299,7 +330,7 @@ pub(crate) unsafe fn dots<S: Simd, const R: usize, const V: usize, const ASKED: 
 /// As [`dots`] and [`Simd::step_widened`]; not `FIRST` only after it.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "two strided operands")]
-pub(crate) unsafe fn dots_widened<S: Simd, const R: usize, const V: usize, const FIRST: bool, const ASKED: usize>(
+pub(crate) unsafe fn dots_widened<S: Simd, const R: usize, const V: usize, const FIRST: bool, A: Ask>(
     acc: &mut [[S::F; V]; R],
     w: *const u32,
     stride: usize,
@@ -308,10 +339,10 @@ pub(crate) unsafe fn dots_widened<S: Simd, const R: usize, const V: usize, const
     row: usize,
     pairs: usize,
     wide: *mut f32,
-    next: *const u8,
+    ask: A,
 ) {
     for i in 0..pairs {
-        ask::<S, ASKED>(next, V * S::LANES * size_of::<u32>(), i, pairs);
+        ask.ask::<S>(V * S::LANES * size_of::<u32>(), i, pairs);
         let wide = wide.add(i * 2 * V * S::LANES);
         S::step_widened::<R, V, FIRST>(acc, w.add(i * stride), panel, x.add(i * S::PAIR), row, wide);
     }
