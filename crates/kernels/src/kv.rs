@@ -54,16 +54,6 @@ pub(crate) enum Words {
     Codes(kv8::Codes),
 }
 
-impl Words {
-    /// Where the tile begins, for prefetching.
-    pub fn start(self) -> *const u32 {
-        match self {
-            Words::Dense { k, .. } => k,
-            Words::Codes(codes) => codes.k.cast(),
-        }
-    }
-}
-
 /// One chunk of the pool.
 #[derive(Clone, Copy)]
 pub struct ChunkView<'a> {

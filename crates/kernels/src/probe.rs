@@ -89,12 +89,23 @@ unsafe fn read_lines<S: Simd>(tile: &[u16], sum: &mut f32) {
 pub fn peak(isa: Isa, pool: &Pool, rounds: usize) -> Peak {
     isa.require();
     let clock_ghz = clock(isa, rounds);
-    let (alone, _) = multiply_adds(isa, &Pool::new(1), rounds.max(10));
-    let (rate, flops) = multiply_adds(isa, pool, rounds);
+    let highest = |(rates, flops): (Vec<f64>, f64)| (rates.into_iter().fold(0.0, f64::max), flops);
+    let (alone, _) = highest(multiply_adds(isa, &Pool::new(1), rounds.max(10)));
+    let (rate, flops) = highest(multiply_adds(isa, pool, rounds));
     let cycles = clock_ghz * 1e9;
     let offered = [0.25, 0.5, 1.0].into_iter().find(|o| alone / cycles < o * 1.05).unwrap_or(2.0);
     let per_cycle = rate / pool.threads() as f64 / cycles;
     Peak { gflops: rate * flops / 1e9, clock_ghz, per_cycle, share: per_cycle / offered }
+}
+
+/// GFLOP/s as in [`Peak`] of each of `rounds` short runs.
+///
+/// # Panics
+/// When the machine cannot run `isa`.
+pub fn rates(isa: Isa, pool: &Pool, rounds: usize) -> Vec<f64> {
+    isa.require();
+    let (rates, flops) = multiply_adds(isa, pool, rounds);
+    rates.into_iter().map(|rate| rate * flops / 1e9).collect()
 }
 
 /// GOP/s of all threads together in dot products of the codes of quantised weights with those of activations, out of
@@ -118,21 +129,26 @@ pub fn integer_peak(isa: Isa, pool: &Pool, wide: bool, rounds: usize) -> f64 {
     ops.into_inner() as f64 / seconds / 1e9
 }
 
-/// Vector multiply-adds per second of all threads together, and floating point operations in one of them.
-fn multiply_adds(isa: Isa, pool: &Pool, rounds: usize) -> (f64, f64) {
+/// Vector multiply-adds per second of all threads together in each of `rounds` runs, and floating point operations in one
+/// of them.
+fn multiply_adds(isa: Isa, pool: &Pool, rounds: usize) -> (Vec<f64>, f64) {
     const STEPS: usize = 50_000;
     let (ops, flops) = (AtomicU64::new(0), AtomicU64::new(0));
-    let seconds = best(rounds, || {
+    let rate = |_| {
         ops.store(0, Relaxed);
-        pool.run(pool.threads(), &|_| {
-            let mut count = (0, 0);
-            // SAFETY: `isa` is available.
-            unsafe { steps(isa, STEPS, &mut count) };
-            ops.fetch_add(count.0, Relaxed);
-            flops.store(count.1, Relaxed);
+        let seconds = time(|| {
+            pool.run(pool.threads(), &|_| {
+                let mut count = (0, 0);
+                // SAFETY: `isa` is available.
+                unsafe { steps(isa, STEPS, &mut count) };
+                ops.fetch_add(count.0, Relaxed);
+                flops.store(count.1, Relaxed);
+            });
         });
-    });
-    (ops.into_inner() as f64 / seconds, flops.into_inner() as f64)
+        ops.load(Relaxed) as f64 / seconds
+    };
+    let rates = (0..rounds.max(1)).map(rate).collect();
+    (rates, flops.load(Relaxed) as f64)
 }
 
 /// Clock of this core in GHz, the median of `rounds`: a chain of xor and rotate takes two cycles a link on every machine we
@@ -159,12 +175,14 @@ fn clock(isa: Isa, rounds: usize) -> f64 {
 
 /// Shortest of `rounds` runs, in seconds.
 fn best(rounds: usize, mut run: impl FnMut()) -> f64 {
-    let time = |_| {
-        let start = Instant::now();
-        run();
-        start.elapsed().as_secs_f64()
-    };
-    (0..rounds.max(1)).map(time).fold(f64::INFINITY, f64::min)
+    (0..rounds.max(1)).map(|_| time(&mut run)).fold(f64::INFINITY, f64::min)
+}
+
+/// Seconds of a run.
+fn time(run: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    run();
+    start.elapsed().as_secs_f64()
 }
 
 isa_entry!(fn steps(n: usize, count: &mut (u64, u64)) = steps_of, with avx512vnni);

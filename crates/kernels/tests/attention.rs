@@ -387,43 +387,61 @@ fn a_group_that_sees_nothing_of_a_chunk_is_left_out() {
     }
 }
 
-/// Own chunks come in between common ones, and segments may end in the middle of either.
+/// Own chunks come in between common ones, and segments may end in the middle of either; own ones may be open or of
+/// another shift.
 #[test]
 fn common_and_own_chunks_give_what_each_row_gives_alone() {
-    for (seed, common, own) in [(30, 16, 1), (31, 21, 5), (32, 9, 31)] {
-        for (rows, heads) in [(33, 1), (14, 3)] {
-            let shape = AttnShape { heads, kv_heads: 1, head_dim: 64 };
-            let make = if seed == 31 { coded_case } else { case };
-            let mut case = make(seed, shape);
+    for (seed, common, own) in [(30, 16, 1), (31, 21, 5), (32, 9, 31), (33, 23, 2)] {
+        for (rows, group) in [(33, 1), (14, 3)] {
+            let shape = AttnShape { heads: 4 * group, kv_heads: 4, head_dim: 64 };
+            let coded = seed % 2 == 1;
+            let mut case = if coded { coded_case(seed, shape) } else { case(seed, shape) };
+            // A single shift or two.
+            let shifts = &SHIFTS[..1 + usize::from(seed > 31)];
             let runs = &mut case.runs;
             *runs = RunList::default();
-            let mut push = |rows: Range<u32>, from: u32, to: u32, last: bool| {
+            let mut push = |rows: Range<u32>, from: u32, to: u32, own: bool| {
                 for place in from..to {
-                    let chunks = runs.chunks.len() as u32..runs.chunks.len() as u32 + 1;
-                    runs.chunks.push(ChunkId((place * 5 + rows.start * 3) % CHUNKS));
-                    let masks = (last && place + 1 == to).then_some(runs.masks.len() as u32);
+                    let (first, last) = (runs.chunks.len() as u32, own && place + 1 == to);
+                    let open = if coded && last { CHUNKS } else { 0 };
+                    runs.chunks.push(ChunkId((place * 5 + rows.start * 3) % CHUNKS + open));
+                    let masks = last.then_some(runs.masks.len() as u32);
                     runs.masks.extend(masks.map(|_| low_mask(1 + rows.start as usize)));
-                    runs.runs.push(Run { rows: rows.clone(), place, chunks, shift: 0, masks });
+                    let shift = if own { shifts[shifts.len() - 1] } else { shifts[0] };
+                    runs.runs.push(Run { rows: rows.clone(), place, chunks: first..first + 1, shift, masks });
                 }
             };
             push(0..rows, 0, common, false);
             (0..rows).for_each(|row| push(row..row + 1, common, common + 1 + (own + row) % (own + 1), true));
-            (case.rows, case.q) = (rows as usize, Rng(seed).bf16s(rows as usize * heads * 64, 0.3));
+            case.rows = rows as usize;
+            case.q = Rng(seed).bf16s(shifts.len() * case.rows * shape.heads * 64, 0.3);
             let alone = case.runs.unshared(rows);
-            for (isa, pool) in paths(&[1, 3]) {
-                // Queries of a single shift are prepared at once.
-                let q = Queries { data: &case.q, shifts: &[0] };
+            for (isa, pool) in paths(&[1, 2, 3]) {
+                let q = Queries { data: &case.q, shifts };
                 let [all, one] = [&case.runs, &alone].map(|runs| {
                     let mut plan = AttnPlan::new(shape);
                     plan.build(runs, case.rows, pool.threads());
-                    let mut out = vec![0.0; case.q.len()];
+                    let mut out = vec![0.0; case.rows * shape.heads * 64];
                     attend(isa, &pool, &mut plan, runs, &case.kv, LAYER, &q, &mut out);
                     out
                 });
-                assert!(bits(&all) == bits(&one) && all.iter().all(|x| *x != 0.0), "{isa} {common} + {own}");
+                assert!(bits(&all) == bits(&one), "{isa} {common} + {own}");
+                assert!(all.iter().all(|x| x.is_finite() && *x != 0.0), "{isa} {common} + {own}");
             }
         }
     }
+}
+
+#[test]
+#[should_panic(expected = "every shift of the runs has queries")]
+fn a_shift_without_queries_is_refused() {
+    let mut case = case(40, AttnShape { heads: 1, kv_heads: 1, head_dim: 64 });
+    case.runs = RunList { chunks: vec![ChunkId(0)], ..RunList::default() };
+    case.runs.runs.push(Run { rows: 0..1, place: 0, chunks: 0..1, shift: SHIFTS[1], masks: None });
+    let mut plan = AttnPlan::new(case.shape);
+    plan.build(&case.runs, 1, 1);
+    let q = Queries { data: &case.q[..64], shifts: &SHIFTS[..1] };
+    attend(Isa::detect(), &Pool::new(1), &mut plan, &case.runs, &case.kv, LAYER, &q, &mut [0.0; 64]);
 }
 
 #[test]

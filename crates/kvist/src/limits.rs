@@ -9,7 +9,8 @@ use crate::size::count;
 
 const ROUNDS: usize = 25;
 /// Of a look, some 30 ms: threads that were asleep may wake on one core, and are parted with the scheduler's next tick. With 8
-/// rounds runs beside llama.cpp, during whose turns ours sleep, were called void on an idle machine.
+/// rounds runs beside llama.cpp, during whose turns ours sleep, were called void on an idle machine. The median counts:
+/// beside others who share our cores some rounds reach the limit while most take half as long again.
 const LOOK_ROUNDS: usize = 100;
 const STREAM_ROUNDS: usize = 5;
 /// Below this share of what the hardware offers, the machine was busy.
@@ -31,7 +32,7 @@ pub struct Limits {
     pub clock_ghz: f64,
     /// The best probe's operations per cycle over what the hardware offers.
     pub per_cycle: f64,
-    /// What single probes between the measurements reached of the peak: the median.
+    /// What looks between the measurements reached of the peak: the median of their medians.
     pub steadiness: f64,
 }
 
@@ -41,8 +42,9 @@ pub struct Probe {
     pool: Pool,
     peak: probe::Peak,
     integer_peaks: [f64; 2],
-    /// GFLOP/s of each look.
+    /// GFLOP/s of each look, the median, and the best of all.
     looks: Vec<f64>,
+    best: f64,
     /// GB/s at the start and of each look.
     bandwidths: Vec<f64>,
 }
@@ -53,13 +55,15 @@ impl Probe {
         let peak = probe::peak(isa, &pool, ROUNDS);
         let bandwidths = vec![probe::bandwidth(&pool, STREAM_ROUNDS)];
         let integer_peaks = integer_peaks(isa, &pool);
-        Probe { isa, pool, peak, integer_peaks, looks: Vec::new(), bandwidths }
+        Probe { isa, pool, peak, integer_peaks, looks: Vec::new(), best: 0.0, bandwidths }
     }
 
     /// To be called before each measurement. Takes some 200 milliseconds.
     pub fn look(&mut self) {
         self.bandwidths.push(probe::bandwidth(&self.pool, STREAM_ROUNDS));
-        self.looks.push(probe::peak(self.isa, &self.pool, LOOK_ROUNDS).gflops);
+        let rates = probe::rates(self.isa, &self.pool, LOOK_ROUNDS);
+        self.looks.push(median(&rates));
+        self.best = rates.into_iter().fold(self.best, f64::max);
     }
 
     /// The limits, from the start, all looks and the end of the run.
@@ -68,7 +72,7 @@ impl Probe {
         let again = probe::peak(self.isa, &self.pool, ROUNDS);
         let best = if again.gflops > self.peak.gflops { again } else { self.peak };
         let integer = integer_peaks(self.isa, &self.pool);
-        let peak = self.looks.iter().copied().fold(best.gflops, f64::max);
+        let peak = best.gflops.max(self.best);
         let steadiness = if self.looks.is_empty() { 1.0 } else { median(&self.looks) / peak };
         Limits {
             isa: self.isa,

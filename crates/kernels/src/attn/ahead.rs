@@ -1,30 +1,50 @@
 //! What is asked for of the next chunks while one is read.
 
+use std::ops::Range;
+
 use super::kernel::Job;
 use super::plan::Task;
-use super::steps::Step;
+use super::steps::{Step, query_rows};
 use super::tile::{Form, Tile};
+use crate::kv::Words;
 use crate::simd::{LINE, Simd};
 
 /// With so many row blocks each of the first ones asks for its part of the next chunks. The first one alone would ask for
 /// more than memory brings meanwhile, and its own operands would wait behind that.
 pub(super) const SHARERS: usize = 4;
 
-/// Steps of a task ahead of which row blocks that share may ask: what they ask for stays in the L2 cache until then.
+/// Visits ahead of which chunks are asked for at most, and bytes that they take: these stay in the L2 cache until then.
 const WINDOW: usize = 5;
+const WINDOW_BYTES: usize = 160 << 10;
+
+/// Whether `n` query rows are enough row blocks to share in asking.
+fn share_in<S: Simd>(n: usize) -> bool {
+    n > (SHARERS - 1) * S::ROWS
+}
 
 /// The steps of a task that are still to come.
 pub(super) struct Upcoming<'a> {
     job: &'a Job<'a>,
     head: usize,
+    /// Rows of the band.
+    rows: &'a Range<u32>,
     steps: &'a [Step],
-    /// How many of them were asked for.
+    /// Visits among the first so many steps were asked for, and no other.
     asked: usize,
+    window: usize,
 }
 
 impl<'a> Upcoming<'a> {
     pub fn new(job: &'a Job<'a>, task: &Task) -> Upcoming<'a> {
-        Upcoming { job, head: task.head, steps: &job.plan.steps[task.steps.clone()], asked: 0 }
+        let (begin, _, end) = job.kv.layout().tile(job.layer, task.head);
+        Upcoming {
+            job,
+            head: task.head,
+            rows: &job.plan.bands[task.band].rows,
+            steps: &job.plan.steps[task.steps.clone()],
+            asked: 0,
+            window: (WINDOW_BYTES / (end - begin)).clamp(2, WINDOW),
+        }
     }
 
     /// The next step.
@@ -35,33 +55,39 @@ impl<'a> Upcoming<'a> {
         Some(step)
     }
 
-    /// What a group of `n` rows asks for, while it meets the K at `k` and V. Few rows take a chunk faster than memory
-    /// brings another one, so that they ask only for what is needed next; who shares may go ahead, and ask for two
-    /// chunks if it is the `only` group. Not to be asked for again if the group [did so](Self::have_asked).
-    pub fn asks<S: Simd>(&self, n: usize, only: bool, k: *const u32) -> Asks {
-        let mut asks = Asks { chunks: [None; 2], blocks: n.div_ceil(S::ROWS), asked: self.asked };
-        let (window, most) = if asks.are_shared() {
-            (WINDOW, if only { 2 } else { 1 })
-        } else {
-            let next = self.steps.iter().position(|step| matches!(step, Step::Visit { .. }));
-            (next.map_or(0, |next| next + 1), 1)
-        };
-        for to in &mut asks.chunks[..most] {
-            let steps = self.steps[..window.min(self.steps.len())].iter().enumerate().skip(asks.asked);
-            for (i, step) in steps {
-                if let Step::Visit { run, chunk, .. } = *step {
-                    let runs = self.job.runs;
-                    let id = runs.chunks[(runs.runs[run as usize].chunks.start + chunk) as usize];
-                    let next = self.job.kv.words(id, self.job.layer, self.head).start();
-                    *to = Some(next as isize - k as isize);
-                    asks.asked = i + 1;
+    /// What a group of `n` of a visit's `all` query rows asks for while it meets the K and V `here`, in codes or not: if its row blocks share, the next
+    /// chunk that was not asked for, or two if no other group of the visit shares. Few rows take a chunk faster than
+    /// memory brings another one: they leave to who shares what can wait for that. It is asked for only if the group
+    /// [does so](Self::have_asked).
+    pub fn asks<S: Simd>(&self, codes: bool, here: (*const u32, *const u32), n: usize, all: usize) -> Asks {
+        let mut asks = Asks { asked: self.asked, ..Asks::NOTHING };
+        let shared = share_in::<S>(n);
+        let most = if shared && !share_in::<S>(all - n) { 2 } else { 1 };
+        let (runs, group) = (self.job.runs, self.job.plan.shape.group());
+        let visits = self.steps.iter().enumerate().filter_map(|(i, step)| match *step {
+            Step::Visit { run, chunk, .. } => Some((i, &runs.runs[run as usize], chunk)),
+            _ => None,
+        });
+        let mut count = 0;
+        for (i, run, chunk) in visits.take(self.window) {
+            if i < self.asked {
+                if !shared && share_in::<S>(query_rows(run, self.rows, group)) {
                     break;
                 }
+                continue;
+            }
+            let id = runs.chunks[(run.chunks.start + chunk) as usize];
+            let next = self.job.kv.words(id, self.job.layer, self.head);
+            count += asks.add(codes, here, next, count, most);
+            asks.asked = i + 1;
+            if count == most {
+                break;
             }
         }
         asks
     }
 
+    /// What [`Upcoming::asks`] said was done.
     pub fn have_asked(&mut self, asks: &Asks) {
         self.asked = asks.asked;
     }
@@ -70,20 +96,39 @@ impl<'a> Upcoming<'a> {
 /// What a group asks for.
 #[derive(Clone, Copy)]
 pub(super) struct Asks {
-    /// Bytes from K and V of the chunk that it meets to those of the ones that it asks for.
-    chunks: [Option<isize>; 2],
-    /// Row blocks of the group.
-    blocks: usize,
+    /// Bytes from K of the chunk that it meets to what it asks for while it reads K, as many bytes as it reads: from up
+    /// to two places. The same of V.
+    k: [Option<isize>; 2],
+    v: [Option<isize>; 2],
     /// What [`Upcoming::asked`] will be.
     asked: usize,
 }
 
 impl Asks {
-    pub const NOTHING: Asks = Asks { chunks: [None; 2], blocks: 0, asked: 0 };
+    pub const NOTHING: Asks = Asks { k: [None; 2], v: [None; 2], asked: 0 };
 
-    /// Whether row blocks share in asking.
-    pub fn are_shared(&self) -> bool {
-        self.blocks >= SHARERS
+    /// Adds what comes after the K and V of a chunk, in codes or not, as place `at` of at most `most`; how many places
+    /// that takes.
+    fn add(&mut self, codes: bool, (k, v): (*const u32, *const u32), next: Words, at: usize, most: usize) -> usize {
+        let from = |here: *const u32, next: *const u8| Some(next as isize - here as isize);
+        match next {
+            Words::Dense { k: next_k, v: next_v } => {
+                (self.k[at], self.v[at]) = (from(k, next_k.cast()), from(v, next_v.cast()));
+                if !codes || at + 1 == most {
+                    return 1;
+                }
+                // It takes twice the bytes that codes do: the second half of each.
+                let half = (next_v as usize - next_k as usize) as isize / 2;
+                (self.k[at + 1], self.v[at + 1]) = (self.k[at].map(|k| k + half), self.v[at].map(|v| v + half));
+                2
+            }
+            Words::Codes(next) => {
+                self.k[at] = from(k, next.k.cast());
+                // K and V of codes take what K alone takes in bf16.
+                self.v[at] = if codes { from(v, next.v.cast()) } else { None };
+                1
+            }
+        }
     }
 }
 
@@ -113,52 +158,78 @@ impl Ahead {
     }
 }
 
-/// Whether groups that share have blocks of so many rows: all of theirs are of almost equal size.
-pub(super) const fn is_sharer<S: Simd>(rows: usize) -> bool {
-    rows > S::ROWS / 2
-}
-
 /// Which line of a step of `width` bytes, `column` bytes from the first of its operand, row block `block` of so many asks
-/// for where they share, of either chunk. Line `i` of the operand's steps is for sharer `i % SHARERS`, however they are
-/// cut into loops; sharers of the first chunk are the first blocks, those of the second one the last, so that few have both.
+/// for where they share, at either place. Line `i` of the operand's steps is for sharer `i % SHARERS`, however they are
+/// cut into loops. The first blocks are sharers of the first place, the last ones, from the third sharer on, of the second:
+/// few have a line of both.
 fn share(column: usize, width: usize, block: usize, blocks: usize) -> [Option<usize>; 2] {
     let line = |sharer: usize| (sharer + SHARERS - column / LINE % SHARERS) % SHARERS;
     let sharers = [Some(block), (block + SHARERS).checked_sub(blocks).map(|sharer| (sharer + SHARERS / 2) % SHARERS)];
     sharers.map(|sharer| sharer.filter(|&sharer| sharer < SHARERS).map(line).filter(|line| line * LINE < width))
 }
 
+/// Whether blocks of so many rows and bytes a step may have a line of both places.
+pub(super) const fn has_two<S: Simd>(rows: usize, bytes: usize) -> bool {
+    // Groups that share have blocks of almost equal size.
+    rows > S::ROWS / 2 && bytes > SHARERS / 2 * LINE
+}
+
 impl<F: Form> Tile<'_, F> {
-    /// What the rows from `from` of the group ask for while they read `pairs` steps of `part` (K or V), of `width` pairs
-    /// from `column` on.
+    /// Whether row blocks of the running group share in asking.
+    pub fn shares(&self) -> bool {
+        self.blocks >= SHARERS
+    }
+
+    /// What the rows from `from` of the group ask for while they read `pairs` steps of K, of `width` pairs from `column` on.
     #[inline(always)]
-    pub fn ahead<S: Simd>(&self, part: *const u32, column: usize, width: usize, pairs: usize, from: usize) -> Ahead {
+    pub fn ahead_of_k<S: Simd>(&self, column: usize, width: usize, pairs: usize, from: usize) -> Ahead {
+        self.ahead::<S>(self.k, self.asks.k, (column, width), pairs, from)
+    }
+
+    /// The same of V.
+    #[inline(always)]
+    pub fn ahead_of_v<S: Simd>(&self, column: usize, width: usize, pairs: usize, from: usize) -> Ahead {
+        self.ahead::<S>(self.v, self.asks.v, (column, width), pairs, from)
+    }
+
+    #[inline(always)]
+    fn ahead<S: Simd>(
+        &self,
+        here: *const u32,
+        places: [Option<isize>; 2],
+        (column, width): (usize, usize),
+        pairs: usize,
+        from: usize,
+    ) -> Ahead {
         let bytes = if F::CODES { 2 } else { 4 };
-        let place = |next: isize| part.cast::<u8>().wrapping_offset(next).wrapping_add(bytes * column * pairs);
-        match self.asks.chunks {
-            [None, _] => Ahead::Nothing,
-            [Some(first), second] if self.asks.are_shared() => {
-                // Row blocks of a group are of almost equal size, larger ones first.
-                let lines = share(bytes * column, bytes * width, from.div_ceil(S::ROWS), self.asks.blocks);
-                let first = lines[0].map(|line| place(first).wrapping_add(line * LINE * pairs));
-                let second = second.zip(lines[1]).map(|(next, line)| place(next).wrapping_add(line * LINE * pairs));
-                match (first, second) {
-                    (Some(first), Some(second)) => Ahead::Lines([first, second]),
-                    (Some(next), None) | (None, Some(next)) => Ahead::Line(next),
-                    (None, None) => Ahead::Nothing,
-                }
+        let place = |next: isize| here.cast::<u8>().wrapping_offset(next).wrapping_add(bytes * column * pairs);
+        if self.shares() {
+            // Larger row blocks come first.
+            let lines = share(bytes * column, bytes * width, from.div_ceil(S::ROWS), self.blocks);
+            let [first, second] = [0, 1].map(|i| {
+                let (next, line) = (places[i]?, lines[i]?);
+                Some(place(next).wrapping_add(line * LINE * pairs))
+            });
+            match (first, second) {
+                (Some(first), Some(second)) => Ahead::Lines([first, second]),
+                (Some(next), None) | (None, Some(next)) => Ahead::Line(next),
+                (None, None) => Ahead::Nothing,
             }
-            [Some(next), _] if from == 0 => Ahead::All(place(next)),
-            _ => Ahead::Nothing,
+        } else {
+            match places[0] {
+                Some(next) if from == 0 => Ahead::All(place(next)),
+                _ => Ahead::Nothing,
+            }
         }
     }
 
-    /// The first lines of the next part (K or V), if row blocks do not share in asking for it.
+    /// The first lines of the next K, if row blocks do not share in asking for it.
     #[inline(always)]
-    pub fn first_lines(&self, part: *const u32) -> Option<*const u8> {
-        if self.asks.are_shared() {
+    pub fn first_of_k(&self) -> Option<*const u8> {
+        if self.shares() {
             return None;
         }
-        self.asks.chunks[0].map(|next| part.cast::<u8>().wrapping_offset(next))
+        self.asks.k[0].map(|next| self.k.cast::<u8>().wrapping_offset(next))
     }
 
     /// Asks for some lines of the next V between scores and outputs: with few rows that is a tenth of the time, in which
@@ -169,7 +240,11 @@ impl<F: Form> Tile<'_, F> {
     #[inline(always)]
     pub unsafe fn ask_between<S: Simd>(&self, part: usize) {
         const LINES: usize = 8;
-        if let Some(next) = self.first_lines(self.v) {
+        if self.shares() {
+            return;
+        }
+        if let Some(next) = self.asks.v[0] {
+            let next = self.v.cast::<u8>().wrapping_offset(next);
             for line in part * LINES..(part + 1) * LINES {
                 // SAFETY: any address may be asked for.
                 unsafe { S::prefetch(next.wrapping_add(line * LINE).cast()) };
@@ -178,15 +253,17 @@ impl<F: Form> Tile<'_, F> {
     }
 }
 
-/// Calls `$f::<.., _>($args, ask)`, which asks for what `$ahead` says; `$bytes` are read in a step.
+/// Calls `$f::<.., _>($args, ask)`, which asks for what `$ahead` says; `$bytes` are read in a step. Forms that cannot occur are
+/// not compiled: rows that share do not ask for `$all`, others not for `$two` lines.
 macro_rules! asking {
-    ($ahead:expr, $bytes:expr, $f:ident::<$s:ident, $r:ident, $v:ident $(, $more:literal)?>($($arg:expr),*)) => {
+    ($ahead:expr, $bytes:expr, all $all:expr, two $two:expr,
+        $f:ident::<$s:ident, $r:ident, $v:ident $(, $more:literal)?>($($arg:expr),*)) => {
         match $ahead {
             Ahead::Nothing => $f::<$s, $r, $v $(, $more)?, _>($($arg),*, $crate::simd::Nothing),
-            Ahead::All(next) if const { $bytes > LINE } => {
+            Ahead::All(next) if const { $all && $bytes > $crate::simd::LINE } => {
                 $f::<$s, $r, $v $(, $more)?, _>($($arg),*, $crate::simd::All(next))
             }
-            Ahead::Lines(next) if const { super::ahead::is_sharer::<$s>($r) } => {
+            Ahead::Lines(next) if const { $two && super::ahead::has_two::<$s>($r, $bytes) } => {
                 $f::<$s, $r, $v $(, $more)?, _>($($arg),*, $crate::simd::Lines(next))
             }
             Ahead::Line(next) | Ahead::Lines([next, _]) | Ahead::All(next) => {
@@ -199,7 +276,73 @@ pub(super) use asking;
 
 #[cfg(test)]
 mod tests {
+    use kvist_base::{ChunkId, ChunkLayout, Codec, Dtype, LayerKind};
+
+    use super::super::Queries;
+    use super::super::steps::tests::{built, tree};
     use super::*;
+    use crate::KvPool;
+    use crate::buffer::SharedMut;
+    use crate::simd::Portable;
+
+    const KINDS: [LayerKind; 1] = [LayerKind::Gqa { heads: 2, dk: 64, dv: 64 }];
+
+    #[test]
+    fn each_chunk_is_asked_for_once_and_before_it_is_met() {
+        let kv = KvPool::new(ChunkLayout::new(Dtype::Bf16, &KINDS), 64).expect("memory");
+        for (rows, group) in [(1, 1), (9, 1), (32, 1), (47, 1), (32, 4), (70, 2)] {
+            for (common, own) in [(0, 20), (5, 0), (8, 1), (12, 9), (20, 30), (40, 2)] {
+                let runs = tree(rows, common, own);
+                for threads in [1, 2, 16] {
+                    let plan = built(&runs, rows, group, threads);
+                    let q = Queries { data: &[], shifts: &[] };
+                    let (out, partials) = (SharedMut::new(&mut []), SharedMut::new(&mut []));
+                    let job = Job { plan: &plan, runs: &runs, kv: &kv, layer: 0, q: &q, out, partials };
+                    for task in &plan.tasks {
+                        let (mut met, mut asked) = (Vec::new(), Vec::new());
+                        let mut upcoming = Upcoming::new(&job, task);
+                        loop {
+                            let was_asked = upcoming.asked > 0;
+                            let Some(step) = upcoming.begin() else { break };
+                            let Step::Visit { run, chunk, .. } = step else { continue };
+                            assert!(met.is_empty() || was_asked, "{rows} rows, {common} + {own}");
+                            let run = &runs.runs[run as usize];
+                            let id = runs.chunks[(run.chunks.start + chunk) as usize];
+                            let Words::Dense { k, v } = kv.words(id, 0, task.head) else { unreachable!() };
+                            met.push(k as usize);
+                            let all = query_rows(run, upcoming.rows, group);
+                            for at in (0..all).step_by(24) {
+                                let asks = upcoming.asks::<Portable>(false, (k, v), 24.min(all - at), all);
+                                asked
+                                    .extend(asks.k.iter().flatten().map(|&next| k.wrapping_byte_offset(next) as usize));
+                                upcoming.have_asked(&asks);
+                            }
+                        }
+                        assert_eq!(asked, met.get(1..).unwrap_or(&[]), "{rows} rows, {common} + {own}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Codes take half the bytes of bf16: two places of them bring such a chunk, and K of it brings a chunk of codes.
+    #[test]
+    fn chunks_of_the_other_form_are_asked_for_as_a_whole() {
+        let kv = KvPool::with_codec(ChunkLayout::new(Codec::Kv8, &KINDS), 2, 2).expect("memory");
+        let Words::Codes(codes) = kv.words(ChunkId(0), 0, 1) else { unreachable!() };
+        let Words::Dense { k, v } = kv.words(ChunkId(2), 0, 1) else { unreachable!() };
+        let (codes_k, codes_v) = (codes.k.cast(), codes.v.cast());
+        let read = 64 * 64;
+        let mut asks = Asks::NOTHING;
+        assert_eq!(asks.add(true, (codes_k, codes_v), Words::Dense { k, v }, 0, 2), 2);
+        let place = |from: *const u32, next: Option<isize>| from.wrapping_byte_offset(next.expect("a place")) as usize;
+        assert_eq!(asks.k.map(|next| place(codes_k, next)), [k as usize, k as usize + read]);
+        assert_eq!(asks.v.map(|next| place(codes_v, next)), [v as usize, v as usize + read]);
+        let mut asks = Asks::NOTHING;
+        assert_eq!(asks.add(false, (k, v), Words::Codes(codes), 0, 1), 1);
+        assert_eq!((place(k, asks.k[0]), asks.v), (codes.k as usize, [None; 2]));
+        assert!(place(k, asks.k[0]) + 2 * read >= codes.v as usize + 64 * 64 - 64 * 4, "all but the last lines of V");
+    }
 
     #[test]
     fn sharers_ask_for_each_line_once() {

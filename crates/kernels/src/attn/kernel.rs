@@ -8,7 +8,7 @@ use kvist_base::{CHUNK, RunList};
 use super::Queries;
 use super::ahead::{Asks, Upcoming};
 use super::plan::{AttnPlan, Task, state_len};
-use super::steps::{STATES, Step};
+use super::steps::Step;
 use super::tile::{Coded, Form, GROUP, InCodes, InWords, State, Tile, group};
 use crate::buffer::{Aligned, SharedMut, Words};
 use crate::kv8::Codes;
@@ -114,14 +114,11 @@ unsafe fn whole_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
         let states = match task.part {
             Some(part) => partial(part),
             None => {
-                scratch.state.grow(STATES * len);
+                scratch.state.grow(task.states * len);
                 scratch.state.as_mut_ptr()
             }
         };
         let state = |i: u32| State::new(shape, states.add(i as usize * len), n);
-        if let &[shift] = job.q.shifts {
-            prepare_queries::<S>(job, band.rows.start, band.rows.clone(), shift, task.head, scratch);
-        }
         let mut upcoming = Upcoming::new(job, task);
         while let Some(step) = upcoming.begin() {
             match step {
@@ -168,7 +165,8 @@ unsafe fn visit<S: Simd>(
     }
     // SAFETY: tiles lie in the pool, which checks the chunk; query rows lie in the band.
     unsafe {
-        if job.q.shifts.len() > 1 {
+        // Of several shifts, runs in between may have prepared another one.
+        if chunk == 0 || job.q.shifts.len() > 1 {
             prepare_queries::<S>(job, rows.start, a..b, run.shift, head, scratch);
         }
         let (begin, end) = ((a - rows.start) as usize * group_size, (b - rows.start) as usize * group_size);
@@ -194,6 +192,7 @@ unsafe fn visit<S: Simd>(
             state,
             scores: scratch.scores.0.as_mut_ptr(),
             spread: scratch.spread.0.as_mut_ptr(),
+            blocks: 0,
             asks: Asks::NOTHING,
             wide: scratch.wide.0.as_mut_ptr(),
         };
@@ -213,7 +212,8 @@ unsafe fn groups<S: Dots>(mut tile: Tile<'_, impl Form>, rows: Range<usize>, upc
     let many = tile.rows_at_once::<S>();
     for at in rows.clone().step_by(many) {
         let n = many.min(rows.end - at);
-        tile.asks = upcoming.asks::<S>(n, rows.len() < 2 * many, tile.k);
+        tile.blocks = n.div_ceil(S::ROWS);
+        tile.asks = upcoming.asks::<S>(tile.in_codes(), (tile.k, tile.v), n, rows.len());
         // SAFETY: passed on.
         if unsafe { group::<S, _>(&tile, at, n) } {
             upcoming.have_asked(&tile.asks);

@@ -10,7 +10,7 @@ use super::steps::{Step, StepList, visit_cost};
 use crate::buffer::Words;
 use crate::simd::{PANEL, Simd};
 
-/// Query rows (rows times heads per kv-head) of a band at most: their state then stays in the L2 cache.
+/// Query rows (rows times heads per kv-head) of a band at most: their states then stay in the L2 cache.
 const BAND: usize = 128;
 
 /// A band is cut into segments when it takes more than this part of a thread's fair share of the step.
@@ -93,6 +93,8 @@ pub(super) struct Task {
     pub part: Option<usize>,
     /// Range of [`AttnPlan::steps`].
     pub steps: Range<usize>,
+    /// How many states they have at a time.
+    pub states: usize,
     cost: usize,
 }
 
@@ -190,22 +192,31 @@ impl AttnPlan {
             let len = state_len(self.shape, band.rows.len());
             let room = partials + len * kv_heads * parts.len() <= PARTIALS;
             let list = StepList { runs, picks: &self.picks, rows: &band.rows, group };
-            let mut push = |part, from, to, cost| {
-                let task = |head| Task { head, band: b, part, steps: from..to, cost };
-                self.tasks.extend((0..kv_heads).map(task));
+            let between = list.in_between(parts);
+            let split = parts.len() > 1 && (by_completion || threads > 1 && cost > limit && room);
+            // Where own chunks come in between, most heads that make even shares are left whole, the others let threads
+            // finish together.
+            let whole = match split {
+                false => kv_heads,
+                true if by_completion || between.is_empty() => 0,
+                true => kv_heads * 2 / 3 / threads * threads,
+            };
+            let mut push = |heads: Range<usize>, part, steps: Range<usize>, states, cost| {
+                self.tasks.extend(heads.map(|head| Task { head, band: b, part, steps: steps.clone(), states, cost }));
             };
             let mut from = self.steps.len();
-            if parts.len() > 1 && (by_completion || threads > 1 && cost > limit && room) {
+            if whole > 0 {
+                list.all(parts, between.clone(), &mut self.steps);
+                push(0..whole, None, from..self.steps.len(), 1 + between.len(), cost);
+            }
+            if split {
                 for (part, of) in band.parts.clone().zip(parts) {
                     of.partial = partials;
                     partials += len * kv_heads;
-                    list.one(of, &mut self.steps);
-                    push(Some(part), from, self.steps.len(), of.cost);
                     from = self.steps.len();
+                    list.one(of, &mut self.steps);
+                    push(whole..kv_heads, Some(part), from..self.steps.len(), 1, of.cost);
                 }
-            } else {
-                list.all(parts, &mut self.steps);
-                push(None, from, self.steps.len(), cost);
             }
         }
         // Long tasks first, so that the threads finish together.

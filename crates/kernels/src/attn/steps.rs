@@ -1,8 +1,8 @@
 //! In which order a task meets chunks.
 //!
 //! Common chunks, which many rows meet, take arithmetic; rows' own chunks take memory. One after the other each would
-//! leave idle what the other needs. Segments are independent until they are folded, so that chunks of the last ones, if
-//! few rows meet them, come in between those of the ones before.
+//! leave idle what the other needs. Segments are independent until they are folded, so that own chunks at the end of
+//! paths come in between the common ones of the segments before.
 
 use std::ops::Range;
 
@@ -21,19 +21,21 @@ pub(super) enum Step {
     Fold { state: u32 },
 }
 
-/// States of a task at a time.
-pub(super) const STATES: usize = 1 + BETWEEN;
-
-/// Segments whose chunks come in between, at most. Longer ones take so much memory that it is busy anyway.
+/// Segments whose own chunks come in between, at most. More of them take so much memory that it is busy anyway.
 const BETWEEN: usize = 2;
 
-/// Row blocks of a chunk, on average, with which it takes memory rather than arithmetic on any machine.
-const LIGHT: usize = 2;
+/// Cost of a visit, at most, that takes memory rather than arithmetic: of 16 query rows.
+const LIGHT: usize = 5;
 
 /// Row blocks that meet a chunk of the run, and one for bringing it in.
 pub(super) fn visit_cost(run: &Run, rows: &Range<u32>, group: usize) -> usize {
-    let both = run.rows.end.min(rows.end) - run.rows.start.max(rows.start);
-    1 + (both as usize * group).div_ceil(4)
+    1 + query_rows(run, rows, group).div_ceil(4)
+}
+
+/// Query rows of a band that meet a run.
+pub(super) fn query_rows(run: &Run, rows: &Range<u32>, group: usize) -> usize {
+    let both = run.rows.start.max(rows.start)..run.rows.end.min(rows.end);
+    both.len() * group
 }
 
 /// Writes the steps of a band.
@@ -51,34 +53,58 @@ impl StepList<'_> {
         steps.extend(self.visits(part, 0).map(|(visit, _)| visit));
     }
 
-    /// All segments.
-    pub fn all(&self, parts: &[Part], steps: &mut Vec<Step>) {
-        let between = in_between(parts);
+    /// All segments, of which those of `between` have chunks that come in between; they have states of their own.
+    pub fn all(&self, parts: &[Part], between: Range<usize>, steps: &mut Vec<Step>) {
         let states = 1..=between.len() as u32;
-        steps.extend(states.clone().map(|state| Step::Begin { state }));
-        let light = &parts[between.clone()];
-        let mut visits = light.iter().zip(states.clone()).flat_map(|(part, state)| self.visits(part, state));
-        let chunks: usize = light.iter().map(|part| part.chunks).sum();
-        let cost: usize = parts[..between.start].iter().map(|part| part.cost).sum();
-        // As many of them as are due after each step: all of them in the end.
+        let (before, later) = (&parts[..between.start], &parts[between.end..]);
+        let between = || parts[between.clone()].iter().zip(states.clone());
+        // A row's common chunks come before its own.
+        for (part, state) in between() {
+            steps.push(Step::Begin { state });
+            steps.extend(self.visits(part, state).take(self.lead(part)).map(|(visit, _)| visit));
+        }
+        let mut visits = between().flat_map(|(part, state)| self.visits(part, state).skip(self.lead(part)));
+        let count: usize = between().map(|(part, _)| part.chunks - self.lead(part)).sum();
+        let arithmetic: usize = before.iter().map(|part| self.arithmetic(part)).sum();
+        // After each step as many of them as are due by its arithmetic: all of them in the end.
         let mut due = 0;
-        for part in &parts[..between.start] {
+        for part in before {
             steps.push(Step::Begin { state: 0 });
-            for (visit, its_cost) in self.visits(part, 0) {
+            for (visit, cost) in self.visits(part, 0) {
                 steps.push(visit);
-                due += chunks * its_cost;
-                while due >= cost {
-                    due -= cost;
+                due += count * cost.saturating_sub(LIGHT);
+                while count > 0 && due >= arithmetic {
+                    due -= arithmetic;
                     steps.extend(visits.next().map(|(visit, _)| visit));
                 }
             }
             steps.push(Step::Fold { state: 0 });
         }
-        steps.extend(states.map(|state| Step::Fold { state }));
-        for part in &parts[between.end..] {
+        steps.extend(states.clone().map(|state| Step::Fold { state }));
+        for part in later {
             self.one(part, steps);
             steps.push(Step::Fold { state: 0 });
         }
+    }
+
+    /// The segments whose own chunks come in between: the first of those at the end that have some, if the ones before
+    /// have arithmetic.
+    pub fn in_between(&self, parts: &[Part]) -> Range<usize> {
+        let with_own = parts.iter().skip(1).rev().take_while(|part| self.lead(part) < part.chunks).count();
+        let first = parts.len() - with_own;
+        let any = parts[..first].iter().any(|part| self.arithmetic(part) > 0);
+        first..if any { parts.len().min(first + BETWEEN) } else { first }
+    }
+
+    /// Visits of a part until only light ones are left.
+    fn lead(&self, part: &Part) -> usize {
+        let heavy = |(i, (_, cost))| (cost > LIGHT).then_some(i + 1);
+        self.visits(part, 0).enumerate().filter_map(heavy).last().unwrap_or(0)
+    }
+
+    /// What a part's visits cost beyond light ones.
+    fn arithmetic(&self, part: &Part) -> usize {
+        self.visits(part, 0).map(|(_, cost)| cost.saturating_sub(LIGHT)).sum()
     }
 
     /// A segment's visits and their costs, in ascending order for each row.
@@ -91,15 +117,8 @@ impl StepList<'_> {
     }
 }
 
-/// The segments whose chunks come in between those of the ones before: the first of the light ones at the end.
-fn in_between(parts: &[Part]) -> Range<usize> {
-    let light = parts.iter().rev().take_while(|part| part.cost <= part.chunks * (1 + LIGHT)).count();
-    let first = if light == parts.len() { parts.len() } else { parts.len() - light };
-    first..parts.len().min(first + BETWEEN)
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use kvist_base::{CHUNK, ChunkId, SEGMENT};
 
     use super::super::plan::{AttnPlan, AttnShape};
@@ -109,7 +128,7 @@ mod tests {
     const PER: u32 = (SEGMENT / CHUNK) as u32;
 
     /// `rows` rows with `common` chunks and then `own` of their own each, an odd row one less.
-    fn tree(rows: u32, common: u32, own: u32) -> RunList {
+    pub fn tree(rows: u32, common: u32, own: u32) -> RunList {
         let mut runs = RunList::default();
         let mut push = |rows: Range<u32>, from: u32, to: u32| {
             let mut place = from;
@@ -127,7 +146,7 @@ mod tests {
         runs
     }
 
-    fn built(runs: &RunList, rows: u32, group: usize, threads: usize) -> AttnPlan {
+    pub fn built(runs: &RunList, rows: u32, group: usize, threads: usize) -> AttnPlan {
         let mut plan = AttnPlan::new(AttnShape { heads: 2 * group, kv_heads: 2, head_dim: 64 });
         plan.build(runs, rows as usize, threads);
         plan
@@ -135,16 +154,14 @@ mod tests {
 
     /// Places of the chunks that a row has seen, in the order in which they are folded.
     fn seen(plan: &AttnPlan, runs: &RunList, row: u32) -> Vec<u32> {
-        let mut seen = Vec::new();
+        let (mut seen, mut last) = (Vec::new(), 0);
         for task in plan.tasks.iter().filter(|task| task.head == 0) {
-            let mut states = vec![None; STATES];
+            let mut states = vec![None; task.states];
             for step in &plan.steps[task.steps.clone()] {
                 match *step {
                     Step::Begin { state } => {
-                        assert!(
-                            states[state as usize].replace(Vec::new()).is_none(),
-                            "a state is folded before it begins anew"
-                        );
+                        let before = states[state as usize].replace(Vec::new());
+                        assert_eq!(before, None, "a state is folded before it begins anew");
                     }
                     Step::Visit { state, run, chunk } => {
                         let run = &runs.runs[run as usize];
@@ -153,14 +170,24 @@ mod tests {
                             state.push(run.place + chunk);
                         }
                     }
-                    Step::Fold { state } => seen.extend(states[state as usize].take().expect("a state to be folded")),
+                    Step::Fold { state } => seen.push(states[state as usize].take().expect("a state to be folded")),
                 }
             }
-            let left: Vec<u32> = states.into_iter().flatten().flatten().collect();
-            assert!(left.is_empty() || task.part.is_some(), "what was not folded: {left:?}");
+            let left: Vec<_> = states.into_iter().flatten().collect();
+            assert_eq!(left.len(), usize::from(task.part.is_some()), "what was not folded: {left:?}");
             seen.extend(left);
         }
-        seen
+        // Segments that are tasks of their own are folded by the last one, in order.
+        if plan.tasks.iter().any(|task| task.part.is_some()) {
+            seen.sort_unstable();
+        }
+        for places in seen.iter().filter(|places| !places.is_empty()) {
+            let segments = places.iter().map(|place| place / PER);
+            assert!(segments.clone().all(|of| of == places[0] / PER), "segments in one state: {places:?}");
+            assert!(places[0] / PER >= last, "segments out of order");
+            last = places[0] / PER;
+        }
+        seen.concat()
     }
 
     #[test]
@@ -171,12 +198,8 @@ mod tests {
                 for threads in [1, 2, 16] {
                     let plan = built(&runs, rows, group, threads);
                     for row in 0..rows {
-                        let mut seen = seen(&plan, &runs, row);
-                        if threads > 1 {
-                            // Segments that are tasks of their own are folded by the last one, in order.
-                            seen.sort_unstable();
-                        }
                         let end = common + own - (row % 2).min(own);
+                        let seen = seen(&plan, &runs, row);
                         assert_eq!(
                             seen,
                             (0..end).collect::<Vec<_>>(),
@@ -191,9 +214,10 @@ mod tests {
     /// Memory brings a row's own chunk while common ones are computed.
     #[test]
     fn own_chunks_come_in_between_common_ones() {
-        // Every second row has a chunk of its own; each row has two segments and every second one a chunk of a third.
-        for (own, each, last) in [(1, 1, 1), (2 * PER + 1, 32, 32 + 16)] {
-            let runs = tree(32, 2 * PER, own);
+        // Every second row has a chunk of its own; the same where the last segment has common chunks as well; each row has
+        // two segments, and every second one a chunk of a third.
+        for (more, own, each, last) in [(0, 1, 1, 1), (7, 1, 1, 1), (0, 2 * PER + 1, 32, 32 + 16)] {
+            let runs = tree(32, 2 * PER + more, own);
             let plan = built(&runs, 32, 1, 1);
             let mut after = Vec::new();
             for step in &plan.steps {
@@ -204,7 +228,9 @@ mod tests {
                 }
             }
             assert_eq!(after.pop(), Some(last));
-            assert_eq!(after, vec![each; 2 * PER as usize - 1]);
+            // Common ones of the last segment come first.
+            let expected = [vec![0; more as usize], vec![each; 2 * PER as usize - 1]].concat();
+            assert_eq!(after, expected);
         }
     }
 }

@@ -15,7 +15,7 @@ use super::plan::{AttnShape, Canary};
 use crate::elementwise::cap_lanes;
 use crate::quant::dots::Dots;
 use crate::simd::{
-    AT_ONCE, LINE, PANEL, Simd, WIDE_ROWS, WIDE_STEPS, WIDE_VECTORS, block_sizes, dots, dots_widened, meets_widened,
+    AT_ONCE, PANEL, Simd, WIDE_ROWS, WIDE_STEPS, WIDE_VECTORS, block_sizes, dots, dots_widened, meets_widened,
 };
 
 /// Query rows that meet K of a chunk before the first of them meets V, at most.
@@ -155,7 +155,8 @@ pub(super) struct Tile<'a, F: Form> {
     pub scores: *mut f32,
     /// [`PANEL`] elements for each of [`GROUP`] rows.
     pub spread: *mut f32,
-    /// What the running group asks for.
+    /// Row blocks of the running group, and what it asks for.
+    pub blocks: usize,
     pub asks: Asks,
     /// [`WIDE`](crate::simd::WIDE) elements, for operands that row blocks share.
     pub wide: *mut f32,
@@ -163,8 +164,8 @@ pub(super) struct Tile<'a, F: Form> {
 
 impl<'a, F: Form> Tile<'a, F> {
     pub fn with<G: Form>(self, form: G) -> Tile<'a, G> {
-        let Tile { job, run, chunk, first, k, v, q, state, scores, spread, asks, wide, .. } = self;
-        Tile { form, job, run, chunk, first, k, v, q, state, scores, spread, asks, wide }
+        let Tile { job, run, chunk, first, k, v, q, state, scores, spread, blocks, asks, wide, .. } = self;
+        Tile { form, job, run, chunk, first, k, v, q, state, scores, spread, blocks, asks, wide }
     }
 
     /// Query rows of a group. Where operands are widened, those of a piece and q fit the L1 cache, and each further group
@@ -178,12 +179,12 @@ impl<'a, F: Form> Tile<'a, F> {
     /// vectors are divided among them alike: the first one writes whatever another reads.
     #[inline(always)]
     fn widens<S: Simd>(&self) -> bool {
-        S::WIDENS && !F::CODES && self.asks.are_shared()
+        S::WIDENS && !F::CODES && self.shares()
     }
 
     /// [`Form::CODES`], of a form that has no name.
     #[inline(always)]
-    fn in_codes(&self) -> bool {
+    pub fn in_codes(&self) -> bool {
         F::CODES
     }
 }
@@ -208,7 +209,7 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
     // SAFETY: rows `at..at + n` lie in the band; `scores` has room for `n` rows, `spread` for `GROUP`.
     unsafe {
         let q = if let Some(coded) = tile.form.coded() {
-            let scales = codes::queries::<S>(coded, plan.shape, at, n, tile.first_lines(tile.k));
+            let scales = codes::queries::<S>(coded, plan.shape, at, n, tile.first_of_k());
             Rows { at: coded.rows.cast(), apart: plan.shape.padded(), scales }
         } else {
             let apart = plan.shape.apart::<S>();
@@ -345,7 +346,7 @@ unsafe fn tokens<S: Dots, const R: usize, const V: usize>(
     steps: (usize, usize),
 ) {
     let pairs = tile.job.plan.shape.head_dim / 2;
-    let ahead = tile.ahead::<S>(tile.k, token, V * S::LANES, pairs, from).after(steps.0);
+    let ahead = tile.ahead_of_k::<S>(token, V * S::LANES, pairs, from).after(steps.0);
     // SAFETY: K has `pairs` steps of 64 words, or pairs of codes; q has `R` rows.
     unsafe {
         let x = q.at.add(from * q.apart);
@@ -354,7 +355,8 @@ unsafe fn tokens<S: Dots, const R: usize, const V: usize>(
         if tile.in_codes() {
             let mut sums = [[S::four(&0); V]; R];
             let k = tile.k.cast::<i8>().add(2 * token);
-            asking!(ahead, 2 * V * S::LANES, code_dots::<S, R, V>(&mut sums, k, CHUNK, x, q.apart, pairs));
+            asking!(ahead, 2 * V * S::LANES, all true, two true,
+                code_dots::<S, R, V>(&mut sums, k, CHUNK, x, q.apart, pairs));
             for (r, (acc, sums)) in acc.iter_mut().zip(&sums).enumerate() {
                 for (acc, &sum) in acc.iter_mut().zip(sums) {
                     *acc = S::mul(S::float(sum), S::splat(q.scales[from + r]));
@@ -421,12 +423,16 @@ unsafe fn products<S: Dots, F: Form, const R: usize, const V: usize>(
         if const { meets_widened::<S>(R, V) } && tile.widens::<S>() {
             let wide = tile.wide;
             if from == 0 {
-                asking!(ahead, LINE, dots_widened::<S, R, V, true>(acc, w, stride, PANEL, x, row, steps, wide));
+                asking!(ahead, 4 * V * S::LANES, all false, two true,
+                    dots_widened::<S, R, V, true>(acc, w, stride, PANEL, x, row, steps, wide));
             } else {
-                asking!(ahead, LINE, dots_widened::<S, R, V, false>(acc, w, stride, PANEL, x, row, steps, wide));
+                asking!(ahead, 4 * V * S::LANES, all false, two true,
+                    dots_widened::<S, R, V, false>(acc, w, stride, PANEL, x, row, steps, wide));
             }
         } else {
-            asking!(ahead, 4 * V * S::LANES, dots::<S, R, V>(acc, w, stride, PANEL, x, row, steps));
+            // Where operands are widened, rows that share meet those.
+            asking!(ahead, 4 * V * S::LANES, all true, two !S::WIDENS,
+                dots::<S, R, V>(acc, w, stride, PANEL, x, row, steps));
         }
     }
 }
@@ -561,7 +567,7 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
     masks: &[u64; GROUP],
 ) {
     let shape = tile.job.plan.shape;
-    let ahead = tile.ahead::<S>(tile.v, column, V * S::LANES, PAIRS, from);
+    let ahead = tile.ahead_of_v::<S>(column, V * S::LANES, PAIRS, from);
     // SAFETY: V has 32 steps of `head_dim` words, or pairs of codes, and a vector of room behind. The state has
     // `at + from + R` rows with room for whole vectors.
     unsafe {
@@ -571,7 +577,8 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
         if tile.in_codes() {
             let v = tile.v.cast::<i8>().add(2 * column);
             let mut sums = [[S::four(&0); V]; R];
-            asking!(ahead, 2 * V * S::LANES, code_dots::<S, R, V>(&mut sums, v, shape.head_dim, x, p.apart, PAIRS));
+            asking!(ahead, 2 * V * S::LANES, all true, two true,
+                code_dots::<S, R, V>(&mut sums, v, shape.head_dim, x, p.apart, PAIRS));
             for (r, (acc, sums)) in acc.iter_mut().zip(&sums).enumerate() {
                 for (v, (acc, &sum)) in acc.iter_mut().zip(sums).enumerate() {
                     let old = S::mul(S::load(o.add(r * shape.padded() + v * S::LANES)), S::splat(alpha[from + r]));
