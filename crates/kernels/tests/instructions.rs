@@ -57,7 +57,7 @@ const GUARDS: [Guard; 13] = [
         function: "15groups_of_words6others4avx2",
         products: &["vfmadd"],
         with: BROADCASTS,
-        committed: &[((16, 2), 50), ((16, 4), 38), ((18, 6), 40), ((16, 8), 36), ((20, 10), 46), ((24, 12), 53)],
+        committed: &[((16, 2), 50), ((16, 4), 38), ((18, 6), 40), ((16, 8), 36), ((20, 10), 43), ((24, 12), 50)],
     },
     Guard {
         function: "15groups_of_words6others6avx512",

@@ -167,11 +167,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             }
             return;
         }
-        let mut i = i;
-        if const { R > 4 } {
-            // One index for all rows: with a pointer for each the compiler has been seen to keep a sum in memory.
-            std::arch::asm!("/* {0} */", inout(reg) i, options(pure, nomem, nostack, preserves_flags));
-        }
         // First elements of all pairs, then the second ones: half the registers for `w`.
         let mut half = [_mm256_setzero_ps(); V];
         for (v, h) in half.iter_mut().enumerate() {
