@@ -1,6 +1,6 @@
 //! Calls one kernel on one thread a few times, for tools that follow its instructions, and prints the shortest time:
-//! `once ISA attention|kv8 HEADS KV-HEADS HEAD-SIZE ROWS TOKENS`, all rows on the same tokens, or
-//! `once ISA bf16|Q8_0|Q4_0|.. INPUTS OUTPUTS ROWS`.
+//! `once ISA attention|kv8 HEADS KV-HEADS HEAD-SIZE ROWS TOKENS [OWN]`, all rows on the same tokens and then on so many of
+//! their own (from memory: layers take turns), or `once ISA bf16|Q8_0|Q4_0|.. INPUTS OUTPUTS ROWS`.
 
 use std::time::Instant;
 
@@ -30,46 +30,63 @@ fn main() {
     let sizes: Vec<usize> = args.iter().skip(2).map(|size| size.parse().expect("a number")).collect();
     let isa = args.first().expect("an instruction set").parse().expect("an instruction set");
     match (args[1].as_str(), sizes.as_slice()) {
-        (kind @ ("attention" | "kv8"), &[heads, kv_heads, head_dim, rows, tokens]) => {
-            attention(isa, kind == "kv8", AttnShape { heads, kv_heads, head_dim }, rows, tokens);
+        (kind @ ("attention" | "kv8"), &[heads, kv_heads, head_dim, rows, tokens, ref own @ ..]) => {
+            let shape = AttnShape { heads, kv_heads, head_dim };
+            attention(isa, kind == "kv8", shape, rows, tokens, own.first().map_or(0, |own| *own));
         }
         (kind, &[k, n, rows]) => products(isa, kind, k, n, rows),
-        _ => panic!("five sizes for attention, three for products"),
+        _ => panic!("five or six sizes for attention, three for products"),
     }
 }
 
-fn attention(isa: Isa, coded: bool, shape: AttnShape, rows: usize, tokens: usize) {
+/// Bytes of KV that no cache holds.
+const MEMORY: usize = 256 << 20;
+
+fn attention(isa: Isa, coded: bool, shape: AttnShape, rows: usize, tokens: usize, own: usize) {
     let pool = Pool::new(1);
-    let chunks = (tokens / CHUNK) as u32;
-    let kinds = [LayerKind::Gqa { heads: shape.kv_heads, dk: shape.head_dim, dv: shape.head_dim }];
-    let mut kv = match coded {
-        false => KvPool::new(ChunkLayout::new(Dtype::Bf16, &kinds), chunks),
-        true => KvPool::with_codec(ChunkLayout::new(Codec::Kv8, &kinds), chunks, 1),
-    }
-    .expect("memory");
+    let (common, own) = ((tokens / CHUNK) as u32, (own / CHUNK) as u32);
+    let chunks = common + own * rows as u32;
+    let kind = LayerKind::Gqa { heads: shape.kv_heads, dk: shape.head_dim, dv: shape.head_dim };
+    let codec = if coded { Codec::Kv8 } else { Codec::Dense(Dtype::Bf16) };
+    let bytes = ChunkLayout::new(codec, &[kind]).bytes * chunks as usize;
+    let layers = if own > 0 { MEMORY.div_ceil(bytes) } else { 1 };
+    let layout = ChunkLayout::new(codec, &vec![kind; layers]);
+    let mut kv =
+        if coded { KvPool::with_codec(layout, chunks, 1) } else { KvPool::new(layout, chunks) }.expect("memory");
     let width = shape.kv_heads * shape.head_dim;
     let numbers: Vec<f32> = (0..width * CHUNK).map(|i| (i * 7 % 101) as f32 / 50.0 - 1.0).collect();
-    for chunk in 0..chunks {
+    for (layer, chunk) in (0..layers).flat_map(|layer| (0..chunks).map(move |chunk| (layer, chunk))) {
         let written = ChunkId(if coded { chunks } else { chunk });
         let slots: Vec<_> = (0..CHUNK as u8).map(|slot| Some(Slot { chunk: written, slot })).collect();
-        kv.write(&pool, 0, &slots, &numbers, &numbers);
+        kv.write(&pool, layer, &slots, &numbers, &numbers);
         if coded {
-            kv.seal(&pool, 0, &[Seal { from: written, to: ChunkId(chunk) }]);
+            kv.seal(&pool, layer, &[Seal { from: written, to: ChunkId(chunk) }]);
         }
     }
+    let mut runs = RunList { chunks: (0..chunks).map(ChunkId).collect(), ..RunList::default() };
     let most = (SEGMENT / CHUNK) as u32;
-    let run = |place: u32| {
-        let chunks = place..(place + most).min(chunks);
-        Run { rows: 0..rows as u32, place, chunks, shift: 0, masks: None }
+    // Chunks from `first` on, at these places of the rows' paths.
+    let mut push = |rows: std::ops::Range<u32>, first: u32, places: std::ops::Range<u32>| {
+        let mut place = places.start;
+        while place < places.end {
+            let end = places.end.min((place / most + 1) * most);
+            let at = first + place - places.start;
+            runs.runs.push(Run { rows: rows.clone(), place, chunks: at..at + end - place, shift: 0, masks: None });
+            place = end;
+        }
     };
-    let runs = (0..chunks).step_by(most as usize).map(run).collect();
-    let runs = RunList { runs, chunks: (0..chunks).map(ChunkId).collect(), masks: Vec::new() };
+    push(0..rows as u32, 0, 0..common);
+    (0..rows as u32).for_each(|row| push(row..row + 1, common + own * row, common..common + own));
     let q = values(rows * shape.heads * shape.head_dim);
     let mut out = vec![0.0; q.len()];
     let mut plan = AttnPlan::new(shape);
     plan.build(&runs, rows, 1);
     let q = Queries { data: &q, shifts: &[0] };
-    repeat(|| attend(isa, &pool, &mut plan, &runs, &kv, 0, &q, &mut out));
+    let mut layer = 0;
+    repeat(|| {
+        attend(isa, &pool, &mut plan, &runs, &kv, layer, &q, &mut out);
+        layer = (layer + 1) % layers;
+    });
 }
 
 fn products(isa: Isa, kind: &str, k: usize, n: usize, rows: usize) {
