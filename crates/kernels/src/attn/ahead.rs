@@ -17,9 +17,14 @@ pub(super) const SHARERS: usize = 4;
 const WINDOW: usize = 5;
 const WINDOW_BYTES: usize = 160 << 10;
 
-/// Whether `n` query rows are enough row blocks to share in asking.
-fn share_in<S: Simd>(n: usize) -> bool {
-    n > (SHARERS - 1) * S::ROWS
+/// Row blocks of `n` query rows of a group.
+pub(super) fn blocks_of<S: Simd>(n: usize) -> usize {
+    n.div_ceil(S::ROWS)
+}
+
+/// Whether so many row blocks share in asking.
+fn share_in_asking(blocks: usize) -> bool {
+    blocks >= SHARERS
 }
 
 /// The steps of a task that are still to come.
@@ -55,14 +60,15 @@ impl<'a> Upcoming<'a> {
         Some(step)
     }
 
-    /// What a group of `n` of a visit's `all` query rows asks for while it meets the K and V `here`, in codes or not: if its row blocks share, the next
-    /// chunk that was not asked for, or two if no other group of the visit shares. Few rows take a chunk faster than
-    /// memory brings another one: they leave to who shares what can wait for that. It is asked for only if the group
-    /// [does so](Self::have_asked).
+    /// What a group of `n` of a visit's `all` query rows asks for while it meets the K and V `here`, in codes or not: the
+    /// next chunk that was not asked for, or two if its row blocks share and those of no other group of the visit do. Few
+    /// rows take a chunk faster than memory brings another one: they leave to who shares what can wait for that. It is
+    /// asked for only if the group [does so](Self::have_asked).
     pub fn asks<S: Simd>(&self, codes: bool, here: (*const u32, *const u32), n: usize, all: usize) -> Asks {
         let mut asks = Asks { asked: self.asked, ..Asks::NOTHING };
-        let shared = share_in::<S>(n);
-        let most = if shared && !share_in::<S>(all - n) { 2 } else { 1 };
+        let share = |n: usize| share_in_asking(blocks_of::<S>(n));
+        let shared = share(n);
+        let most = if shared && !share(all - n) { 2 } else { 1 };
         let (runs, group) = (self.job.runs, self.job.plan.shape.group());
         let visits = self.steps.iter().enumerate().filter_map(|(i, step)| match *step {
             Step::Visit { run, chunk, .. } => Some((i, &runs.runs[run as usize], chunk)),
@@ -71,7 +77,7 @@ impl<'a> Upcoming<'a> {
         let mut count = 0;
         for (i, run, chunk) in visits.take(self.window) {
             if i < self.asked {
-                if !shared && share_in::<S>(query_rows(run, self.rows, group)) {
+                if !shared && share(query_rows(run, self.rows, group)) {
                     break;
                 }
                 continue;
@@ -177,7 +183,7 @@ pub(super) const fn has_two<S: Simd>(rows: usize, bytes: usize) -> bool {
 impl<F: Form> Tile<'_, F> {
     /// Whether row blocks of the running group share in asking.
     pub fn shares(&self) -> bool {
-        self.blocks >= SHARERS
+        share_in_asking(self.blocks)
     }
 
     /// What the rows from `from` of the group ask for while they read `pairs` steps of K, of `width` pairs from `column` on.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use kvist_base::{CHUNK, RunList};
 
 use super::Queries;
-use super::ahead::{Asks, Upcoming};
+use super::ahead::{Asks, Upcoming, blocks_of};
 use super::plan::{AttnPlan, Task, state_len};
 use super::steps::Step;
 use super::tile::{Coded, Form, GROUP, InCodes, InWords, State, Tile, group};
@@ -212,7 +212,7 @@ unsafe fn groups<S: Dots>(mut tile: Tile<'_, impl Form>, rows: Range<usize>, upc
     let many = tile.rows_at_once::<S>();
     for at in rows.clone().step_by(many) {
         let n = many.min(rows.end - at);
-        tile.blocks = n.div_ceil(S::ROWS);
+        tile.blocks = blocks_of::<S>(n);
         tile.asks = upcoming.asks::<S>(tile.in_codes(), (tile.k, tile.v), n, rows.len());
         // SAFETY: passed on.
         if unsafe { group::<S, _>(&tile, at, n) } {

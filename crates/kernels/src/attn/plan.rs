@@ -82,7 +82,7 @@ pub(super) struct Part {
     /// Where the states of a band cut into segments lie, `[kv-head]` of [`state_len`].
     pub partial: usize,
     pub chunks: usize,
-    pub cost: usize,
+    cost: usize,
 }
 
 /// Work of one thread: a kv-head and a band, all segments or one of them.

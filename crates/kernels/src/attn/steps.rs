@@ -57,14 +57,14 @@ impl StepList<'_> {
     pub fn all(&self, parts: &[Part], between: Range<usize>, steps: &mut Vec<Step>) {
         let states = 1..=between.len() as u32;
         let (before, later) = (&parts[..between.start], &parts[between.end..]);
-        let between = || parts[between.clone()].iter().zip(states.clone());
+        let with_own = || parts[between.clone()].iter().zip(states.clone());
         // A row's common chunks come before its own.
-        for (part, state) in between() {
+        for (part, state) in with_own() {
             steps.push(Step::Begin { state });
             steps.extend(self.visits(part, state).take(self.lead(part)).map(|(visit, _)| visit));
         }
-        let mut visits = between().flat_map(|(part, state)| self.visits(part, state).skip(self.lead(part)));
-        let count: usize = between().map(|(part, _)| part.chunks - self.lead(part)).sum();
+        let mut visits = with_own().flat_map(|(part, state)| self.visits(part, state).skip(self.lead(part)));
+        let count: usize = with_own().map(|(part, _)| part.chunks - self.lead(part)).sum();
         let arithmetic: usize = before.iter().map(|part| self.arithmetic(part)).sum();
         // After each step as many of them as are due by its arithmetic: all of them in the end.
         let mut due = 0;
