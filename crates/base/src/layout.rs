@@ -23,8 +23,11 @@ impl Dtype {
 /// How the slots of a chunk are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codec {
-    /// Element by element: what a chunk is as long as it is open, and for good where nothing else is asked for.
+    /// Element by element.
     Dense(Dtype),
+    /// 16-bit integers with a scale in bf16 for each token's K and for its V: what a chunk is as long as it is open, and for
+    /// good where nothing else is asked for.
+    Kv16,
     /// Sealed chunks in 8 bits: signed codes, K with a scale per channel, V with one per token, scales in bf16.
     Kv8,
 }
@@ -40,6 +43,7 @@ impl Codec {
     fn head(self, dk: usize, dv: usize) -> (usize, usize) {
         match self {
             Codec::Dense(dtype) => (dk * CHUNK * dtype.bytes(), dv * CHUNK * dtype.bytes()),
+            Codec::Kv16 => (2 * (dk + 1) * CHUNK, 2 * (dv + 1) * CHUNK),
             Codec::Kv8 => (dk * (CHUNK + 2), (dv + 2) * CHUNK),
         }
     }
@@ -51,6 +55,7 @@ impl fmt::Display for Codec {
             Codec::Dense(Dtype::F32) => "f32",
             Codec::Dense(Dtype::F16) => "f16",
             Codec::Dense(Dtype::Bf16) => "bf16",
+            Codec::Kv16 => "kv16",
             Codec::Kv8 => "kv8",
         })
     }
@@ -78,9 +83,9 @@ pub struct LayerLayout {
 
 /// Where everything is in a chunk: `[layer][kv-head][K | V]`.
 ///
-/// Dense bf16: K is pair-interleaved `[dk/2][64][2]`, V `[32][dv][2]`, the same from the first token (appending is a
-/// scatter) and on every ISA path. Kv8: the same order with a byte for each element, and the scales behind the codes,
-/// K's `[dk/2][2]`, V's `[64]`.
+/// Kv16: K is pair-interleaved `[dk/2][64][2]`, V `[32][dv][2]`, the same from the first token (appending is a scatter) and
+/// on every ISA path; the scales of the tokens, `[64]`, are behind either. Kv8: the same order with a byte for each element,
+/// and the scales behind the codes, K's `[dk/2][2]`, V's `[64]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ChunkLayout {
     pub codec: Codec,
@@ -139,7 +144,9 @@ mod tests {
     #[test]
     fn tiles_cover_the_chunk_without_gaps() {
         let kinds = [LayerKind::Gqa { heads: 2, dk: 64, dv: 64 }, LayerKind::Gqa { heads: 3, dk: 96, dv: 32 }];
-        for (codec, token_bytes) in [(Codec::Dense(Dtype::Bf16), 2 * (2 * 128 + 3 * 128)), (Codec::Kv8, 663)] {
+        let bf16 = 2 * (2 * 128 + 3 * 128);
+        for (codec, token_bytes) in [(Codec::Dense(Dtype::Bf16), bf16), (Codec::Kv16, bf16 + 5 * 4), (Codec::Kv8, 663)]
+        {
             let layout = ChunkLayout::new(codec, &kinds);
             let mut end = 0;
             for (layer, kind) in kinds.iter().enumerate() {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use kvist_base::{Codec, Dtype};
+use kvist_base::Codec;
 use kvist_campaign::kill::{self, End};
 use kvist_campaign::ledger::{self, Entry};
 use kvist_campaign::{bitwise, fuzz, overflow, parallel, quality, subjects};
@@ -54,8 +54,8 @@ enum Campaign {
         /// ISA path: avx512, avx512vnni, avxvnni, avx2, portable; default: all that the machine has, in turn.
         #[arg(long)]
         isa: Option<Isa>,
-        /// How sealed chunks are kept: bf16 or kv8.
-        #[arg(long, value_parser = codec, default_value = "bf16")]
+        /// How sealed chunks are kept: kv16 or kv8.
+        #[arg(long, value_parser = codec, default_value = "kv16")]
         kv_type: Codec,
     },
     /// What KV in 8 bits costs on the embedded model, as it is and with outlier channels in K.
@@ -149,8 +149,8 @@ fn range(text: &str) -> Result<Range<u64>, String> {
 }
 
 fn codec(text: &str) -> Result<Codec, String> {
-    let known = [Codec::Dense(Dtype::Bf16), Codec::Kv8];
-    known.into_iter().find(|codec| codec.to_string() == text).ok_or("bf16 or kv8".into())
+    let known = [Codec::Kv16, Codec::Kv8];
+    known.into_iter().find(|codec| codec.to_string() == text).ok_or("kv16 or kv8".into())
 }
 
 fn main() -> ExitCode {

@@ -168,7 +168,7 @@ pub fn measure(model: &Model, isa: Isa, threads: usize, count: usize) -> Vec<(Wa
 
 fn score(model: &Model, isa: Isa, threads: usize, way: Way, case: &Case, sum: &mut Figures) {
     let chunks = 3 * (DOCUMENT + REPEATED) / CHUNK + 8;
-    let pool = PoolSize::bf16(chunks as u32);
+    let pool = PoolSize::kv16(chunks as u32);
     let mut executor = model.clone().with_pool(pool, None, isa, threads).expect("room for two documents");
     let mut engine = Engine::new(EngineConfig::default(), executor.info().clone());
     let mut output = StepOutput::default();

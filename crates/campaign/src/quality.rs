@@ -1,5 +1,5 @@
 //! What encoding sealed chunks costs: the next-token distributions of the embedded model with KV in kv8 beside those with
-//! KV in bf16, over the teacher-forced prompts of its reference. Also with outlier channels put into K: the model stays the
+//! kv16, over the teacher-forced prompts of its reference. Also with outlier channels put into K: the model stays the
 //! same function (but for the rounding of its weights to bf16), and its keys become those of models that are known to be
 //! hard to quantise.
 
@@ -15,7 +15,7 @@ use crate::subjects::root;
 /// Pairs of K's elements, slowly turning ones, that are made outliers in every kv-head, and by how much.
 pub type Outliers = [(usize, f32); 4];
 
-/// By powers of two the model stays the same function to the bit, and so do codes with a scale per channel.
+/// By powers of two the model stays the same function to the bit, but for what K is stored in.
 pub const EXACT: Outliers = [(31, 16.0), (30, 8.0), (27, 16.0), (22, 4.0)];
 
 /// By other factors both round otherwise.
@@ -27,7 +27,7 @@ const STEP: usize = 256;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figures {
     pub positions: usize,
-    /// Of the distribution with kv8 from that with bf16, in nats.
+    /// Of the distribution with kv8 from that with kv16, in nats.
     pub mean_kl: f64,
     /// 99.9 % of the positions are below it.
     pub high_kl: f64,
@@ -35,7 +35,7 @@ pub struct Figures {
     /// Share of the positions where the same token is best.
     pub top1: f64,
     /// Bytes of a token.
-    pub bf16_bytes: usize,
+    pub kv16_bytes: usize,
     pub kv8_bytes: usize,
 }
 
@@ -51,7 +51,7 @@ impl fmt::Display for Figures {
             self.max_kl,
             100.0 * self.top1,
             self.kv8_bytes,
-            self.bf16_bytes
+            self.kv16_bytes
         )
     }
 }
@@ -119,7 +119,7 @@ fn data(header: &Value, name: &str) -> Option<Range<usize>> {
 /// The logits of a prompt at every position.
 pub fn logits(model: &Model, kv8: bool, isa: Isa, threads: usize, prompt: &[u32]) -> Vec<f32> {
     let chunks = prompt.len().div_ceil(kvist_base::CHUNK) as u32;
-    let size = if kv8 { PoolSize::kv8(chunks, chunks.max(2)) } else { PoolSize::bf16(chunks) };
+    let size = if kv8 { PoolSize::kv8(chunks, chunks.max(2)) } else { PoolSize::kv16(chunks) };
     let mut executor = model.clone().with_pool(size, None, isa, threads).expect("room for a prompt");
     let cuts: Vec<usize> = (STEP..prompt.len()).step_by(STEP).collect();
     testing::logits(&mut executor, prompt, &cuts, 0)
@@ -129,8 +129,8 @@ pub fn measure(model: &Model, prompts: &[Vec<u32>], isa: Isa, threads: usize) ->
     let vocab = model.config().vocab;
     let (mut kls, mut same) = (Vec::new(), 0);
     for prompt in prompts {
-        let [bf16, kv8] = [false, true].map(|kv8| logits(model, kv8, isa, threads, prompt));
-        for (a, b) in bf16.chunks_exact(vocab).zip(kv8.chunks_exact(vocab)) {
+        let [kv16, kv8] = [false, true].map(|kv8| logits(model, kv8, isa, threads, prompt));
+        for (a, b) in kv16.chunks_exact(vocab).zip(kv8.chunks_exact(vocab)) {
             kls.push(divergence(a, b));
             same += usize::from(best(a) == best(b));
         }
@@ -143,9 +143,15 @@ pub fn measure(model: &Model, prompts: &[Vec<u32>], isa: Isa, threads: usize) ->
         high_kl: kls[kls.len() * 999 / 1000],
         max_kl: kls[kls.len() - 1],
         top1: same as f64 / kls.len() as f64,
-        bf16_bytes: config.kv_layout().token_bytes(),
+        kv16_bytes: config.kv_layout().token_bytes(),
         kv8_bytes: config.layout_of(kvist_base::Codec::Kv8).token_bytes(),
     }
+}
+
+/// Mean KL of the second distributions from the first, in nats.
+pub fn mean_divergence(vocab: usize, from: &[f32], to: &[f32]) -> f64 {
+    let kls = from.chunks_exact(vocab).zip(to.chunks_exact(vocab)).map(|(a, b)| divergence(a, b));
+    kls.sum::<f64>() / (from.len() / vocab) as f64
 }
 
 fn best(logits: &[f32]) -> Option<usize> {

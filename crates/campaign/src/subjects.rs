@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kvist_base::{Codec, Dtype, Executor};
+use kvist_base::{Codec, Executor};
 use kvist_kernels::Isa;
 use kvist_model::{Canary, Checkpoint, LoadOptions, Model, ModelSource, PoolSize, WeightForm, testing};
 use kvist_weights::Gguf;
@@ -42,7 +42,7 @@ impl Subject for CpuSubject {
     }
 
     fn encodes(&self) -> bool {
-        self.codec != Codec::Dense(Dtype::Bf16)
+        self.codec != Codec::Kv16
     }
 
     fn executor(&self, chunks: u32, open: u32, threads: usize) -> Box<dyn Executor> {

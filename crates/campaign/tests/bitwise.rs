@@ -1,16 +1,16 @@
 //! The contract's second line, on every ISA path that this machine has. The large campaign:
 //! `cargo run --release -p kvist-campaign -- bitwise --seeds A..B`.
 
-use kvist_base::{Codec, Dtype};
+use kvist_base::Codec;
 use kvist_campaign::bitwise::{Report, run};
 use kvist_campaign::{parallel, subjects};
 use kvist_model::Canary;
 
-const BF16: Codec = Codec::Dense(Dtype::Bf16);
+const KV16: Codec = Codec::Kv16;
 
 #[test]
 fn cold_is_warm_is_any_batch() {
-    hold(2000, BF16);
+    hold(2000, KV16);
 }
 
 #[test]
@@ -42,9 +42,9 @@ fn hold(cases: u64, codec: Codec) -> Report {
 fn canaries_are_caught() {
     let jobs = std::thread::available_parallelism().map_or(1, |n| n.get());
     for (codec, canary, cases) in [
-        (BF16, Canary::FoldByCompletion, 20_000),
-        (BF16, Canary::BlockRescale, 600),
-        (BF16, Canary::RoundAfterUse, 600),
+        (KV16, Canary::FoldByCompletion, 20_000),
+        (KV16, Canary::BlockRescale, 600),
+        (KV16, Canary::RoundAfterUse, 600),
         (Codec::Kv8, Canary::CodesTooSoon, 600),
     ] {
         let subjects = subjects::with_canary(None, codec, canary);

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, Dtype, LayerKind, Run, RunList, SEGMENT, Seal, Slot};
+use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, LayerKind, Run, RunList, SEGMENT, Seal, Slot};
 use kvist_kernels::{
     AttnPlan, AttnShape, Isa, KvPool, PackedBf16, PackedQuant, Pool, QuantKind, QuantRows, Queries, attend, matmul,
     matmul_quant,
@@ -47,7 +47,7 @@ fn attention(isa: Isa, coded: bool, shape: AttnShape, rows: usize, tokens: usize
     let (common, own) = ((tokens / CHUNK) as u32, (own / CHUNK) as u32);
     let chunks = common + own * rows as u32;
     let kind = LayerKind::Gqa { heads: shape.kv_heads, dk: shape.head_dim, dv: shape.head_dim };
-    let codec = if coded { Codec::Kv8 } else { Codec::Dense(Dtype::Bf16) };
+    let codec = if coded { Codec::Kv8 } else { Codec::Kv16 };
     let bytes = ChunkLayout::new(codec, &[kind]).bytes * chunks as usize;
     let layers = if own > 0 { MEMORY.div_ceil(bytes) } else { 1 };
     let layout = ChunkLayout::new(codec, &vec![kind; layers]);

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, Dtype, LayerKind, Run, RunList, SEGMENT, Seal, Slot};
+use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, LayerKind, Run, RunList, SEGMENT, Seal, Slot};
 use kvist_kernels::{
     AttnPlan, AttnShape, Isa, KvPool, PackedBf16, PackedQuant, Pool, QuantKind, QuantRows, Queries, attend, kv_bytes,
     matmul, matmul_quant, probe,
@@ -136,7 +136,7 @@ fn attention(isa: Isa, pool: &Pool, shape: AttnShape, rows: usize, tokens: usize
     let kind = LayerKind::Gqa { heads: kv_heads, dk: head_dim, dv: head_dim };
     let layers = ((96 << 20) / (chunks * CHUNK * kv_heads * head_dim * 4)).clamp(1, 16);
     let kinds = vec![kind; layers];
-    let mut kv = KvPool::new(ChunkLayout::new(Dtype::Bf16, &kinds), chunks as u32).expect("memory");
+    let mut kv = KvPool::new(ChunkLayout::new(Codec::Kv16, &kinds), chunks as u32).expect("memory");
     let mut kv8 = KvPool::with_codec(ChunkLayout::new(Codec::Kv8, &kinds), chunks as u32, 1).expect("memory");
     let width = kv_heads * head_dim;
     let numbers: Vec<f32> = (0..width * CHUNK).map(|i| (i * 7 % 101) as f32 / 50.0 - 1.0).collect();

@@ -1,14 +1,13 @@
-//! The KV pool: slabs of one chunk each, dense bf16, and beside them slabs for sealed chunks where these are encoded.
+//! The KV pool: slabs of one chunk each in 16 bits, and beside them slabs for sealed chunks where these are encoded in 8.
 
 use std::fmt;
 use std::ops::Range;
 
-use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, Dtype, LayerKind, Seal, Slot};
+use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, LayerKind, Seal, Slot};
 
 use crate::Pool;
-use crate::bf16;
 use crate::buffer::{Buffer, SharedMut};
-use crate::kv8;
+use crate::codec::{self, Head};
 
 /// The pool could not be allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,11 +26,12 @@ impl std::error::Error for OutOfMemory {}
 /// Slabs of one chunk each. Every stored value is finite, always: that is what lets the kernels multiply masked slots by
 /// zero.
 ///
-/// A pool of one class holds every chunk in bf16. A pool of two holds sealed chunks in 8 bits, with the ids from 0 on,
-/// and open ones in bf16 with the ids after them: rows are written to open chunks, and [`KvPool::seal`] encodes.
+/// A pool of one class holds every chunk in 16 bits. A pool of two holds sealed chunks in 8 bits, with the ids from 0 on,
+/// and open ones in 16 bits with the ids after them: rows are written to open chunks, and [`KvPool::seal`] encodes.
 ///
 /// K of a head is `[dk/2][64][2]`: pair `p` holds elements `p` and `p + dk/2` of a token's key, the two that RoPE turns
-/// together. V is `[32][dv][2]`: pair `t` holds tokens `2t` and `2t + 1`.
+/// together. V is `[32][dv][2]`: pair `t` holds tokens `2t` and `2t + 1`. In 16 bits each is followed by a scale for each
+/// token.
 pub struct KvPool {
     layout: ChunkLayout,
     chunks: u32,
@@ -44,14 +44,6 @@ struct Sealed {
     layout: ChunkLayout,
     chunks: u32,
     data: Buffer,
-}
-
-/// K and V of a head as the kernels read them. Reading up to one vector behind the end of V is allowed: what lies there
-/// is the next tile or the padding of the allocation.
-#[derive(Clone, Copy)]
-pub(crate) enum Words {
-    Dense { k: *const u32, v: *const u32 },
-    Codes(kv8::Codes),
 }
 
 /// One chunk of the pool.
@@ -100,17 +92,17 @@ impl KvPool {
     /// When the system refuses the memory.
     ///
     /// # Panics
-    /// When the layout is not bf16, has an odd head size, or is not laid out as [`ChunkLayout::new`] does it. The
+    /// When the layout is not [`Codec::Kv16`], has an odd head size, or is not laid out as [`ChunkLayout::new`] does it. The
     /// unsafe reads and writes of this module rely on tiles that lie inside the slab and do not overlap, and the fields
     /// of a layout are public.
     pub fn new(layout: ChunkLayout, chunks: u32) -> Result<KvPool, OutOfMemory> {
-        assert_eq!(layout.codec, Codec::Dense(Dtype::Bf16), "the pool holds bf16");
+        assert_eq!(layout.codec, Codec::Kv16, "tokens are written in 16 bits");
         check(&layout);
         let data = slabs(&layout, chunks)?;
         Ok(KvPool { layout, chunks, data, sealed: None })
     }
 
-    /// A pool of `chunks` sealed chunks as `layout` says and of `open` others in bf16.
+    /// A pool of `chunks` sealed chunks as `layout` says and of `open` others in 16 bits.
     ///
     /// # Errors
     /// When the system refuses the memory.
@@ -122,7 +114,7 @@ impl KvPool {
         check(&layout);
         assert!(chunks.checked_add(open).is_some(), "chunk ids have 32 bits");
         let kinds = layout.layers.iter().map(|l| (l.kind, layout.windows[l.class]));
-        let dense = ChunkLayout::with_windows(Dtype::Bf16, kinds);
+        let dense = ChunkLayout::with_windows(Codec::Kv16, kinds);
         assert_eq!(dense.windows, layout.windows);
         let data = slabs(&layout, chunks)?;
         let pool = KvPool::new(dense, open)?;
@@ -167,12 +159,13 @@ impl KvPool {
         pool.run(seals.len() * heads, &|i| {
             let (Seal { from, to }, head) = (seals[i / heads], i % heads);
             assert!(to.0 < target.chunks, "{to} holds no sealed chunks");
-            let (k, v) = self.chunk(from).tile(layer, head);
+            assert!(self.open().contains(&from.0), "{from} is sealed already");
+            let open = self.head(from, layer, head);
             let (at, _, end) = target.layout.tile(layer, head);
             // SAFETY: the tile lies in the slab of a chunk of the pool. Each tile is written by one job alone, for no
             // chunk is sealed twice, and `self` is borrowed exclusively.
             let out = unsafe { data.slice((to.0 as usize * target.layout.bytes + at) / 2, (end - at) / 2) };
-            kv8::encode(dk, dv, k, v, out);
+            open.encode(dk, dv, out);
         });
     }
 
@@ -193,7 +186,7 @@ impl KvPool {
     }
 
     /// A layer's slices of `chunks`, which ascend, as every tier holds them. Whoever writes them keeps the promise of
-    /// the pool: what is decoded from them is finite, scales are not negative, and no code is -128.
+    /// the pool: what is decoded from them is finite, scales are not negative, and no code is -128 or -32768.
     ///
     /// # Panics
     /// When the chunks do not ascend, or lie outside the pool.
@@ -243,21 +236,23 @@ impl KvPool {
             for head in 0..heads {
                 let (k, v, end) = self.layout.tile(layer, head);
                 let (k, v, end) = (k / 2, v / 2, end / 2);
-                for at in (k..v).step_by(2 * CHUNK) {
+                for at in (k..v - CHUNK).step_by(2 * CHUNK) {
                     dst[at..at + 2 * n].copy_from_slice(&src[at..at + 2 * n]);
                 }
                 let whole = v + n / 2 * 2 * dv;
                 dst[v..whole].copy_from_slice(&src[v..whole]);
                 if n % 2 == 1 {
-                    debug_assert!(whole < end);
                     (whole..whole + 2 * dv).step_by(2).for_each(|at| dst[at] = src[at]);
+                }
+                for scales in [v - CHUNK, end - CHUNK] {
+                    dst[scales..scales + n].copy_from_slice(&src[scales..scales + n]);
                 }
             }
         }
     }
 
-    /// Rounds the rows' keys and values (`[row][kv-head][element]`) to bf16 and stores them in their slots; rows
-    /// without a slot are skipped. What would not be finite is stored as the largest finite value, NaN as 0.
+    /// Rounds the rows' keys and values (`[row][kv-head][element]`) to 16 bits and stores them in their slots; rows without a
+    /// slot are skipped. What is infinite is stored as the largest value that there is, NaN as 0.
     ///
     /// # Panics
     /// When a length does not fit the layout, or a slot lies outside the pool.
@@ -280,15 +275,16 @@ impl KvPool {
                 let (k_out, v_out) = unsafe {
                     (data.slice(base + k_at / 2, (v_at - k_at) / 2), data.slice(base + v_at / 2, (end - v_at) / 2))
                 };
-                let key = &k[(row * heads + head) * dk..][..dk];
-                for (p, (&a, &b)) in key[..dk / 2].iter().zip(&key[dk / 2..]).enumerate() {
-                    k_out[(p * CHUNK + slot) * 2] = bf16::from_f32_finite(a);
-                    k_out[(p * CHUNK + slot) * 2 + 1] = bf16::from_f32_finite(b);
-                }
-                let pairs = &mut v_out[slot / 2 * 2 * dv..][..2 * dv];
-                for (pair, &x) in pairs.chunks_exact_mut(2).zip(&v[(row * heads + head) * dv..][..dv]) {
-                    pair[slot % 2] = bf16::from_f32_finite(x);
-                }
+                let (codes, scales) = k_out.split_at_mut(dk * CHUNK);
+                scales[slot] = codec::encode_key(&k[(row * heads + head) * dk..][..dk], |i, code| {
+                    let (pair, half) = if i < dk / 2 { (i, 0) } else { (i - dk / 2, 1) };
+                    codes[(pair * CHUNK + slot) * 2 + half] = code as u16;
+                });
+                let (codes, scales) = v_out.split_at_mut(dv * CHUNK);
+                let pairs = &mut codes[slot / 2 * 2 * dv..][..2 * dv];
+                scales[slot] = codec::encode_value(&v[(row * heads + head) * dv..][..dv], |i, code| {
+                    pairs[2 * i + slot % 2] = code as u16;
+                });
             }
         };
         if slots.len() < 16 {
@@ -306,12 +302,14 @@ impl KvPool {
         for (layer, desc) in self.layout.layers.iter().enumerate() {
             let LayerKind::Gqa { heads, dv, .. } = desc.kind;
             for head in 0..heads {
-                let (k, v, _) = self.layout.tile(layer, head);
-                for at in (base + k / 2..base + v / 2).step_by(2 * CHUNK) {
+                let (k, v, end) = self.layout.tile(layer, head);
+                let [k, v, end] = [k, v, end].map(|at| base + at / 2);
+                for at in (k..v - CHUNK).step_by(2 * CHUNK) {
                     self.data[at + 2 * slot..at + 2 * slot + 2].fill(0);
                 }
-                let pairs = base + v / 2 + slot / 2 * 2 * dv;
+                let pairs = v + slot / 2 * 2 * dv;
                 (0..dv).for_each(|i| self.data[pairs + 2 * i + slot % 2] = 0);
+                [v, end].into_iter().for_each(|behind| self.data[behind - CHUNK + slot] = 0);
             }
         }
     }
@@ -319,20 +317,11 @@ impl KvPool {
     /// Key and value of one slot and head, decoded, for references and tests: `k[..dk]` and `v[..dv]` are filled.
     pub fn read(&self, layer: usize, head: usize, slot: Slot, k: &mut [f32], v: &mut [f32]) {
         let LayerKind::Gqa { dk, dv, .. } = self.layout.layers[layer].kind;
-        let (chunk, slot) = (slot.chunk, slot.slot as usize);
-        // Word `row * width + column`, `half` of it: for K row = pair of elements, for V row = pair of tokens.
-        let element: &dyn Fn(bool, usize, usize, usize) -> f32 = match self.words(chunk, layer, head) {
-            Words::Codes(codes) => &move |of_k, row, column, half| codes.value(of_k, dv, row, column, half),
-            Words::Dense { .. } => {
-                let (keys, values) = self.chunk(chunk).tile(layer, head);
-                &move |of_k, row, column, half| {
-                    let (words, width) = if of_k { (keys, CHUNK) } else { (values, dv) };
-                    bf16::to_f32(words[(row * width + column) * 2 + half])
-                }
-            }
-        };
-        (0..dk).for_each(|i| k[i] = element(true, i % (dk / 2), slot, i / (dk / 2)));
-        (0..dv).for_each(|i| v[i] = element(false, slot / 2, i, slot % 2));
+        let (tile, slot) = (self.head(slot.chunk, layer, head), slot.slot as usize);
+        assert!(slot < CHUNK);
+        // For K row = pair of elements, for V row = pair of tokens.
+        (0..dk).for_each(|i| k[i] = tile.value(true, dv, i % (dk / 2), slot, i / (dk / 2)));
+        (0..dv).for_each(|i| v[i] = tile.value(false, dv, slot / 2, i, slot % 2));
     }
 
     /// Elements of a slab.
@@ -347,25 +336,19 @@ impl KvPool {
         (chunk.0 - open.start) as usize * self.slab()
     }
 
-    pub(crate) fn words(&self, chunk: ChunkId, layer: usize, head: usize) -> Words {
-        if let Some(sealed) = &self.sealed
-            && chunk.0 < sealed.chunks
-        {
-            let LayerKind::Gqa { dk, dv, .. } = sealed.layout.layers[layer].kind;
-            let (k, v, _) = sealed.layout.tile(layer, head);
-            let base = chunk.0 as usize * sealed.layout.bytes;
-            // SAFETY: inside the slab of a chunk of the pool.
-            return Words::Codes(unsafe {
-                let at = sealed.data.as_ptr().cast::<i8>().add(base);
-                kv8::Codes::new(at.add(k), dk, at.add(v), dv)
-            });
-        }
-        let (k, v, _) = self.layout.tile(layer, head);
-        let base = self.base(chunk);
-        // SAFETY: inside the slab; a multiple of 4 bytes, for every tile is a multiple of 64 words.
+    /// K and V of a head as the kernels read them.
+    pub(crate) fn head(&self, chunk: ChunkId, layer: usize, head: usize) -> Head {
+        let sealed = self.sealed.as_ref().filter(|sealed| chunk.0 < sealed.chunks);
+        let (layout, data, base) = match sealed {
+            Some(sealed) => (&sealed.layout, &sealed.data, chunk.0 as usize * sealed.layout.bytes / 2),
+            None => (&self.layout, &self.data, self.base(chunk)),
+        };
+        let LayerKind::Gqa { dk, dv, .. } = layout.layers[layer].kind;
+        let (k, v, _) = layout.tile(layer, head);
+        // SAFETY: inside the slab of a chunk of the pool.
         unsafe {
-            let at = self.data.as_ptr().add(base);
-            Words::Dense { k: at.add(k / 2).cast(), v: at.add(v / 2).cast() }
+            let at = data.as_ptr().add(base);
+            Head::new(sealed.is_some(), at.add(k / 2).cast(), dk, at.add(v / 2).cast(), dv)
         }
     }
 }
@@ -378,7 +361,8 @@ fn check(layout: &ChunkLayout) {
         let LayerKind::Gqa { heads, dk, dv } = layer.kind;
         assert!(dk % 2 == 0, "head size {dk} is odd");
         let head = match layout.codec {
-            Codec::Dense(dtype) => [dk + dv, CHUNK, dtype.bytes()].into_iter().try_fold(1, usize::checked_mul),
+            Codec::Dense(_) => None,
+            Codec::Kv16 => [dk + dv + 2, CHUNK, 2].into_iter().try_fold(1, usize::checked_mul),
             Codec::Kv8 => (dk + dv).checked_mul(CHUNK).and_then(|codes| codes.checked_add(2 * (dk + CHUNK))),
         };
         let bytes = head.and_then(|head| head.checked_mul(heads));

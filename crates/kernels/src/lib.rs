@@ -11,10 +11,10 @@ const _: () = assert!(cfg!(target_endian = "little"), "the kernels read packed p
 mod attn;
 pub mod bf16;
 mod buffer;
+mod codec;
 mod elementwise;
 mod isa;
 mod kv;
-mod kv8;
 mod matmul;
 mod norm;
 mod packed;

@@ -114,19 +114,9 @@ pub fn rates(isa: Isa, pool: &Pool, rounds: usize) -> Vec<f64> {
 /// # Panics
 /// When the machine cannot run `isa`.
 pub fn integer_peak(isa: Isa, pool: &Pool, wide: bool, rounds: usize) -> f64 {
-    const STEPS: usize = 50_000;
     isa.require();
-    let ops = AtomicU64::new(0);
-    let seconds = best(rounds, || {
-        ops.store(0, Relaxed);
-        pool.run(pool.threads(), &|_| {
-            let mut count = 0;
-            // SAFETY: `isa` is available.
-            unsafe { integer_steps(isa, STEPS, wide, &mut count) };
-            ops.fetch_add(count, Relaxed);
-        });
-    });
-    ops.into_inner() as f64 / seconds / 1e9
+    // SAFETY: `isa` is available.
+    operations(pool, rounds, |steps, count| unsafe { integer_steps(isa, steps, wide, count) })
 }
 
 /// Vector multiply-adds per second of all threads together in each of `rounds` runs, and floating point operations in one
@@ -235,6 +225,68 @@ unsafe fn steps_in_registers<S: Simd, const R: usize, const V: usize>(
     // A fused step multiplies both elements of a pair in one instruction.
     let (per_step, flops) = if S::PAIR == 1 { (1, 4 * S::LANES) } else { (2, 2 * S::LANES) };
     *count = ((n * R * V * per_step) as u64, flops as u64);
+}
+
+/// The same in products of pairs of 16 bits, as attention has them.
+///
+/// # Panics
+/// When the machine cannot run `isa`.
+pub fn short_peak(isa: Isa, pool: &Pool, rounds: usize) -> f64 {
+    isa.require();
+    // SAFETY: `isa` is available.
+    operations(pool, rounds, |steps, count| unsafe { short_steps(isa, steps, count) })
+}
+
+/// Operations (1e9) per second of all threads together, in the best of `rounds` runs of so many steps.
+fn operations(pool: &Pool, rounds: usize, steps: impl Fn(usize, &mut u64) + Sync) -> f64 {
+    const STEPS: usize = 50_000;
+    let ops = AtomicU64::new(0);
+    let seconds = best(rounds, || {
+        ops.store(0, Relaxed);
+        pool.run(pool.threads(), &|_| {
+            let mut count = 0;
+            steps(STEPS, &mut count);
+            ops.fetch_add(count, Relaxed);
+        });
+    });
+    ops.into_inner() as f64 / seconds / 1e9
+}
+
+isa_entry!(fn short_steps(n: usize, count: &mut u64) = short_steps_of, with avx512vnni);
+
+/// Runs `n` steps of a block on the same operands; reports the operations.
+///
+/// # Safety
+/// The ISA of `S` is available.
+#[inline(always)]
+unsafe fn short_steps_of<S: Dots>(n: usize, count: &mut u64) {
+    // SAFETY: passed on. As many sums as cover five cycles of latency at two products a cycle, of as few rows as that takes.
+    *count = unsafe {
+        match S::LANES {
+            4 => short_block::<S, 1, 4>(n),
+            8 => short_block::<S, 4, 2>(n),
+            _ => short_block::<S, 3, 4>(n),
+        }
+    };
+}
+
+/// # Safety
+/// As [`short_steps_of`].
+#[inline(always)]
+unsafe fn short_block<S: Dots, const R: usize, const V: usize>(n: usize) -> u64 {
+    let (w, x) = black_box(([0x0102_0301_u32; 4 * PANEL], [0x0201_ff03_u32; R]));
+    // SAFETY: V vectors are four panels at most.
+    unsafe {
+        let mut acc = [[S::four(&0); V]; R];
+        for _ in 0..n {
+            // Read again for every step, or else the products would be computed once.
+            S::step_shorts::<false, R, V>(&mut acc, black_box(w.as_ptr()).cast(), x.as_ptr(), 1);
+        }
+        for sum in acc.into_iter().flatten() {
+            black_box(S::lanes(S::float(sum)));
+        }
+    }
+    (n * R * V * S::LANES * 2 * 2) as u64
 }
 
 isa_entry!(fn integer_steps(n: usize, wide: bool, count: &mut u64) = integer_steps_of, with vnni);

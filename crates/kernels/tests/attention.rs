@@ -5,7 +5,7 @@ mod common;
 use std::ops::Range;
 
 use common::{Rng, bits, nmse, paths};
-use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, Dtype, LayerKind, Run, RunList, SEGMENT, Seal, Slot, low_mask};
+use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, LayerKind, Run, RunList, SEGMENT, Seal, Slot, low_mask};
 use kvist_kernels::{AttnPlan, AttnShape, Canary, Isa, KvPool, Pool, Queries, attend, bf16, kv_bytes};
 
 const CHUNKS: u32 = 48;
@@ -24,7 +24,7 @@ struct Case {
 
 fn pool_of(shape: AttnShape, chunks: u32) -> KvPool {
     let kind = LayerKind::Gqa { heads: shape.kv_heads, dk: shape.head_dim, dv: shape.head_dim };
-    KvPool::new(ChunkLayout::new(Dtype::Bf16, &[kind; 2]), chunks).unwrap()
+    KvPool::new(ChunkLayout::new(Codec::Kv16, &[kind; 2]), chunks).unwrap()
 }
 
 /// `CHUNKS` sealed chunks in kv8 and as many open ones.
@@ -186,7 +186,9 @@ fn agrees_with_f64() {
         for (isa, pool) in &paths {
             let got = run(*isa, pool, &case, &case.runs, case.rows, &case.q, Canary::None);
             let error = nmse(&got, &want);
-            assert!(error <= 5e-6, "seed {seed} {isa}: {error:e}");
+            // Scores of thousands, as no model has them, are off by up to a tenth where queries have 16 bits.
+            let large = case.q.iter().any(|&q| bf16::to_f32(q) > 20.0);
+            assert!(error <= if large { 5e-5 } else { 1e-6 }, "seed {seed} {isa}: {error:e}");
             worst = worst.max(error);
         }
     }
@@ -312,7 +314,9 @@ fn flat_scores_over_a_long_context_do_not_drift() {
     let want = dense(&case);
     for (isa, pool) in paths(&[1, 3]) {
         let got = run(isa, &pool, &case, &case.runs, 1, &case.q, Canary::None);
-        assert!(nmse(&got, &want) <= 1e-10, "{isa}");
+        // Equal weights times scales of V, in 16 bits, are off by up to 2^-13 of the largest, in each chunk alike.
+        let error = nmse(&got, &want);
+        assert!(error <= 2e-8, "{isa}: {error:e}");
     }
 }
 

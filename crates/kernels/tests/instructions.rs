@@ -3,7 +3,7 @@
 //!
 //! A loop is known by its products and by something that goes with them. In attention and in bf16 products these are
 //! multiply-adds and the words of rows that are broadcast: `R` rows by `V` vectors are `2 R V` and `2 R` in a step where
-//! bf16 is widened, and `R V` and `R` where it is multiplied as it is, as the codes of kv8 are. In quantised products they are
+//! bf16 is widened, and `R V` and `R` where it is multiplied as it is, as KV is. In quantised products they are
 //! integer products and f32 multiply-adds, which scale the sums of a group: with AVX-512, `R` rows by `V` vectors are
 //! `8 R V` and `R V`, of formats with a minimum `2 R V`, and half of the products where there are two scales. One row
 //! and four panels have as many as four rows and one; where a block's heads are unpacked at once, the compiler puts its
@@ -54,16 +54,16 @@ const WIDE_QUANT: &[(Kind, usize)] = &[
 
 const GUARDS: [Guard; 13] = [
     Guard {
-        function: "15groups_of_words6others4avx2",
-        products: &["vfmadd"],
+        function: "16groups_of_shorts6others4avx2",
+        products: &["vpmaddwd"],
         with: BROADCASTS,
-        committed: &[((16, 2), 50), ((16, 4), 38), ((18, 6), 40), ((16, 8), 36), ((20, 10), 43), ((24, 12), 50)],
+        committed: &[((8, 1), 25), ((8, 2), 28), ((8, 4), 28), ((9, 3), 30), ((10, 5), 35), ((12, 6), 42)],
     },
     Guard {
-        function: "15groups_of_words6others6avx512",
-        products: &["vdpbf16ps"],
+        function: "16groups_of_shorts6others6avx512",
+        products: &["vpdpwssd"],
         with: BROADCASTS,
-        committed: &[((8, 2), 22), ((12, 3), 27), ((16, 4), 34), ((20, 5), 39), ((24, 6), 44)],
+        committed: &[((8, 2), 25), ((12, 3), 30), ((16, 4), 35), ((20, 5), 40), ((24, 6), 47)],
     },
     Guard {
         function: "15groups_of_codes6others4avx2",
@@ -145,24 +145,10 @@ const GUARDS: [Guard; 13] = [
         committed: WIDE_QUANT,
     },
     Guard {
-        function: "15groups_of_words10avx512vnni",
-        products: &["vfmadd"],
+        function: "16groups_of_shorts10avx512vnni",
+        products: &["vpdpwssd"],
         with: BROADCASTS,
-        committed: &[
-            ((8, 2), 35),
-            ((12, 6), 31),
-            ((16, 4), 41),
-            ((16, 8), 37),
-            ((20, 10), 43),
-            ((24, 6), 51),
-            ((24, 12), 49),
-            ((32, 8), 60),
-            ((32, 16), 66),
-            ((40, 10), 69),
-            ((40, 18), 76),
-            ((48, 12), 80),
-            ((48, 20), 87),
-        ],
+        committed: &[((8, 2), 25), ((12, 3), 30), ((16, 4), 35), ((20, 5), 40), ((24, 6), 47)],
     },
     Guard {
         function: "15groups_of_codes10avx512vnni",

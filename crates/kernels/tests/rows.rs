@@ -151,5 +151,6 @@ fn limits_are_measured() {
         assert!(peak.gflops > 0.0 && peak.clock_ghz > 0.0 && peak.per_cycle > 0.0 && peak.share > 0.0, "{peak:?}");
         assert!(probe::bandwidth(&pool, 1) > 0.0);
         assert!([false, true].into_iter().all(|wide| probe::integer_peak(isa, &pool, wide, 1) > 0.0));
+        assert!(probe::short_peak(isa, &pool, 1) > 0.0);
     }
 }

@@ -29,6 +29,8 @@ pub struct Limits {
     pub peak: f64,
     /// Dot products of quantised rows in GOP/s: with codes of at most 6 bits, and of 8.
     pub integer_peaks: [f64; 2],
+    /// Dot products of 16 bits in GOP/s: attention.
+    pub short_peak: f64,
     pub clock_ghz: f64,
     /// The best probe's operations per cycle over what the hardware offers.
     pub per_cycle: f64,
@@ -42,6 +44,7 @@ pub struct Probe {
     pool: Pool,
     peak: probe::Peak,
     integer_peaks: [f64; 2],
+    short_peak: f64,
     /// GFLOP/s of each look, the median, and the best of all.
     looks: Vec<f64>,
     best: f64,
@@ -55,7 +58,8 @@ impl Probe {
         let peak = probe::peak(isa, &pool, ROUNDS);
         let bandwidths = vec![probe::bandwidth(&pool, STREAM_ROUNDS)];
         let integer_peaks = integer_peaks(isa, &pool);
-        Probe { isa, pool, peak, integer_peaks, looks: Vec::new(), best: 0.0, bandwidths }
+        let short_peak = probe::short_peak(isa, &pool, LOOK_ROUNDS);
+        Probe { isa, pool, peak, integer_peaks, short_peak, looks: Vec::new(), best: 0.0, bandwidths }
     }
 
     /// To be called before each measurement. Takes some 200 milliseconds.
@@ -81,6 +85,7 @@ impl Probe {
             bandwidths: [f64::min, f64::max].map(|f| self.bandwidths.iter().copied().reduce(f).unwrap_or(f64::NAN)),
             peak,
             integer_peaks: std::array::from_fn(|i| self.integer_peaks[i].max(integer[i])),
+            short_peak: self.short_peak.max(probe::short_peak(self.isa, &self.pool, LOOK_ROUNDS)),
             clock_ghz: best.clock_ghz,
             per_cycle: best.share,
             steadiness,
@@ -103,9 +108,11 @@ impl Limits {
         self.per_cycle.min(self.steadiness)
     }
 
-    /// Seconds that reading these bytes or doing this arithmetic takes at least.
-    pub fn floor(&self, bytes: f64, flops: f64) -> f64 {
-        (bytes / (self.bandwidth * 1e9)).max(flops / (self.peak * 1e9))
+    /// Seconds that reading these bytes or doing this arithmetic takes at least: operations with weights of so many bytes each,
+    /// and those of attention.
+    pub fn floor(&self, bytes: f64, dense: (f64, f64), attention: f64) -> f64 {
+        let arithmetic = dense.0 / self.peak_of(dense.1) + attention / self.short_peak;
+        (bytes / self.bandwidth).max(arithmetic) / 1e9
     }
 
     /// Operations per second (1e9) with weights of so many bytes each: below 16 bits they are multiplied as integers.
@@ -142,11 +149,13 @@ impl Limits {
         }
         let [lowest, highest] = self.bandwidths;
         format!(
-            "{}, {}: reads {:.1} GB/s ({lowest:.1} to {highest:.1}), {:.0} GFLOP/s bf16 at {:.2} GHz, clock check {:.0} %{void}",
+            "{}, {}: reads {:.1} GB/s ({lowest:.1} to {highest:.1}), {:.0} GFLOP/s bf16 and \
+             {:.0} GOP/s in 16 bits at {:.2} GHz, clock check {:.0} %{void}",
             self.isa,
             count(self.threads, "thread"),
             self.bandwidth,
             self.peak,
+            self.short_peak,
             self.clock_ghz,
             100.0 * self.check()
         )
@@ -160,7 +169,7 @@ impl Limits {
             "read_gb_per_second": self.bandwidth,
             "read_gb_per_second_lowest_highest": self.bandwidths,
             "bf16_gflop_per_second": self.peak,
-            "integer_gop_per_second": {"up_to_6_bits": self.integer_peaks[0], "8_bits": self.integer_peaks[1]},
+            "integer_gop_per_second": {"up_to_6_bits": self.integer_peaks[0], "8_bits": self.integer_peaks[1], "16_bits": self.short_peak},
             "clock_ghz": self.clock_ghz,
             "operations_per_cycle_share": self.per_cycle,
             "steadiness": self.steadiness,
@@ -180,6 +189,7 @@ impl Limits {
             bandwidths: [1.0; 2],
             peak: 1.0,
             integer_peaks,
+            short_peak: 1.0,
             clock_ghz: 1.0,
             per_cycle: 1.0,
             steadiness: 1.0,
@@ -212,9 +222,10 @@ mod tests {
 
     #[test]
     fn the_floor_is_the_slower_of_both() {
-        let limits = Limits { bandwidth: 10.0, peak: 100.0, ..Limits::unknown(Isa::Portable, 1) };
-        assert_eq!(limits.floor(1e9, 1e9), 0.1);
-        assert_eq!(limits.floor(1e9, 20e9), 0.2);
+        let limits = Limits { bandwidth: 10.0, peak: 100.0, short_peak: 50.0, ..Limits::unknown(Isa::Portable, 1) };
+        assert_eq!(limits.floor(1e9, (1e9, 2.0), 1e9), 0.1);
+        assert_eq!(limits.floor(1e9, (20e9, 2.0), 0.0), 0.2);
+        assert_eq!(limits.floor(1e9, (20e9, 2.0), 5e9), 0.3);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-use kvist_base::{Clock, Codec, Dtype, SystemClock};
+use kvist_base::{Clock, Codec, SystemClock};
 use kvist_engine::{EngineConfig, Sampling};
 use kvist_kernels::Isa;
 use kvist_model::{Config, LoadOptions, Model};
@@ -64,9 +64,9 @@ pub fn chosen(settings: &Settings) -> Result<Chosen> {
     model::choose(settings.text(&MODEL), model::form(settings.text(&WEIGHTS).unwrap_or_default()))
 }
 
-/// The codec of this name in `--kv-type`.
+/// The codec of this name in `--kv-type`. What was bf16 once is kv16.
 pub fn codec(name: &str) -> Codec {
-    if name == "kv8" { Codec::Kv8 } else { Codec::Dense(Dtype::Bf16) }
+    if name == "kv8" { Codec::Kv8 } else { Codec::Kv16 }
 }
 
 /// The threads asked for, or the cores allowed.

@@ -173,7 +173,7 @@ fn pool(config: &Config, load: &Load, kv_ram: u64) -> PoolSize {
 }
 
 fn open_chunks(config: &Config, load: &Load, kv_ram: u64) -> u64 {
-    if let Codec::Dense(_) = load.codec {
+    if load.codec != Codec::Kv8 {
         return 0;
     }
     let bytes = config.kv_layout().bytes as u64;
@@ -300,7 +300,6 @@ fn check(config: &Config, budget: &Budget, asked: Option<usize>, load: &Load, fr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvist_base::Dtype;
     use kvist_model::shapes;
 
     const GIB: u64 = 1 << 30;
@@ -310,7 +309,7 @@ mod tests {
     }
 
     fn load(engine: &EngineConfig) -> Load<'_> {
-        Load { engine, codec: Codec::Dense(Dtype::Bf16), threads: 4, replies: 64 * MIB, store: 0, connections: 900 }
+        Load { engine, codec: Codec::Kv16, threads: 4, replies: 64 * MIB, store: 0, connections: 900 }
     }
 
     fn llama() -> (Config, u64) {
@@ -354,9 +353,10 @@ mod tests {
     #[test]
     fn the_pool_bounds_the_context() {
         let small = planned(GIB, None).unwrap();
-        assert_eq!((small.pool.chunks, small.token_bytes), (512, 32 << 10));
-        assert_eq!((small.context, small.limit), (511 * 64, Limit::Pool));
-        assert_eq!(small.capacity(), 32_768);
+        // 32 KiB of codes and 512 bytes of scales.
+        assert_eq!((small.pool.chunks, small.token_bytes), (504, 33_280));
+        assert_eq!((small.context, small.limit), (503 * 64, Limit::Pool));
+        assert_eq!(small.capacity(), 32_256);
         let large = planned(8 * GIB, None).unwrap();
         assert_eq!((large.context, large.limit), (131_072, Limit::Model));
         let asked = planned(8 * GIB, Some(1000)).unwrap();
@@ -370,15 +370,15 @@ mod tests {
         let engine = engine();
         let load = Load { codec: Codec::Kv8, ..load(&engine) };
         let plan = |kv_ram, asked| super::plan(&config, weights, kv_ram, asked, &load);
-        let bf16 = planned(8 * GIB, None).unwrap();
+        let kv16 = planned(8 * GIB, None).unwrap();
         let kv8 = plan(8 * GIB, None).unwrap();
         assert!(kv8.kv <= 8 * GIB && kv8.kv > 8 * GIB - 4 * MIB, "{kv8:?}");
-        assert_eq!(u64::from(kv8.pool.open), 8 * GIB / 16 / (2 * MIB));
+        assert_eq!(u64::from(kv8.pool.open), 8 * GIB / 16 / (64 * 33_280));
         assert_eq!(kv8.token_bytes, 16896);
-        let gain = kv8.capacity() as f64 / bf16.capacity() as f64;
+        let gain = kv8.capacity() as f64 / kv16.capacity() as f64;
         assert!(gain > 1.8, "{gain}");
         // A small pool: a quarter for a batch of 64 and its prompts.
-        assert_eq!(plan(GIB / 2, None).unwrap().pool.open, 64);
+        assert_eq!(plan(GIB / 2, None).unwrap().pool.open, 63);
         assert_eq!(plan(GIB, None).unwrap().pool.open, 64 + 8 + 2);
         for (kv_ram, tokens) in [(GIB, 100_000), (MIB, 64), (64 * MIB, 9000), (8 * GIB, 131_072)] {
             let tokens = if plan(kv_ram, Some(tokens)).is_ok() { config.context } else { tokens };
@@ -394,10 +394,10 @@ mod tests {
     fn what_does_not_fit_is_refused_with_the_arithmetic() {
         let text = |r: Result<Budget>| r.unwrap_err().to_string();
         let long = text(planned(GIB, Some(100_000)));
-        assert!(long.contains("100,000 tokens: at 32.0 KiB a token it takes 3.1 GiB"), "{long}");
-        assert!(long.contains("--kv-ram 3128MiB, or --ctx 32704"), "{long}");
+        assert!(long.contains("100,000 tokens: at 32.5 KiB a token it takes 3.1 GiB"), "{long}");
+        assert!(long.contains("--kv-ram 3177MiB, or --ctx 32192"), "{long}");
         let none = text(planned(1000, None));
-        assert!(none.contains("--kv-ram 1000 holds no context") && none.ends_with("hint: --kv-ram 4MiB"), "{none}");
+        assert!(none.contains("--kv-ram 1000 holds no context") && none.ends_with("hint: --kv-ram 5MiB"), "{none}");
         let model = text(planned(8 * GIB, Some(200_000)));
         assert!(model.contains("made for 131072 tokens"), "{model}");
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use kvist_base::DomainId;
+use kvist_base::{Codec, DomainId};
 use kvist_kernels::Isa;
 use kvist_model::NUMERICS_VERSION;
 use kvist_server::{CARRIED_NAME, Keys, OPERATOR, Tenant};
@@ -189,23 +189,28 @@ pub fn config(
     isa: Isa,
     weights: &[u8; 32],
 ) -> StoreConfig {
-    let codec = settings.text(&KV_TYPE).unwrap_or_default();
+    let codec = codec(settings);
     let mut hasher = blake3::Hasher::new();
     hasher.update(weights);
     // One set of frequencies or another, by the context.
     let rotations = chosen.config.ropes.iter().map(|rope| rope.rotation(context));
-    let rest = (rotations.collect::<Vec<_>>(), chosen.form, codec, isa.bits(), NUMERICS_VERSION);
+    let rest = (rotations.collect::<Vec<_>>(), chosen.form, codec.to_string(), isa.bits(), NUMERICS_VERSION);
     hasher.update(format!("{rest:?}").as_bytes());
     let fingerprint = Fingerprint { digest: *hasher.finalize().as_bytes(), text: text(chosen, settings, isa) };
-    let layout = chosen.config.layout_of(load::codec(codec));
+    let layout = chosen.config.layout_of(codec);
     let slices = layout.layers.iter().map(|layer| layer.bytes).collect();
     StoreConfig::new(wish.dir.clone(), wish.budget, fingerprint, slices, wish.encryption.clone())
 }
 
 /// What a fingerprint is of, for people.
 pub fn text(chosen: &Chosen, settings: &Settings, isa: Isa) -> String {
-    let codec = settings.text(&KV_TYPE).unwrap_or_default();
+    let codec = codec(settings);
     format!("{} {} {codec} {} numerics {NUMERICS_VERSION}", chosen.name, chosen.kind(), isa.bits())
+}
+
+/// How chunks are stored.
+fn codec(settings: &Settings) -> Codec {
+    load::codec(settings.text(&KV_TYPE).unwrap_or_default())
 }
 
 /// What is told of a store that cannot be opened.

@@ -57,7 +57,7 @@ impl CpuExecutor {
         let PoolSize { codec, chunks, open } = size;
         let layout = config.layout_of(codec);
         let open = match codec {
-            Codec::Dense(_) => None,
+            Codec::Dense(_) | Codec::Kv16 => None,
             Codec::Kv8 => Some(OpenPool { layout: config.kv_layout(), chunks: open }),
         };
         let forms = format!("{forms}, KV {codec}");

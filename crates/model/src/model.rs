@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use kvist_base::{Codec, Dtype};
+use kvist_base::Codec;
 use kvist_kernels::{Isa, Pool};
 
 use crate::config::Config;
@@ -80,7 +80,7 @@ impl Model {
     /// An executor with a KV pool of `chunks` chunks in bf16. `context`: tokens in a sequence at most, `None` for all that
     /// the model was made for.
     pub fn into_executor(self, chunks: u32, context: Option<usize>, isa: Isa, threads: usize) -> Result<CpuExecutor> {
-        self.with_pool(PoolSize::bf16(chunks), context, isa, threads)
+        self.with_pool(PoolSize::kv16(chunks), context, isa, threads)
     }
 
     /// As [`Model::into_executor`], with a pool of any kind.
@@ -100,8 +100,8 @@ pub struct PoolSize {
 }
 
 impl PoolSize {
-    pub fn bf16(chunks: u32) -> PoolSize {
-        PoolSize { codec: Codec::Dense(Dtype::Bf16), chunks, open: 0 }
+    pub fn kv16(chunks: u32) -> PoolSize {
+        PoolSize { codec: Codec::Kv16, chunks, open: 0 }
     }
 
     pub fn kv8(chunks: u32, open: u32) -> PoolSize {

@@ -49,8 +49,8 @@ fn families() {
     assert_eq!(block(&biased), (true, true, QkNorm::None));
     let mha = parse(json!({"num_key_value_heads": null, "head_dim": 32, "tie_word_embeddings": true})).unwrap();
     assert_eq!((mha.kv_heads, mha.head_dim, mha.tied), (4, 32, true));
-    // 2 layers, 4 kv-heads, 32 dimensions, K and V in bf16
-    assert_eq!(mha.kv_layout().token_bytes(), 2 * 4 * 32 * 2 * 2);
+    // 2 layers, 4 kv-heads, K and V of 32 dimensions and a scale in 16 bits
+    assert_eq!(mha.kv_layout().token_bytes(), 2 * 4 * 2 * (32 + 1) * 2);
 }
 
 /// The defaults of the classes in transformers 5.23: what a file may leave out.

@@ -6,7 +6,7 @@ use super::kernel::Job;
 use super::plan::Task;
 use super::steps::{Step, query_rows};
 use super::tile::{Form, Tile};
-use crate::kv::Words;
+use crate::codec::Head;
 use crate::simd::{LINE, Simd};
 
 /// With so many row blocks each of the first ones asks for its part of the next chunks. The first one alone would ask for
@@ -64,7 +64,7 @@ impl<'a> Upcoming<'a> {
     /// next chunk that was not asked for, or two if its row blocks share and those of no other group of the visit do. Few
     /// rows take a chunk faster than memory brings another one: they leave to who shares what can wait for that. It is
     /// asked for only if the group [does so](Self::have_asked).
-    pub fn asks<S: Simd>(&self, codes: bool, here: (*const u32, *const u32), n: usize, all: usize) -> Asks {
+    pub fn asks<S: Simd>(&self, codes: bool, here: (*const u8, *const u8), n: usize, all: usize) -> Asks {
         let mut asks = Asks { asked: self.asked, ..Asks::NOTHING };
         let share = |n: usize| share_in_asking(blocks_of::<S>(n));
         let shared = share(n);
@@ -83,7 +83,7 @@ impl<'a> Upcoming<'a> {
                 continue;
             }
             let id = runs.chunks[(run.chunks.start + chunk) as usize];
-            let next = self.job.kv.words(id, self.job.layer, self.head);
+            let next = self.job.kv.head(id, self.job.layer, self.head);
             count += asks.add(codes, here, next, count, most);
             asks.asked = i + 1;
             if count == most {
@@ -115,25 +115,24 @@ impl Asks {
 
     /// Adds what comes after the K and V of a chunk, in codes or not, as place `at` of at most `most`; how many places
     /// that takes.
-    fn add(&mut self, codes: bool, (k, v): (*const u32, *const u32), next: Words, at: usize, most: usize) -> usize {
-        let from = |here: *const u32, next: *const u8| Some(next as isize - here as isize);
-        match next {
-            Words::Dense { k: next_k, v: next_v } => {
-                (self.k[at], self.v[at]) = (from(k, next_k.cast()), from(v, next_v.cast()));
-                if !codes || at + 1 == most {
-                    return 1;
-                }
-                // It takes twice the bytes that codes do: the second half of each.
-                let half = (next_v as usize - next_k as usize) as isize / 2;
-                (self.k[at + 1], self.v[at + 1]) = (self.k[at].map(|k| k + half), self.v[at].map(|v| v + half));
+    fn add(&mut self, codes: bool, (k, v): (*const u8, *const u8), next: Head, at: usize, most: usize) -> usize {
+        let from = |here: *const u8, next: *const u8| Some(next as isize - here as isize);
+        (self.k[at], self.v[at]) = (from(k, next.k), from(v, next.v));
+        match (codes, next.eight) {
+            // It takes twice the bytes that codes do: the second half of each.
+            (true, false) if at + 1 < most => {
+                let codes_of_k = next.k_scales as usize - next.k as usize;
+                let codes_of_v = next.v_scales as usize - next.v as usize;
+                self.k[at + 1] = self.k[at].map(|k| k + (codes_of_k / 2) as isize);
+                self.v[at + 1] = self.v[at].map(|v| v + (codes_of_v / 2) as isize);
                 2
             }
-            Words::Codes(next) => {
-                self.k[at] = from(k, next.k.cast());
-                // K and V of codes take what K alone takes in bf16.
-                self.v[at] = if codes { from(v, next.v.cast()) } else { None };
+            // K and V of codes take what K alone takes in 16 bits.
+            (false, true) => {
+                self.v[at] = None;
                 1
             }
+            _ => 1,
         }
     }
 }
@@ -148,20 +147,6 @@ pub(super) enum Ahead {
     Lines([*const u8; 2]),
     /// As many bytes as are read, from here on.
     All(*const u8),
-}
-
-impl Ahead {
-    /// The same of a loop whose first step is `steps` after that of the operand.
-    #[inline(always)]
-    pub fn after(self, steps: usize) -> Ahead {
-        let lines = steps * LINE;
-        match self {
-            Ahead::Line(next) => Ahead::Line(next.wrapping_add(lines)),
-            Ahead::Lines([a, b]) => Ahead::Lines([a.wrapping_add(lines), b.wrapping_add(lines)]),
-            // Whoever asks for all does so in one loop.
-            other => other,
-        }
-    }
 }
 
 /// Which line of a step of `width` bytes, `column` bytes from the first of its operand, row block `block` of so many asks
@@ -201,14 +186,14 @@ impl<F: Form> Tile<'_, F> {
     #[inline(always)]
     fn ahead<S: Simd>(
         &self,
-        here: *const u32,
+        here: *const u8,
         places: [Option<isize>; 2],
         (column, width): (usize, usize),
         pairs: usize,
         from: usize,
     ) -> Ahead {
         let bytes = if F::CODES { 2 } else { 4 };
-        let place = |next: isize| here.cast::<u8>().wrapping_offset(next).wrapping_add(bytes * column * pairs);
+        let place = |next: isize| here.wrapping_offset(next).wrapping_add(bytes * column * pairs);
         if self.shares() {
             // Larger row blocks come first.
             let lines = share(bytes * column, bytes * width, from.div_ceil(S::ROWS), self.blocks);
@@ -235,7 +220,7 @@ impl<F: Form> Tile<'_, F> {
         if self.shares() {
             return None;
         }
-        self.asks.k[0].map(|next| self.k.cast::<u8>().wrapping_offset(next))
+        self.asks.k[0].map(|next| self.k.wrapping_offset(next))
     }
 
     /// Asks for some lines of the next V between scores and outputs: with few rows that is a tenth of the time, in which
@@ -250,7 +235,7 @@ impl<F: Form> Tile<'_, F> {
             return;
         }
         if let Some(next) = self.asks.v[0] {
-            let next = self.v.cast::<u8>().wrapping_offset(next);
+            let next = self.v.wrapping_offset(next);
             for line in part * LINES..(part + 1) * LINES {
                 // SAFETY: any address may be asked for.
                 unsafe { S::prefetch(next.wrapping_add(line * LINE).cast()) };
@@ -260,20 +245,19 @@ impl<F: Form> Tile<'_, F> {
 }
 
 /// Calls `$f::<.., _>($args, ask)`, which asks for what `$ahead` says; `$bytes` are read in a step. Forms that cannot occur are
-/// not compiled: rows that share do not ask for `$all`, others not for `$two` lines.
+/// not compiled.
 macro_rules! asking {
-    ($ahead:expr, $bytes:expr, all $all:expr, two $two:expr,
-        $f:ident::<$s:ident, $r:ident, $v:ident $(, $more:literal)?>($($arg:expr),*)) => {
+    ($ahead:expr, $bytes:expr, $f:ident::<$s:ident, $codes:literal, $r:ident, $v:ident>($($arg:expr),*)) => {
         match $ahead {
-            Ahead::Nothing => $f::<$s, $r, $v $(, $more)?, _>($($arg),*, $crate::simd::Nothing),
-            Ahead::All(next) if const { $all && $bytes > $crate::simd::LINE } => {
-                $f::<$s, $r, $v $(, $more)?, _>($($arg),*, $crate::simd::All(next))
+            Ahead::Nothing => $f::<$s, $codes, $r, $v, _>($($arg),*, $crate::simd::Nothing),
+            Ahead::All(next) if const { $bytes > $crate::simd::LINE } => {
+                $f::<$s, $codes, $r, $v, _>($($arg),*, $crate::simd::All(next))
             }
-            Ahead::Lines(next) if const { $two && super::ahead::has_two::<$s>($r, $bytes) } => {
-                $f::<$s, $r, $v $(, $more)?, _>($($arg),*, $crate::simd::Lines(next))
+            Ahead::Lines(next) if const { super::ahead::has_two::<$s>($r, $bytes) } => {
+                $f::<$s, $codes, $r, $v, _>($($arg),*, $crate::simd::Lines(next))
             }
             Ahead::Line(next) | Ahead::Lines([next, _]) | Ahead::All(next) => {
-                $f::<$s, $r, $v $(, $more)?, _>($($arg),*, $crate::simd::Lines([next]))
+                $f::<$s, $codes, $r, $v, _>($($arg),*, $crate::simd::Lines([next]))
             }
         }
     };
@@ -282,7 +266,7 @@ pub(super) use asking;
 
 #[cfg(test)]
 mod tests {
-    use kvist_base::{ChunkId, ChunkLayout, Codec, Dtype, LayerKind};
+    use kvist_base::{ChunkId, ChunkLayout, Codec, LayerKind};
 
     use super::super::Queries;
     use super::super::steps::tests::{built, tree};
@@ -295,7 +279,7 @@ mod tests {
 
     #[test]
     fn each_chunk_is_asked_for_once_and_before_it_is_met() {
-        let kv = KvPool::new(ChunkLayout::new(Dtype::Bf16, &KINDS), 64).expect("memory");
+        let kv = KvPool::new(ChunkLayout::new(Codec::Kv16, &KINDS), 64).expect("memory");
         for (rows, group) in [(1, 1), (9, 1), (32, 1), (47, 1), (32, 4), (70, 2)] {
             for (common, own) in [(0, 20), (5, 0), (8, 1), (12, 9), (20, 30), (40, 2)] {
                 let runs = tree(rows, common, own);
@@ -314,13 +298,12 @@ mod tests {
                             assert!(met.is_empty() || was_asked, "{rows} rows, {common} + {own}");
                             let run = &runs.runs[run as usize];
                             let id = runs.chunks[(run.chunks.start + chunk) as usize];
-                            let Words::Dense { k, v } = kv.words(id, 0, task.head) else { unreachable!() };
+                            let Head { k, v, .. } = kv.head(id, 0, task.head);
                             met.push(k as usize);
                             let all = query_rows(run, upcoming.rows, group);
                             for at in (0..all).step_by(24) {
                                 let asks = upcoming.asks::<Portable>(false, (k, v), 24.min(all - at), all);
-                                asked
-                                    .extend(asks.k.iter().flatten().map(|&next| k.wrapping_byte_offset(next) as usize));
+                                asked.extend(asks.k.iter().flatten().map(|&next| k.wrapping_offset(next) as usize));
                                 upcoming.have_asked(&asks);
                             }
                         }
@@ -335,19 +318,20 @@ mod tests {
     #[test]
     fn chunks_of_the_other_form_are_asked_for_as_a_whole() {
         let kv = KvPool::with_codec(ChunkLayout::new(Codec::Kv8, &KINDS), 2, 2).expect("memory");
-        let Words::Codes(codes) = kv.words(ChunkId(0), 0, 1) else { unreachable!() };
-        let Words::Dense { k, v } = kv.words(ChunkId(2), 0, 1) else { unreachable!() };
-        let (codes_k, codes_v) = (codes.k.cast(), codes.v.cast());
+        let [codes, shorts] = [0, 2].map(|chunk| kv.head(ChunkId(chunk), 0, 1));
         let read = 64 * 64;
         let mut asks = Asks::NOTHING;
-        assert_eq!(asks.add(true, (codes_k, codes_v), Words::Dense { k, v }, 0, 2), 2);
-        let place = |from: *const u32, next: Option<isize>| from.wrapping_byte_offset(next.expect("a place")) as usize;
-        assert_eq!(asks.k.map(|next| place(codes_k, next)), [k as usize, k as usize + read]);
-        assert_eq!(asks.v.map(|next| place(codes_v, next)), [v as usize, v as usize + read]);
+        assert_eq!(asks.add(true, (codes.k, codes.v), shorts, 0, 2), 2);
+        let place = |from: *const u8, next: Option<isize>| from.wrapping_offset(next.expect("a place")) as usize;
+        assert_eq!(asks.k.map(|next| place(codes.k, next)), [shorts.k as usize, shorts.k as usize + read]);
+        assert_eq!(asks.v.map(|next| place(codes.v, next)), [shorts.v as usize, shorts.v as usize + read]);
         let mut asks = Asks::NOTHING;
-        assert_eq!(asks.add(false, (k, v), Words::Codes(codes), 0, 1), 1);
-        assert_eq!((place(k, asks.k[0]), asks.v), (codes.k as usize, [None; 2]));
-        assert!(place(k, asks.k[0]) + 2 * read >= codes.v as usize + 64 * 64 - 64 * 4, "all but the last lines of V");
+        assert_eq!(asks.add(false, (shorts.k, shorts.v), codes, 0, 1), 1);
+        assert_eq!((place(shorts.k, asks.k[0]), asks.v), (codes.k as usize, [None; 2]));
+        assert!(
+            place(shorts.k, asks.k[0]) + 2 * read >= codes.v as usize + 64 * 64 - 64 * 4,
+            "all but the last lines of V"
+        );
     }
 
     #[test]

@@ -8,13 +8,14 @@ use kvist_base::{CHUNK, RunList};
 use super::Queries;
 use super::ahead::{Asks, Upcoming, blocks_of};
 use super::plan::{AttnPlan, Task, state_len};
+use super::queries::query;
 use super::steps::Step;
-use super::tile::{Coded, Form, GROUP, InCodes, InWords, State, Tile, group};
+use super::tile::{Coded, Form, GROUP, InCodes, InShorts, State, Tile, group};
 use crate::buffer::{Aligned, SharedMut, Words};
-use crate::kv8::Codes;
+use crate::codec::Head;
 use crate::quant::dots::Dots;
-use crate::simd::{PANEL, Simd, WIDE, isa_entry, prepare_halves};
-use crate::{KvPool, bf16, kv};
+use crate::simd::{PANEL, Simd, isa_entry};
+use crate::{KvPool, bf16};
 
 pub(super) struct Job<'a> {
     pub plan: &'a AttnPlan,
@@ -28,8 +29,9 @@ pub(super) struct Job<'a> {
 
 /// A thread's memory; kept, so that a steady step allocates nothing.
 pub(super) struct Scratch {
-    /// Prepared queries of a band, and the shift of each row that is prepared.
+    /// Prepared queries of a band as pairs, what 16 bits of them stand for, and the shift of each row that is prepared.
     q: Words,
+    q_scales: Words,
     shifts: Vec<Option<u32>>,
     state: Words,
     /// m and l of the folded state; its O is the output.
@@ -38,39 +40,35 @@ pub(super) struct Scratch {
     scores: Aligned<[f32; GROUP * CHUNK]>,
     /// What a row's scores are reduced to before lanes meet, `[query row][PANEL]`.
     spread: Aligned<[f32; GROUP * PANEL]>,
-    /// Operands in f32 that row blocks share.
-    wide: Aligned<[f32; WIDE]>,
+    sizes: Aligned<[f32; GROUP * PANEL]>,
+    /// Scales of a chunk: of K for each token or each element, of V for each token.
+    k_scales: Words,
+    v_scales: Aligned<[f32; CHUNK]>,
     coded: CodedScratch,
 }
 
 /// What an encoded chunk takes besides.
 struct CodedScratch {
-    /// Queries of a band in f32, in the order of pairs; where prepared ones are in bf16.
+    /// Queries of a band in f32, in the order of pairs.
     q: Words,
     /// Queries of a group times K's scales, a padded row each.
     rows: Words,
-    spread: Aligned<[f32; GROUP * PANEL]>,
-    k_scales: Words,
-    v_scales: Aligned<[f32; CHUNK]>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
         RefCell::new(Scratch {
             q: Words::new(),
+            q_scales: Words::new(),
             shifts: Vec::new(),
             state: Words::new(),
             folded: Vec::new(),
             scores: Aligned([0.0; GROUP * CHUNK]),
             spread: Aligned([0.0; GROUP * PANEL]),
-            wide: Aligned([0.0; WIDE]),
-            coded: CodedScratch {
-                q: Words::new(),
-                rows: Words::new(),
-                spread: Aligned([0.0; GROUP * PANEL]),
-                k_scales: Words::new(),
-                v_scales: Aligned([0.0; CHUNK]),
-            },
+            sizes: Aligned([0.0; GROUP * PANEL]),
+            k_scales: Words::new(),
+            v_scales: Aligned([0.0; CHUNK]),
+            coded: CodedScratch { q: Words::new(), rows: Words::new() },
         })
     };
 }
@@ -81,7 +79,7 @@ pub(super) fn with_scratch(f: impl FnOnce(&mut Scratch)) {
 
 isa_entry!(pub(super) fn run_task(job: &Job<'_>, task: &Task, scratch: &mut Scratch) = whole_task, with avx512vnni);
 // Of each form there is one per ISA, whatever calls it: these are most of this crate's code.
-isa_entry!(fn groups_of_words(tile: Tile<'_, InWords>, rows: Range<usize>, upcoming: &mut Upcoming<'_>) = groups,
+isa_entry!(fn groups_of_shorts(tile: Tile<'_, InShorts>, rows: Range<usize>, upcoming: &mut Upcoming<'_>) = groups,
     with avx512vnni);
 isa_entry!(fn groups_of_codes(tile: Tile<'_, InCodes>, rows: Range<usize>, upcoming: &mut Upcoming<'_>) = groups,
     with avx512vnni);
@@ -89,19 +87,19 @@ isa_entry!(fn groups_of_codes(tile: Tile<'_, InCodes>, rows: Range<usize>, upcom
 /// # Safety
 /// The ISA of `S` is available; `job` is what the plan was built for; no other task writes the same part of the plan.
 #[inline(always)]
-unsafe fn whole_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch) {
+unsafe fn whole_task<S: Dots>(job: &Job<'_>, task: &Task, scratch: &mut Scratch) {
     let shape = job.plan.shape;
     let band = &job.plan.bands[task.band];
     let n = band.rows.len() * shape.group();
     let len = state_len(shape, band.rows.len());
     scratch.shifts.clear();
     scratch.shifts.resize(band.rows.len(), None);
-    scratch.q.grow(n * shape.apart::<S>());
+    scratch.q.grow(n * shape.apart());
+    scratch.q_scales.grow(n);
+    scratch.k_scales.grow(shape.head_dim.max(CHUNK));
     if job.kv.is_coded() {
-        let dim = shape.head_dim;
-        scratch.coded.q.grow(if S::PAIR == 1 { n * shape.apart_f32() } else { 0 });
+        scratch.coded.q.grow(n * shape.apart_f32());
         scratch.coded.rows.grow(GROUP * shape.padded());
-        scratch.coded.k_scales.grow(dim);
     }
     if scratch.folded.len() < 2 * n {
         scratch.folded.resize(2 * n, 0.0);
@@ -147,7 +145,7 @@ unsafe fn whole_task<S: Simd>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
 /// # Safety
 /// As [`whole_task`]; `state` is that of the band's rows.
 #[inline(always)]
-unsafe fn visit<S: Simd>(
+unsafe fn visit<S: Dots>(
     job: &Job<'_>,
     rows: &Range<u32>,
     (run, chunk): (u32, u32),
@@ -171,34 +169,33 @@ unsafe fn visit<S: Simd>(
         }
         let (begin, end) = ((a - rows.start) as usize * group_size, (b - rows.start) as usize * group_size);
         let id = runs.chunks[(run.chunks.start + chunk) as usize];
-        let (k, v, codes) = match job.kv.words(id, job.layer, head) {
-            kv::Words::Dense { k, v } => (k, v, None),
-            kv::Words::Codes(codes) => (codes.k.cast(), codes.v.cast(), Some(codes)),
-        };
-        let mut coded = None;
-        // No `map`: its closure would not be compiled for the ISA.
-        if let Some(codes) = &codes {
-            coded = Some(scales::<S>(codes, shape.head_dim, scratch));
-        }
+        let kv = job.kv.head(id, job.layer, head);
+        scales::<S>(&kv, shape.head_dim, scratch);
         let tile = Tile {
-            form: InWords,
+            form: InShorts,
             job,
             run,
             chunk,
             first: rows.start,
-            k,
-            v,
+            k: kv.k,
+            v: kv.v,
+            k_scales: scratch.k_scales.as_ptr(),
+            v_scales: scratch.v_scales.0.as_ptr(),
             q: scratch.q.as_ptr(),
+            q_scales: scratch.q_scales.as_ptr(),
             state,
             scores: scratch.scores.0.as_mut_ptr(),
             spread: scratch.spread.0.as_mut_ptr(),
+            sizes: scratch.sizes.0.as_mut_ptr(),
             blocks: 0,
             asks: Asks::NOTHING,
-            wide: scratch.wide.0.as_mut_ptr(),
         };
-        match coded {
-            None => groups_of_words(S::ISA, tile, begin..end, upcoming),
-            Some(coded) => groups_of_codes(S::ISA, tile.with(InCodes(coded)), begin..end, upcoming),
+        if kv.eight {
+            let CodedScratch { q, rows } = &mut scratch.coded;
+            let coded = Coded { q: q.as_ptr(), rows: rows.as_mut_ptr(), spread: tile.sizes };
+            groups_of_codes(S::ISA, tile.with(InCodes(coded)), begin..end, upcoming);
+        } else {
+            groups_of_shorts(S::ISA, tile, begin..end, upcoming);
         }
     }
 }
@@ -209,7 +206,7 @@ unsafe fn visit<S: Simd>(
 /// As [`group`].
 #[inline(always)]
 unsafe fn groups<S: Dots>(mut tile: Tile<'_, impl Form>, rows: Range<usize>, upcoming: &mut Upcoming<'_>) {
-    let many = tile.rows_at_once::<S>();
+    let many = tile.rows_at_once();
     for at in rows.clone().step_by(many) {
         let n = many.min(rows.end - at);
         tile.blocks = blocks_of::<S>(n);
@@ -224,29 +221,22 @@ unsafe fn groups<S: Dots>(mut tile: Tile<'_, impl Form>, rows: Range<usize>, upc
 /// Brings the scales of a chunk into the scratch.
 ///
 /// # Safety
-/// As [`whole_task`]; the codes are those of a head of this size.
+/// As [`whole_task`]; `kv` is a head of this size.
 #[inline(always)]
-unsafe fn scales<S: Simd>(codes: &Codes, dim: usize, scratch: &mut Scratch) -> Coded {
-    let CodedScratch { q, rows, spread, k_scales, v_scales } = &mut scratch.coded;
-    // SAFETY: K has `dim` scales, V one for each token.
+unsafe fn scales<S: Simd>(kv: &Head, dim: usize, scratch: &mut Scratch) {
+    // SAFETY: K has a scale for each element or token, V one for each token.
     unsafe {
-        let (k_scales, whole) = (k_scales.as_mut_ptr::<f32>(), dim / S::LANES * S::LANES);
+        let (k_scales, count) = (scratch.k_scales.as_mut_ptr::<f32>(), if kv.eight { dim } else { CHUNK });
+        let whole = count / S::LANES * S::LANES;
         for i in (0..whole).step_by(S::LANES) {
-            S::store(k_scales.add(i), S::load_bf16(codes.k_scales.add(i)));
+            S::store(k_scales.add(i), S::load_bf16(kv.k_scales.add(i)));
         }
-        for i in whole..dim {
-            *k_scales.add(i) = bf16::to_f32(codes.k_scales.add(i).read_unaligned());
+        for i in whole..count {
+            *k_scales.add(i) = bf16::to_f32(*kv.k_scales.add(i));
         }
         for i in (0..CHUNK).step_by(S::LANES) {
-            S::store(v_scales.0.as_mut_ptr().add(i), S::load_bf16(codes.v_scales.add(i)));
+            S::store(scratch.v_scales.0.as_mut_ptr().add(i), S::load_bf16(kv.v_scales.add(i)));
         }
-    }
-    Coded {
-        q: if S::PAIR == 1 { q.as_ptr() } else { scratch.q.as_ptr() },
-        k_scales: k_scales.as_ptr(),
-        v_scales: v_scales.0.as_ptr(),
-        rows: rows.as_mut_ptr(),
-        spread: spread.0.as_mut_ptr(),
     }
 }
 
@@ -255,7 +245,7 @@ unsafe fn scales<S: Simd>(codes: &Codes, dim: usize, scratch: &mut Scratch) -> C
 /// # Safety
 /// As [`whole_task`]; `rows` lie in the band that begins at `first`.
 #[inline(always)]
-unsafe fn prepare_queries<S: Simd>(
+unsafe fn prepare_queries<S: Dots>(
     job: &Job<'_>,
     first: u32,
     rows: Range<u32>,
@@ -274,15 +264,16 @@ unsafe fn prepare_queries<S: Simd>(
         let set = job.q.shifts.iter().position(|&s| s == shift).expect("every shift of the runs has queries");
         let at = ((set * job.plan.rows + row as usize) * shape.heads + head * group) * dim;
         for (i, q) in job.q.data[at..at + group * dim].chunks_exact(dim).enumerate() {
+            let at = local * group + i;
             // SAFETY: `q` of the scratch has room for every query row of the band.
             unsafe {
-                let row = scratch.q.as_mut_ptr::<u32>().add((local * group + i) * shape.apart::<S>());
-                prepare_halves::<S>(q, row);
+                let row = scratch.q.as_mut_ptr::<u32>().add(at * shape.apart());
+                *scratch.q_scales.as_mut_ptr::<f32>().add(at) = query(q, row);
             }
-            if S::PAIR == 1 && job.kv.is_coded() {
+            if job.kv.is_coded() {
                 let (a, b) = q.split_at(dim / 2);
                 // SAFETY: likewise.
-                let row = unsafe { scratch.coded.q.as_mut_ptr::<f32>().add((local * group + i) * shape.apart_f32()) };
+                let row = unsafe { scratch.coded.q.as_mut_ptr::<f32>().add(at * shape.apart_f32()) };
                 for (j, (&a, &b)) in a.iter().zip(b).enumerate() {
                     // SAFETY: pair `j` of a row.
                     unsafe { row.add(2 * j).cast::<[f32; 2]>().write([bf16::to_f32(a), bf16::to_f32(b)]) };

@@ -9,6 +9,8 @@ mod block;
 mod codes;
 mod kernel;
 mod plan;
+mod queries;
+mod shorts;
 mod steps;
 mod tile;
 

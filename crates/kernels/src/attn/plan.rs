@@ -8,7 +8,7 @@ use kvist_base::{CHUNK, ChunkLayout, RunList, SEGMENT, StepCounters};
 
 use super::steps::{Step, StepList, visit_cost};
 use crate::buffer::Words;
-use crate::simd::{PANEL, Simd};
+use crate::simd::PANEL;
 
 /// Query rows (rows times heads per kv-head) of a band at most: their states then stay in the L2 cache.
 const BAND: usize = 128;
@@ -35,8 +35,8 @@ impl AttnShape {
     }
 
     /// Words from one prepared query row to the next.
-    pub(super) fn apart<S: Simd>(self) -> usize {
-        lines(self.head_dim / 2 * S::PAIR)
+    pub(super) fn apart(self) -> usize {
+        lines(self.head_dim / 2)
     }
 
     /// The same of query rows in f32.

@@ -1,27 +1,27 @@
 //! A group of query rows against one chunk.
 //!
 //! Per chunk, `S = q K^T` for a block of query rows, masked, the running maximum of each row raised, `p = 2^(S - m)`
-//! rounded to bf16 (with codes to 16 bits: [`codes`]), `l` and `O` scaled by `2^(m_old - m)`, then `O += p V`. A row that
+//! rounded to bf16 (to 16 bits: [`shorts`]), `l` and `O` scaled by `2^(m_old - m)`, then `O += p V`. A row that
 //! sees nothing of a chunk is left untouched, whatever its block mates see. K and V of the chunk stay in the L1 cache
 //! while all row blocks pass.
 
 use kvist_base::{CHUNK, Run};
 
-use super::ahead::{Ahead, Asks, SHARERS, asking};
+use super::ahead::{Ahead, Asks, asking};
 use super::block::{cover, tile_block};
-use super::codes::{self, code_dots};
+use super::codes;
 use super::kernel::Job;
 use super::plan::{AttnShape, Canary};
+use super::shorts::{self, short_dots};
+use crate::codec::{MOST_OF_8, MOST_OF_V};
 use crate::elementwise::cap_lanes;
 use crate::quant::dots::Dots;
-use crate::simd::{
-    AT_ONCE, PANEL, Simd, WIDE_ROWS, WIDE_STEPS, WIDE_VECTORS, block_sizes, dots, dots_widened, meets_widened,
-};
+use crate::simd::{AT_ONCE, PANEL, Simd, block_sizes};
 
 /// Query rows that meet K of a chunk before the first of them meets V, at most.
 pub(super) const GROUP: usize = 32;
 
-/// The same where nothing is widened: K and q, then V and O fit the L1 cache.
+/// The same of those that meet K and V as they are: K and q, then V and O fit the L1 cache.
 const NARROW_GROUP: usize = 24;
 
 const _: () =
@@ -33,25 +33,8 @@ pub(super) const FACTORS: usize = GROUP.next_multiple_of(PANEL);
 /// Vectors of scores whose exponentials are computed side by side.
 pub(super) const EXPS: usize = 4;
 
-/// Groups that share have no smaller blocks, of six rows at most.
-const _: () = {
-    const MOST: usize = 6;
-    let sizes: [u8; GROUP + 1] = block_sizes(MOST);
-    let mut rows = (SHARERS - 1) * MOST + 1;
-    while rows <= GROUP {
-        let mut left = rows;
-        while left > 0 {
-            assert!(sizes[left] as usize >= WIDE_ROWS, "a block would not meet what is widened");
-            left -= sizes[left] as usize;
-        }
-        rows += 1;
-    }
-};
-
 /// Token pairs of a chunk.
-const PAIRS: usize = CHUNK / 2;
-
-const _: () = assert!(PAIRS <= WIDE_STEPS, "all steps of V are widened at once");
+pub(super) const PAIRS: usize = CHUNK / 2;
 
 /// Softmax state of query rows: the output so far is `o / l`, relative to the maximum `m` (log2 domain). `m` is -inf
 /// where nothing was seen yet.
@@ -90,13 +73,9 @@ impl State {
 pub(super) struct Coded {
     /// Queries of the band in f32, in the order of K's pairs, [`AttnShape::apart_f32`] from row to row.
     pub q: *const f32,
-    /// `[dim]` in the order of K's pairs.
-    pub k_scales: *const f32,
-    /// `[64]`.
-    pub v_scales: *const f32,
     /// Room for the queries of a group times scales, [`GROUP`] padded rows.
     pub rows: *mut f32,
-    /// As that of the tile.
+    /// As [`Tile::sizes`].
     pub spread: *mut f32,
 }
 
@@ -106,10 +85,10 @@ pub(super) trait Form {
     fn coded(&self) -> Option<&Coded>;
 }
 
-/// bf16.
-pub(super) struct InWords;
+/// 16 bits: kv16.
+pub(super) struct InShorts;
 
-impl Form for InWords {
+impl Form for InShorts {
     const CODES: bool = false;
 
     #[inline(always)]
@@ -118,7 +97,7 @@ impl Form for InWords {
     }
 }
 
-/// Signed bytes.
+/// 8 bits: kv8.
 pub(super) struct InCodes(pub Coded);
 
 impl Form for InCodes {
@@ -130,12 +109,12 @@ impl Form for InCodes {
     }
 }
 
-/// Rows of a group that meet K or V, as [`Simd::step`] or [`code_dots`] take them.
+/// Rows of a group that meet K or V, as [`short_dots`] takes them.
 struct Rows {
     at: *const u32,
     /// Words from row to row.
     apart: usize,
-    /// With codes, what the 16 bits stand for, over their values.
+    /// What 16 bits stand for, over their values.
     scales: [f32; FACTORS],
 }
 
@@ -148,38 +127,55 @@ pub(super) struct Tile<'a, F: Form> {
     pub chunk: u32,
     /// First row of the band.
     pub first: u32,
-    pub k: *const u32,
-    pub v: *const u32,
+    pub k: *const u8,
+    pub v: *const u8,
+    /// kv8: `[dim]` in the order of K's pairs. kv16: `[64]`.
+    pub k_scales: *const f32,
+    /// `[64]`.
+    pub v_scales: *const f32,
     pub q: *const u32,
+    /// What 16 bits of the band's queries stand for, over their values.
+    pub q_scales: *const f32,
     pub state: State,
     pub scores: *mut f32,
     /// [`PANEL`] elements for each of [`GROUP`] rows.
     pub spread: *mut f32,
+    /// The same again.
+    pub sizes: *mut f32,
     /// Row blocks of the running group, and what it asks for.
     pub blocks: usize,
     pub asks: Asks,
-    /// [`WIDE`](crate::simd::WIDE) elements, for operands that row blocks share.
-    pub wide: *mut f32,
 }
 
 impl<'a, F: Form> Tile<'a, F> {
     pub fn with<G: Form>(self, form: G) -> Tile<'a, G> {
-        let Tile { job, run, chunk, first, k, v, q, state, scores, spread, blocks, asks, wide, .. } = self;
-        Tile { form, job, run, chunk, first, k, v, q, state, scores, spread, blocks, asks, wide }
+        let Tile { job, run, chunk, first, k, v, k_scales, v_scales, .. } = self;
+        let Tile { q, q_scales, state, scores, spread, sizes, blocks, asks, .. } = self;
+        Tile {
+            form,
+            job,
+            run,
+            chunk,
+            first,
+            k,
+            v,
+            k_scales,
+            v_scales,
+            q,
+            q_scales,
+            state,
+            scores,
+            spread,
+            sizes,
+            blocks,
+            asks,
+        }
     }
 
-    /// Query rows of a group. Where operands are widened, those of a piece and q fit the L1 cache, and each further group
-    /// would widen them again.
+    /// Query rows of a group.
     #[inline(always)]
-    pub fn rows_at_once<S: Simd>(&self) -> usize {
-        if S::WIDENS && !F::CODES { GROUP } else { NARROW_GROUP }
-    }
-
-    /// Whether the first row block keeps what it widens for the others. All blocks then have [`WIDE_ROWS`] or more, and the
-    /// vectors are divided among them alike: the first one writes whatever another reads.
-    #[inline(always)]
-    fn widens<S: Simd>(&self) -> bool {
-        S::WIDENS && !F::CODES && self.shares()
+    pub const fn rows_at_once(&self) -> usize {
+        if F::CODES { NARROW_GROUP } else { GROUP }
     }
 
     /// [`Form::CODES`], of a form that has no name.
@@ -208,22 +204,19 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
     let mut alpha = [1.0; FACTORS];
     // SAFETY: rows `at..at + n` lie in the band; `scores` has room for `n` rows, `spread` for `GROUP`.
     unsafe {
-        let q = if let Some(coded) = tile.form.coded() {
-            let scales = codes::queries::<S>(coded, plan.shape, at, n, tile.first_of_k());
-            Rows { at: coded.rows.cast(), apart: plan.shape.padded(), scales }
+        let mut q = Rows { at: tile.q, apart: plan.shape.apart(), scales: [1.0; FACTORS] };
+        if let Some(coded) = tile.form.coded() {
+            let scales = codes::queries::<S>(coded, tile.k_scales, plan.shape, at, n, tile.first_of_k());
+            q = Rows { at: coded.rows.cast(), apart: plan.shape.padded(), scales };
         } else {
-            let apart = plan.shape.apart::<S>();
-            Rows { at: tile.q.add(at * apart), apart, scales: [1.0; FACTORS] }
-        };
-        let pairs = plan.shape.head_dim / 2;
-        let piece = if tile.widens::<S>() { WIDE_STEPS } else { pairs };
-        for begin in (0..pairs).step_by(piece) {
-            let (steps, mut row) = ((begin, pairs.min(begin + piece)), 0);
-            while row < n {
-                let size = block_size::<S>(n - row);
-                tile_block!(S, size, scores(tile, &q, row, steps));
-                row += size;
-            }
+            q.at = q.at.add(at * q.apart);
+            q.scales[..n].copy_from_slice(std::slice::from_raw_parts(tile.q_scales.add(at), n));
+        }
+        let mut row = 0;
+        while row < n {
+            let size = block_size::<S>(n - row);
+            tile_block!(S, size, scores(tile, &q, row));
+            row += size;
         }
         tile.ask_between::<S>(0);
         if let Some(cap) = plan.cap {
@@ -241,12 +234,9 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
         }
         raise::<S>(tile.state.m.add(at), &mut largest, &mut alpha, n);
         tile.ask_between::<S>(1);
-        let mut p = Rows { at: tile.scores.cast(), apart: CHUNK, scales: [1.0; FACTORS] };
-        if let Some(coded) = tile.form.coded() {
-            p.scales = codes::weights::<S>(coded, tile.scores, &largest, &masks[..n], tile.spread);
-        } else {
-            weigh_rows::<S>(tile.scores, &largest, &masks[..n], tile.spread);
-        }
+        let v = (tile.v_scales, if F::CODES { MOST_OF_8 } else { MOST_OF_V });
+        let scales = shorts::weights::<S>(v, tile.scores, &largest, &masks[..n], (tile.spread, tile.sizes));
+        let p = Rows { at: tile.scores.cast(), apart: CHUNK, scales };
         tile.ask_between::<S>(2);
         let mut sums = [0.0; FACTORS];
         reduce::<S, false>(tile.spread, &mut sums, n);
@@ -255,15 +245,12 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             let scaled = S::mul(S::load_n(l, rows), S::load(alpha.as_ptr().add(i)));
             S::store_n(l, rows, S::add(scaled, S::load(sums.as_ptr().add(i))));
         }
-        let vectors = plan.shape.head_dim.div_ceil(S::LANES);
-        let piece = if tile.widens::<S>() { WIDE_VECTORS } else { vectors };
-        for begin in (0..vectors).step_by(piece) {
-            let (some, mut row) = ((begin, vectors.min(begin + piece)), 0);
-            while row < n {
-                let size = block_size::<S>(n - row);
-                tile_block!(S, size, outputs(tile, &p, at, row, some, &alpha, &masks));
-                row += size;
-            }
+        let vectors = (0, plan.shape.head_dim.div_ceil(S::LANES));
+        let mut row = 0;
+        while row < n {
+            let size = block_size::<S>(n - row);
+            tile_block!(S, size, outputs(tile, &p, at, row, vectors, &alpha, &masks));
+            row += size;
         }
     }
     true
@@ -310,25 +297,20 @@ fn block_size<S: Simd>(rows: usize) -> usize {
     sizes[rows] as usize
 }
 
-/// Scores of `R` query rows from `from` of the group, over the pairs of `steps`. What those before gave is there.
+/// Scores of `R` query rows from `from` of the group.
 ///
 /// # Safety
 /// As [`group`].
 #[inline(always)]
-unsafe fn scores<S: Dots, const R: usize, const V: usize>(
-    tile: &Tile<'_, impl Form>,
-    q: &Rows,
-    from: usize,
-    steps: (usize, usize),
-) {
+unsafe fn scores<S: Dots, const R: usize, const V: usize>(tile: &Tile<'_, impl Form>, q: &Rows, from: usize) {
     // SAFETY: passed on.
     unsafe {
         if const { (CHUNK / S::LANES).is_multiple_of(V) } {
             for token in (0..CHUNK).step_by(V * S::LANES) {
-                tokens::<S, R, V>(token, tile, q, from, steps);
+                tokens::<S, R, V>(token, tile, q, from);
             }
         } else {
-            cover!(S, R, V, (0, CHUNK / S::LANES), tokens(token, tile, q, from, steps));
+            cover!(S, R, V, (0, CHUNK / S::LANES), tokens(token, tile, q, from));
         }
     }
 }
@@ -343,41 +325,55 @@ unsafe fn tokens<S: Dots, const R: usize, const V: usize>(
     tile: &Tile<'_, impl Form>,
     q: &Rows,
     from: usize,
-    steps: (usize, usize),
 ) {
     let pairs = tile.job.plan.shape.head_dim / 2;
-    let ahead = tile.ahead_of_k::<S>(token, V * S::LANES, pairs, from).after(steps.0);
+    let ahead = tile.ahead_of_k::<S>(token, V * S::LANES, pairs, from);
     // SAFETY: K has `pairs` steps of 64 words, or pairs of codes; q has `R` rows.
     unsafe {
         let x = q.at.add(from * q.apart);
         let scores = tile.scores.add(from * CHUNK + token);
-        let mut acc = [[S::splat(0.0); V]; R];
-        if tile.in_codes() {
-            let mut sums = [[S::four(&0); V]; R];
-            let k = tile.k.cast::<i8>().add(2 * token);
-            asking!(ahead, 2 * V * S::LANES, all true, two true,
-                code_dots::<S, R, V>(&mut sums, k, CHUNK, x, q.apart, pairs));
-            for (r, (acc, sums)) in acc.iter_mut().zip(&sums).enumerate() {
-                for (acc, &sum) in acc.iter_mut().zip(sums) {
-                    *acc = S::mul(S::float(sum), S::splat(q.scales[from + r]));
-                }
+        let mut sums = [[S::four(&0); V]; R];
+        short_sums::<S, R, V>(&mut sums, tile, ahead, (tile.k, token, CHUNK), (x, q.apart), pairs);
+        let mut of_tokens = [S::splat(1.0); V];
+        if !tile.in_codes() {
+            for (v, scale) in of_tokens.iter_mut().enumerate() {
+                *scale = S::load(tile.k_scales.add(token + v * S::LANES));
             }
-        } else {
-            if steps.0 > 0 {
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    for (v, x) in acc.iter_mut().enumerate() {
-                        *x = S::load(scores.add(r * CHUNK + v * S::LANES));
-                    }
-                }
-            }
-            let (k, x) = (tile.k.add(token + steps.0 * CHUNK), x.add(steps.0 * S::PAIR));
-            products::<S, _, R, V>(&mut acc, tile, ahead, from, (k, CHUNK), (x, q.apart), steps.1 - steps.0);
         }
         // By reference: by value the sums would go to the stack first.
-        for (r, acc) in acc.iter().enumerate() {
-            for (v, &x) in acc.iter().enumerate() {
-                S::store(scores.add(r * CHUNK + v * S::LANES), x);
+        for (r, sums) in sums.iter().enumerate() {
+            for (v, (&sum, scale)) in sums.iter().zip(of_tokens).enumerate() {
+                let mut score = S::mul(S::float(sum), S::splat(q.scales[from + r]));
+                if !tile.in_codes() {
+                    score = S::mul(score, scale);
+                }
+                S::store(scores.add(r * CHUNK + v * S::LANES), score);
             }
+        }
+    }
+}
+
+/// Products of `R` rows of x and `V` vectors of codes or of 16 bits, from pair `column` on in `steps` steps of `stride` pairs.
+///
+/// # Safety
+/// As [`group`].
+#[inline(always)]
+unsafe fn short_sums<S: Dots, const R: usize, const V: usize>(
+    sums: &mut [[S::I; V]; R],
+    tile: &Tile<'_, impl Form>,
+    ahead: Ahead,
+    (w, column, stride): (*const u8, usize, usize),
+    (x, row): (*const u32, usize),
+    steps: usize,
+) {
+    // SAFETY: passed on.
+    unsafe {
+        if tile.in_codes() {
+            let w = w.add(2 * column);
+            asking!(ahead, 2 * V * S::LANES, short_dots::<S, true, R, V>(sums, w, stride, x, row, steps));
+        } else {
+            let w = w.add(4 * column);
+            asking!(ahead, 4 * V * S::LANES, short_dots::<S, false, R, V>(sums, w, stride, x, row, steps));
         }
     }
 }
@@ -400,40 +396,6 @@ unsafe fn outputs<S: Dots, const R: usize, const V: usize>(
     // SAFETY: passed on.
     unsafe {
         cover!(S, R, V, some, columns(column, tile, p, at, from, alpha, masks));
-    }
-}
-
-/// Adds the products of `R` rows of x, from `from` of the group on, and `V` vectors of a bf16 operand, `steps` pairs of
-/// them; x with the words between rows, the operand with those between steps.
-///
-/// # Safety
-/// As [`group`]; at most [`WIDE_STEPS`] where operands are widened, and row blocks from the first one on in order.
-#[inline(always)]
-unsafe fn products<S: Dots, F: Form, const R: usize, const V: usize>(
-    acc: &mut [[S::F; V]; R],
-    tile: &Tile<'_, F>,
-    ahead: Ahead,
-    from: usize,
-    (w, stride): (*const u32, usize),
-    (x, row): (*const u32, usize),
-    steps: usize,
-) {
-    // SAFETY: passed on.
-    unsafe {
-        if const { meets_widened::<S>(R, V) } && tile.widens::<S>() {
-            let wide = tile.wide;
-            if from == 0 {
-                asking!(ahead, 4 * V * S::LANES, all false, two true,
-                    dots_widened::<S, R, V, true>(acc, w, stride, PANEL, x, row, steps, wide));
-            } else {
-                asking!(ahead, 4 * V * S::LANES, all false, two true,
-                    dots_widened::<S, R, V, false>(acc, w, stride, PANEL, x, row, steps, wide));
-            }
-        } else {
-            // Where operands are widened, rows that share meet those.
-            asking!(ahead, 4 * V * S::LANES, all true, two !S::WIDENS,
-                dots::<S, R, V>(acc, w, stride, PANEL, x, row, steps));
-        }
     }
 }
 
@@ -496,46 +458,6 @@ unsafe fn raise<S: Simd>(m: *mut f32, largest: &mut [f32; FACTORS], alpha: &mut 
     }
 }
 
-/// Replaces rows' scores by the rounded weights relative to their maxima `tops`, as prepared pairs; a row's sum is that
-/// of its lanes of `spread`.
-///
-/// # Safety
-/// The ISA of `S` is available; `scores` is valid for the rows of the masks, and `spread` for a vector of each.
-#[inline(always)]
-unsafe fn weigh_rows<S: Simd>(scores: *mut f32, tops: &[f32; FACTORS], masks: &[u64], spread: *mut f32) {
-    for (r, &mask) in masks.iter().enumerate() {
-        // SAFETY: the caller's contract; a prepared pair takes no more room than two scores, so that nothing is
-        // overwritten before it is read.
-        unsafe {
-            // l times 1 plus 0, or 0 times 0 plus 0, is what it was.
-            let mut sum = S::splat(0.0);
-            if mask != 0 {
-                sum = weigh_row::<S>(scores.add(r * CHUNK), tops[r]);
-            }
-            S::store(spread.add(r * PANEL), sum);
-        }
-    }
-}
-
-/// A row of [`weigh_rows`].
-///
-/// # Safety
-/// The ISA of `S` is available, and `scores` valid for a chunk.
-#[inline(always)]
-unsafe fn weigh_row<S: Simd>(scores: *mut f32, top: f32) -> S::F {
-    // SAFETY: offsets stay inside the chunk.
-    unsafe {
-        let mut sum = S::splat(0.0);
-        for i in (0..CHUNK).step_by(EXPS * S::LANES) {
-            for (j, &e) in exponentials::<S>(scores.add(i), top).iter().enumerate() {
-                let to = scores.cast::<u32>().add((i + j * S::LANES) / 2 * S::PAIR);
-                sum = S::add_up(sum, S::store_prepared(to, e));
-            }
-        }
-        sum
-    }
-}
-
 /// Weights of the next scores relative to the maximum `top`.
 ///
 /// # Safety
@@ -573,33 +495,17 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
     unsafe {
         let o = tile.state.o.add((at + from) * shape.padded() + column);
         let x = p.at.add(from * p.apart);
-        let mut acc = [[S::splat(0.0); V]; R];
-        if tile.in_codes() {
-            let v = tile.v.cast::<i8>().add(2 * column);
-            let mut sums = [[S::four(&0); V]; R];
-            asking!(ahead, 2 * V * S::LANES, all true, two true,
-                code_dots::<S, R, V>(&mut sums, v, shape.head_dim, x, p.apart, PAIRS));
-            for (r, (acc, sums)) in acc.iter_mut().zip(&sums).enumerate() {
-                for (v, (acc, &sum)) in acc.iter_mut().zip(sums).enumerate() {
-                    let old = S::mul(S::load(o.add(r * shape.padded() + v * S::LANES)), S::splat(alpha[from + r]));
-                    *acc = S::fma(S::float(sum), S::splat(p.scales[from + r]), old);
-                }
-            }
-        } else {
-            for (r, acc) in acc.iter_mut().enumerate() {
-                for (v, acc) in acc.iter_mut().enumerate() {
-                    *acc = S::mul(S::load(o.add(r * shape.padded() + v * S::LANES)), S::splat(alpha[from + r]));
-                }
-            }
-            let v = tile.v.add(column);
-            products::<S, _, R, V>(&mut acc, tile, ahead, from, (v, shape.head_dim), (x, p.apart), PAIRS);
-        }
-        for (r, acc) in acc.iter().enumerate() {
+        let mut sums = [[S::four(&0); V]; R];
+        short_sums::<S, R, V>(&mut sums, tile, ahead, (tile.v, column, shape.head_dim), (x, p.apart), PAIRS);
+        for (r, sums) in sums.iter().enumerate() {
             // A row that sees nothing keeps its state: adding zeros could still turn -0 into 0.
-            if masks[from + r] != 0 {
-                for (v, &x) in acc.iter().enumerate() {
-                    S::store(o.add(r * shape.padded() + v * S::LANES), x);
-                }
+            if masks[from + r] == 0 {
+                continue;
+            }
+            for (v, &sum) in sums.iter().enumerate() {
+                let o = o.add(r * shape.padded() + v * S::LANES);
+                let old = S::mul(S::load(o), S::splat(alpha[from + r]));
+                S::store(o, S::fma(S::float(sum), S::splat(p.scales[from + r]), old));
             }
         }
     }

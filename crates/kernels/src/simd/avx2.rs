@@ -111,13 +111,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         _mm_storeu_si128(p.cast(), packed)
     }
     #[inline(always)]
-    unsafe fn rounded(x: __m256) -> __m256 {
-        let bits = _mm256_castps_si256(x);
-        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-        let up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-        _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(0xffff_0000_u32 as i32)))
-    }
-    #[inline(always)]
     unsafe fn reduce_each<const LARGEST: bool>(x: [__m256; AT_ONCE], to: *mut f32) {
         // Both 128-bit lanes of two rows, pairs of four, single elements of eight: rows 0 2 4 6 1 3 5 7 in the end.
         let mut halves = [x[0]; AT_ONCE / 2];

@@ -247,27 +247,6 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         <Avx2>::store_bf16(p.add(LANES / 2), _mm512_extractf32x8_ps::<1>(x));
     }
     #[inline(always)]
-    unsafe fn rounded(x: __m512) -> __m512 {
-        if const { BF16 } {
-            let rounded: __m256i = transmute(_mm512_cvtneps_pbh(x));
-            return _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded)));
-        }
-        let bits = _mm512_castps_si512(x);
-        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-        let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-        _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(HIGH)))
-    }
-    #[inline(always)]
-    unsafe fn store_prepared(p: *mut u32, x: __m512) -> __m512 {
-        let rounded = Self::rounded(x);
-        if const { BF16 } {
-            Self::store_bf16(p.cast(), x);
-        } else {
-            Self::store(p.cast(), rounded);
-        }
-        rounded
-    }
-    #[inline(always)]
     unsafe fn reduce_each<const LARGEST: bool>(x: [__m512; AT_ONCE], to: *mut f32) {
         // 256 bits of two rows, 128 of four, pairs of eight, single elements, each twice: rows 0 4, 1 5, 2 6, 3 7.
         let mut halves = [x[0]; AT_ONCE / 2];

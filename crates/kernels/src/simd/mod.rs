@@ -92,15 +92,6 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// Rounds to bf16, stores `LANES` of them.
     unsafe fn store_bf16(p: *mut u16, x: Self::F);
-    /// Rounds non-negative finite values to bf16.
-    unsafe fn rounded(x: Self::F) -> Self::F;
-    /// [`Simd::rounded`], which are stored as `LANES / 2` prepared pairs.
-    #[inline(always)]
-    unsafe fn store_prepared(p: *mut u32, x: Self::F) -> Self::F {
-        let rounded = Self::rounded(x);
-        Self::store(p.cast(), rounded);
-        rounded
-    }
     /// One step of `R x V` dot products: `acc[r][v][lane] += w[v][lane][0] * x[r][0] + w[v][lane][1] * x[r][1]`.
     ///
     /// `w` is the step of packed operands (a word holds two bf16), vector `v` of it at [`at`]`(v, panel)`; the prepared
@@ -369,23 +360,6 @@ pub(crate) unsafe fn prepare<S: Simd>(src: &[u16], dst: *mut u32) {
         }
         if let Some(x) = odd {
             *dst.add(src.len() / 2) = x as u32;
-        }
-    }
-}
-
-/// Prepares `src` as pairs of element `i` and element `i + len / 2`: the order of packed K.
-///
-/// # Safety
-/// `src.len()` is even and `dst` valid for `src.len() / 2 * PAIR` words.
-#[inline(always)]
-pub(crate) unsafe fn prepare_halves<S: Simd>(src: &[u16], dst: *mut u32) {
-    let (a, b) = src.split_at(src.len() / 2);
-    for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
-        if S::PAIR == 2 {
-            *dst.add(2 * i) = (a as u32) << 16;
-            *dst.add(2 * i + 1) = (b as u32) << 16;
-        } else {
-            *dst.add(i) = a as u32 | (b as u32) << 16;
         }
     }
 }

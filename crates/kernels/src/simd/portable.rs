@@ -95,13 +95,6 @@ impl Simd for Portable {
         p.cast::<[u16; 4]>().write_unaligned(x.0.map(bf16::from_f32))
     }
     #[inline(always)]
-    unsafe fn rounded(x: F4) -> F4 {
-        F4(x.0.map(|x| {
-            let bits = x.to_bits();
-            f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
-        }))
-    }
-    #[inline(always)]
     unsafe fn prefetch(_: *const u32) {}
     #[inline(always)]
     unsafe fn prefetch_near(_: *const u32) {}

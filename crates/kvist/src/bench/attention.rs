@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, Dtype, LayerKind, RunList, Seal, Slot};
+use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, LayerKind, RunList, Seal, Slot};
 use kvist_kernels::{AttnPlan, AttnShape, Isa, KvPool, Pool, Queries, attend, bf16};
 use serde_json::{Value, json};
 
@@ -27,6 +27,9 @@ const MOST_LAYERS: usize = 2048;
 const OPEN: u32 = 256;
 /// Where arithmetic takes the time, it does not matter where the bytes come from, and fewer layers do.
 const MOST_FLOPS: f64 = 2e10;
+
+/// Operations with weights, and bytes of each of these: none.
+const NO_WEIGHTS: (f64, f64) = (0.0, 2.0);
 
 /// One case measured. Times are seconds for one layer.
 pub struct Measured {
@@ -54,7 +57,7 @@ impl Measured {
         median(&self.unshared) / self.seconds()
     }
 
-    /// How much faster kv8 is than bf16.
+    /// How much faster kv8 is than kv16.
     pub fn kv8_gain(&self) -> f64 {
         of_pairs(&self.tree, &self.kv8)
     }
@@ -70,11 +73,11 @@ impl Measured {
     }
 
     pub fn floor(&self, limits: &Limits) -> f64 {
-        limits.floor(self.bytes, self.flops)
+        limits.floor(self.bytes, NO_WEIGHTS, self.flops)
     }
 
     fn is_bound_by_memory(&self, limits: &Limits) -> bool {
-        limits.floor(self.bytes, 0.0) > limits.floor(0.0, self.flops)
+        limits.floor(self.bytes, NO_WEIGHTS, 0.0) > limits.floor(0.0, NO_WEIGHTS, self.flops)
     }
 }
 
@@ -127,7 +130,7 @@ impl Input {
     fn new(case: &Case) -> Input {
         let (planned, heads) = (case.plan(None), case.heads);
         let kind = LayerKind::Gqa { heads: heads.kv, dk: heads.dim, dv: heads.dim };
-        let layer = planned.chunks * ChunkLayout::new(Dtype::Bf16, &[kind]).bytes;
+        let layer = planned.chunks * ChunkLayout::new(Codec::Kv16, &[kind]).bytes;
         let flops = 4.0 * (heads.q * heads.dim) as f64 * planned.row_tokens as f64;
         let layers = FOOTPRINT.div_ceil(layer).min((MOST_FLOPS / flops) as usize).clamp(1, MOST_LAYERS);
         Input { planned, kind, layers, flops }
@@ -143,9 +146,9 @@ impl Input {
 
     /// Of both pools, and of what three peers have, two of them perhaps in f32.
     fn bytes(&self, peers: bool) -> u64 {
-        let [bf16, kv8] = [Codec::Dense(Dtype::Bf16), Codec::Kv8].map(|codec| self.layout(codec).bytes as u64);
+        let [kv16, kv8] = [Codec::Kv16, Codec::Kv8].map(|codec| self.layout(codec).bytes as u64);
         let chunks = self.planned.chunks as u64;
-        (chunks + u64::from(self.open())) * bf16 + chunks * (kv8 + if peers { 5 * bf16 } else { 0 })
+        (chunks + u64::from(self.open())) * kv16 + chunks * (kv8 + if peers { 5 * kv16 } else { 0 })
     }
 }
 
@@ -159,7 +162,7 @@ fn measure(
     let Input { planned: Planned { runs, rows, chunks, tokens, .. }, layers, flops, .. } = input;
     let (rows, layers, heads) = (*rows, *layers, case.heads);
     let refused = |e| Failure::new(format!("{}: {e}", case.name()), "free some memory, or leave it out with --only");
-    let mut kv = KvPool::new(input.layout(Codec::Dense(Dtype::Bf16)), *chunks as u32).map_err(refused)?;
+    let mut kv = KvPool::new(input.layout(Codec::Kv16), *chunks as u32).map_err(refused)?;
     let mut kv8 = KvPool::with_codec(input.layout(Codec::Kv8), *chunks as u32, input.open()).map_err(refused)?;
     let mut random = Random(3);
     fill(&mut kv, pool, heads.kv * heads.dim, &mut random);

@@ -88,7 +88,7 @@ impl Work {
 
     /// Seconds if only bandwidth or arithmetic took time. Weights of less than 16 bits are multiplied as integers.
     fn floor(&self, limits: &Limits) -> f64 {
-        limits.floor(self.bytes, self.dense * (limits.peak / limits.peak_of(self.weights)) + self.attention)
+        limits.floor(self.bytes, (self.dense, self.weights), self.attention)
     }
 }
 
@@ -241,11 +241,10 @@ pub fn json(figures: &[Figure], limits: &Limits) -> Value {
 mod tests {
     use super::super::cases::CASES;
     use super::*;
-    use kvist_base::Dtype;
     use kvist_kernels::Isa;
     use kvist_model::shapes;
 
-    const CODEC: Codec = Codec::Dense(Dtype::Bf16);
+    const CODEC: Codec = Codec::Kv16;
 
     #[test]
     fn floors_follow_from_bytes_and_arithmetic() {
@@ -266,7 +265,8 @@ mod tests {
         let q4 = Work { weights: 0.6, ..prompt };
         assert_eq!(q4.floor(&limits), (prompt.dense / 4.0 + attention) / 1e9);
         let turn = Work::of_prompt(&subject, 4096, 4160);
-        assert_eq!(turn.bytes - decode.bytes, 4096.0 * 32768.0);
+        // 32 KiB of codes and 512 bytes of scales.
+        assert_eq!(turn.bytes - decode.bytes, 4096.0 * 33280.0);
     }
 
     #[test]

@@ -120,7 +120,7 @@ fn bench_engine(matches: &ArgMatches) -> Result<()> {
         shape => model::random(shape, form)?,
     };
     let cases = chosen_cases(matches, chosen.config.context)?;
-    let codec = load::codec(matches.get_one::<String>("kv-type").map_or("bf16", String::as_str));
+    let codec = load::codec(matches.get_one::<String>("kv-type").map_or("kv16", String::as_str));
     let subject = engine::Subject {
         config: &chosen.config,
         codec,
@@ -222,7 +222,7 @@ fn bench_store(matches: &ArgMatches) -> Result<()> {
         let what = format!("{longest} tokens and {most} new ones do not fit the model's context");
         return Err(Failure::usage(what, format!("--history {room}")));
     }
-    let codec = load::codec(matches.get_one::<String>("kv-type").map_or("bf16", String::as_str));
+    let codec = load::codec(matches.get_one::<String>("kv-type").map_or("kv16", String::as_str));
     let options = store::Options {
         histories,
         curve,

@@ -305,9 +305,9 @@ fn bench() -> Command {
                     Arg::new("kv-type")
                         .long("kv-type")
                         .value_name("TYPE")
-                        .default_value("bf16")
-                        .help("How whole chunks of KV are kept")
-                        .value_parser(PossibleValuesParser::new(["bf16", "kv8"])),
+                        .default_value("kv16")
+                        .help("How whole chunks of KV are kept; bf16 means kv16")
+                        .value_parser(PossibleValuesParser::new(["kv16", "kv8", "bf16"])),
                     Arg::new("case")
                         .long("case")
                         .value_name("CASE")
@@ -346,7 +346,8 @@ fn bench_store() -> Command {
             )
             .value_name("SHAPE"),
             choice("weights", "q4", &["bf16", "q8", "q4"], "How weights are kept").value_name("FORM"),
-            choice("kv-type", "bf16", &["bf16", "kv8"], "How whole chunks of KV are kept").value_name("TYPE"),
+            choice("kv-type", "kv16", &["kv16", "kv8", "bf16"], "How whole chunks of KV are kept; bf16 means kv16")
+                .value_name("TYPE"),
             list("history", "Tokens of the conversation [default: 2048, or what fits the context]", 64),
             list("new-tokens", "New tokens of the turns beside the 64 of the table [default: 8,32,64,128,256]", 1),
             Arg::new("repeat")

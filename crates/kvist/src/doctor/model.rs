@@ -208,8 +208,7 @@ fn bounds(chosen: &Chosen, limits: &Limits) -> (f64, f64) {
     let active = if c.tied { all } else { all - table };
     let bytes = chosen.bytes as f64 * active / all;
     let cached = Cores::of_machine().cache.is_some_and(|cache| bytes < cache as f64);
-    let of_peak = limits.peak / limits.peak_of(chosen.bytes as f64 / all);
-    let floor = |bytes: f64, weights: f64| limits.floor(bytes, 2.0 * weights * of_peak);
+    let floor = |bytes: f64, weights: f64| limits.floor(bytes, (2.0 * weights, chosen.bytes as f64 / all), 0.0);
     // Only the prompt's last token needs logits.
     (1.0 / floor(if cached { 0.0 } else { bytes }, active), 1.0 / floor(0.0, active - table))
 }

@@ -148,9 +148,9 @@ pub static WEIGHTS: Key = key(
 pub static KV_TYPE: Key = key(
     "kv-type",
     "TYPE",
-    Kind::Choice(&["bf16", "kv8"]),
-    Is("bf16"),
-    "How the cache keeps whole chunks; kv8: in 8 bits",
+    Kind::Choice(&["kv16", "kv8", "bf16"]),
+    Is("kv16"),
+    "How the cache keeps whole chunks: in 16 bits or in 8; bf16 means kv16",
 )
 .under(MEMORY)
 .also_in_run();

@@ -195,7 +195,7 @@ fn where_a_prompt_parts_from_what_is_kept_is_shown() {
     assert!(text.contains(" patient") && text.contains(" hurried"), "{text}");
     // Other settings make other bytes.
     let (text, _, _) = explain("same.json", conversation(), &["--kv-type", "kv8"]);
-    assert!(text.contains("other fingerprints: kvist-small bf16 bf16"), "{text}");
+    assert!(text.contains("other fingerprints: kvist-small bf16 kv16"), "{text}");
     let (_, errors, code) = explain("same.json", conversation(), &["--tenant", "nobody"]);
     assert_eq!(code, Some(1));
     assert!(
@@ -396,7 +396,7 @@ fn an_operator_lists_pins_and_verifies() {
         "{text}{errors}"
     );
     let (text, _, _) = home.cache("ls", &[]);
-    for part in ["of 1.0 GiB in ", "kvist-small bf16 bf16 ", "  operator: 1 conversation, ", " ago, pinned"] {
+    for part in ["of 1.0 GiB in ", "kvist-small bf16 kv16 ", "  operator: 1 conversation, ", " ago, pinned"] {
         assert!(text.contains(part), "{part:?} in\n{text}");
     }
     let (text, errors, code) = home.cache("pin", &["--messages", &file, "--unpin"]);

@@ -85,7 +85,7 @@ impl Truncating {
 
 #[test]
 fn the_oldest_turns_go_and_the_rest_keeps_its_kv_also_over_a_restart() {
-    for kv_type in ["bf16", "kv8"] {
+    for kv_type in ["kv16", "kv8"] {
         let mut whole = Truncating::start(kv_type);
         let (mut usages, mut moves) = (Vec::new(), Vec::new());
         let mut dropped = 0;

@@ -39,7 +39,7 @@ fn it_starts_answers_and_ends_on_a_signal() {
     for signal in ["TERM", "INT"] {
         let mut served = Served::start(&["--served-model-name", "small"]);
         for part in
-            ["small, ", "compiled into the binary", "2 threads", "KV cache  64.0 MiB in bf16: 16,384 tokens", "no key"]
+            ["small, ", "compiled into the binary", "2 threads", "KV cache  64.0 MiB in kv16: 16,128 tokens", "no key"]
         {
             assert!(served.page.contains(part), "{part:?} in\n{}", served.page);
         }

@@ -6,7 +6,7 @@ mod fields;
 mod generation;
 pub(crate) mod rope;
 
-use kvist_base::{ChunkLayout, Codec, Dtype, LayerKind, TokenId};
+use kvist_base::{ChunkLayout, Codec, LayerKind, TokenId};
 use serde_json::Value;
 
 pub use block::{Activation, Attention, Block, NormPlace, QkNorm, Scales};
@@ -167,7 +167,7 @@ impl Config {
 
     /// Layout of a chunk of KV in bf16.
     pub fn kv_layout(&self) -> ChunkLayout {
-        self.layout_of(Dtype::Bf16)
+        self.layout_of(Codec::Kv16)
     }
 
     /// The same in another form.

@@ -1,0 +1,331 @@
+//! How K and V of a head are stored: integers, and what they are multiplied with.
+//!
+//! K and V are matrices of pairs: K has a row for each pair of elements and a column for each token, V a row for each pair of
+//! tokens and a column for each element. A value is `code * scale`, `scale` the bf16 number at or above `largest / most` of
+//! what shares it, the code the nearest integer, ties to even.
+//!
+//! kv16, what tokens are written in: codes of 16 bits, a scale for each token's K and one for its V, so that a token does not
+//! depend on the others of its chunk. Half a unit is 2^-16 of K's largest element and 2^-14 of V's, where bf16 is off by up to
+//! 2^-9 of each.
+//!
+//! kv8, for sealed chunks: codes of 8 bits, a scale for either half of a row, so that K is scaled per channel (a few channels
+//! are much larger than the rest, in every token) and V per token.
+//!
+//! The kernels multiply codes as integers, and scale what they are multiplied with or the sums instead, once for many products.
+
+use kvist_base::CHUNK;
+
+use crate::bf16;
+
+/// Largest codes of 8 bits, of either sign: with -128 sums of products would not fit 32 bits as they do.
+pub(crate) const MOST_OF_8: usize = i8::MAX as usize;
+
+/// The same of V in 16 bits. The larger they are, the smaller the weights must be that they are multiplied with, 64 at a
+/// time: with so much for either they are off by about as much.
+pub(crate) const MOST_OF_V: usize = (1 << 13) - 1;
+
+/// Length of a key's codes as a vector. With queries of a `LONGEST`th of 2^31 products add up in 32 bits, whatever their signs
+/// are.
+pub(crate) const LONGEST: usize = 1 << 17;
+
+/// Largest size that is stored. A scale above what it stands for by a unit is finite then.
+const LARGEST: f32 = 3e38;
+
+/// Adding it to a number below 2^22 rounds that to an integer, ties to even.
+const ROUND: f32 = 12_582_912.0;
+
+/// Codes and scales of K and V of a head. Reading up to one vector behind the codes of V is allowed: there are scales, or the
+/// padding of the allocation.
+#[derive(Clone, Copy)]
+pub(crate) struct Head {
+    /// kv8, else kv16.
+    pub eight: bool,
+    /// `[dk/2][64][2]`.
+    pub k: *const u8,
+    /// kv8: `[dk/2][2]`. kv16: `[64]`.
+    pub k_scales: *const u16,
+    /// `[32][dv][2]`.
+    pub v: *const u8,
+    /// `[64]`.
+    pub v_scales: *const u16,
+}
+
+impl Head {
+    /// # Safety
+    /// `k` and `v` point to the tiles of a head, sizes `dk` and `dv`, aligned to 2 bytes.
+    pub unsafe fn new(eight: bool, k: *const u8, dk: usize, v: *const u8, dv: usize) -> Head {
+        let bytes = if eight { CHUNK } else { 2 * CHUNK };
+        // SAFETY: the scales lie behind the codes.
+        unsafe { Head { eight, k, k_scales: k.add(dk * bytes).cast(), v, v_scales: v.add(dv * bytes).cast() } }
+    }
+
+    /// The value at `half` of the pair in a row and column of K or V.
+    #[inline(always)]
+    pub fn value(&self, of_k: bool, dv: usize, row: usize, column: usize, half: usize) -> f32 {
+        let (codes, scales, width) = if of_k { (self.k, self.k_scales, CHUNK) } else { (self.v, self.v_scales, dv) };
+        let (at, shared) = ((row * width + column) * 2 + half, 2 * row + half);
+        // SAFETY: the tile outlives the view of it, and the caller's indices lie inside.
+        unsafe {
+            if self.eight {
+                f32::from(*codes.cast::<i8>().add(at)) * bf16::to_f32(*scales.add(shared))
+            } else {
+                let scale = scales.add(if of_k { column } else { shared });
+                f32::from(*codes.cast::<i16>().add(at)) * bf16::to_f32(*scale)
+            }
+        }
+    }
+
+    /// Encodes a head of kv16 into a tile of kv8.
+    pub fn encode(&self, dk: usize, dv: usize, out: &mut [u16]) {
+        debug_assert!(!self.eight);
+        let (k, v) = out.split_at_mut(dk * (CHUNK / 2 + 1));
+        encode_rows(CHUNK, k, |row, column, half| self.value(true, dv, row, column, half));
+        encode_rows(dv, v, |row, column, half| self.value(false, dv, row, column, half));
+    }
+}
+
+/// A token's K in kv16: gives the code of each element to `put`, and returns the scale. The length of the codes as a vector is
+/// less than [`LONGEST`]. What is no number becomes 0, what is infinite the largest value that there is.
+#[inline(always)]
+pub(crate) fn encode_key(x: &[f32], put: impl FnMut(usize, i16)) -> u16 {
+    let largest = largest(x);
+    let over = if largest > 0.0 { 1.0 / largest } else { 0.0 };
+    let mut squares = [0.0; 8];
+    for some in x.chunks(8) {
+        for (sum, &x) in squares.iter_mut().zip(some) {
+            let x = f32::from_bits(size(x)) * over;
+            *sum += x * x;
+        }
+    }
+    // Rounding makes each element longer by half at most.
+    let most = (LONGEST as f32 - 1.0) * (1.0 - 1e-5) - (x.len() as f32).sqrt();
+    encode_token(x, (most / squares.iter().sum::<f32>().sqrt()).min(i16::MAX as f32), put)
+}
+
+/// The same of V, of any length.
+#[inline(always)]
+pub(crate) fn encode_value(x: &[f32], put: impl FnMut(usize, i16)) -> u16 {
+    encode_token(x, MOST_OF_V as f32, put)
+}
+
+/// The largest element becomes `most`.
+#[inline(always)]
+fn encode_token(x: &[f32], most: f32, mut put: impl FnMut(usize, i16)) -> u16 {
+    let scale = scale(largest(x), most);
+    let unit = unit(scale);
+    x.iter().enumerate().for_each(|(i, &x)| put(i, code(x, unit, most) as i16));
+    scale
+}
+
+/// The largest size.
+#[inline(always)]
+fn largest(x: &[f32]) -> f32 {
+    f32::from_bits(x.iter().fold(0, |a, x| a.max(size(*x))))
+}
+
+/// The bits of `|x|`, or of what it is stored as.
+#[inline(always)]
+fn size(x: f32) -> u32 {
+    // Sizes are ordered as their bits are.
+    let size = x.to_bits() & 0x7fff_ffff;
+    if size > f32::INFINITY.to_bits() { 0 } else { size.min(LARGEST.to_bits()) }
+}
+
+/// Encodes rows of `width` pairs: codes to the front of `out`, two to a word, then two scales for each row.
+#[inline(always)]
+fn encode_rows(width: usize, out: &mut [u16], value: impl Fn(usize, usize, usize) -> f32) {
+    let rows = out.len() / (width + 2);
+    let (codes, scales) = out.split_at_mut(rows * width);
+    for (row, (codes, scales)) in codes.chunks_exact_mut(width).zip(scales.as_chunks_mut::<2>().0).enumerate() {
+        let mut largest = [0; 2];
+        for column in 0..width {
+            (0..2).for_each(|half| largest[half] = largest[half].max(size(value(row, column, half))));
+        }
+        *scales = largest.map(|largest| scale(f32::from_bits(largest), MOST_OF_8 as f32));
+        let units = scales.map(unit);
+        for (column, out) in codes.iter_mut().enumerate() {
+            let [a, b] = [0, 1].map(|half| code(value(row, column, half), units[half], MOST_OF_8 as f32) as i8);
+            *out = u16::from_le_bytes([a as u8, b as u8]);
+        }
+    }
+}
+
+/// The smallest bf16 number of which `most` reach the largest size.
+fn scale(largest: f32, most: f32) -> u16 {
+    let down = ((largest / most).to_bits() >> 16) as u16;
+    if bf16::to_f32(down) * most < largest { down + 1 } else { down }
+}
+
+/// What values are divided by.
+#[inline(always)]
+fn unit(scale: u16) -> f32 {
+    if scale == 0 { 1.0 } else { bf16::to_f32(scale) }
+}
+
+#[inline(always)]
+fn code(x: f32, unit: f32, most: f32) -> f32 {
+    ((x / unit + ROUND) - ROUND).clamp(-most, most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(src: &[u16], width: usize) -> Vec<u16> {
+        let mut out = vec![0; src.len() / 2 + src.len() / width];
+        encode_rows(width, &mut out, |row, column, half| bf16::to_f32(src[(row * width + column) * 2 + half]));
+        out
+    }
+
+    /// (value, decoded, scale) of each element.
+    fn decoded(src: &[u16], width: usize) -> Vec<(f64, f64, f64)> {
+        let out = encoded(src, width);
+        let (codes, scales) = out.split_at(src.len() / 2);
+        let each = |(i, &x): (usize, &u16)| {
+            let code = codes[i / 2].to_le_bytes()[i % 2] as i8;
+            let scale = bf16::to_f32(scales[i / (2 * width) * 2 + i % 2]) as f64;
+            (bf16::to_f32(x) as f64, code as f64 * scale, scale)
+        };
+        src.iter().enumerate().map(each).collect()
+    }
+
+    fn random(seed: u64, n: usize, value: impl Fn(u64) -> u16) -> Vec<u16> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state >> 20
+        };
+        (0..n).map(|_| value(next())).collect()
+    }
+
+    fn finite(bits: u64) -> u16 {
+        let x = bf16::to_f32(bits as u16);
+        if x.abs() <= LARGEST { bits as u16 } else { 0x3f80 }
+    }
+
+    /// Rows of all magnitudes, of one magnitude each, of denormal numbers alone.
+    #[test]
+    fn no_value_is_off_by_more_than_half_a_step() {
+        let sources: [fn(u64) -> u16; 4] = [
+            finite,
+            |bits| bf16::from_f32((bits % 20_001) as f32 / 10_000.0 - 1.0),
+            |bits| (bits & 0x807f) as u16,
+            |bits| [0x0001, 0x8001, 0x0080, 0x7f61, 0xff61, 0x0000, 0x8000, 0x3f80][bits as usize % 8],
+        ];
+        for (i, source) in sources.into_iter().enumerate() {
+            for width in [1, 3, 64, 128] {
+                for (x, got, scale) in decoded(&random(i as u64 + 7, 2 * width * 40, source), width) {
+                    // The quotient is rounded, too, which can turn a tie: 1e-6 of a step.
+                    assert!((x - got).abs() <= scale * (0.5 + 1e-5), "source {i}, width {width}: {x:e} as {got:e}");
+                    assert!(got.is_finite());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_value_of_a_row_gets_the_largest_code() {
+        for largest in (1..=0x7f61_u16).step_by(7) {
+            let x = bf16::to_f32(largest) as f64;
+            for (_, got, scale) in decoded(&[largest, largest | 0x8000], 1) {
+                let code = (got / scale).abs();
+                assert!(code <= 127.0, "{x:e}: {code}");
+                // Of denormal numbers the scale has fewer bits, so the codes are coarser.
+                assert!(largest < 0x0780 || code >= 126.0, "{x:e}: {code}");
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_stay_zeros_and_a_constant_is_kept() {
+        assert!(encoded(&[0; 128], 64).iter().all(|&word| word == 0));
+        assert!(decoded(&[0x8000; 128], 64).iter().all(|&(_, got, scale)| got == 0.0 && scale == 0.0));
+        for (x, got, _) in decoded(&[bf16::from_f32(-3.25); 128], 64) {
+            assert!((got / x - 1.0).abs() < 1.0 / 128.0, "{x} as {got}");
+        }
+    }
+
+    /// What scales in bf16 cost beside exact ones: they are at or above them by less than 2^-7, and so are the steps.
+    #[test]
+    fn a_rounded_scale_costs_little() {
+        let (mut squares, mut exact) = (0.0, 0.0);
+        let src = random(3, 2 * 64 * 500, |bits| bf16::from_f32((bits % 2_000_001) as f32 / 1e6 - 1.0));
+        for row in src.chunks_exact(128) {
+            for half in 0..2 {
+                let values: Vec<f64> = row.iter().skip(half).step_by(2).map(|&x| bf16::to_f32(x) as f64).collect();
+                let step = values.iter().fold(0.0, |a: f64, x| a.max(x.abs())) / 127.0;
+                exact += values.iter().map(|x| (x - (x / step).round_ties_even() * step).powi(2)).sum::<f64>();
+            }
+            squares += decoded(row, 64).iter().map(|(x, got, _)| (x - got).powi(2)).sum::<f64>();
+        }
+        let ratio = (squares / exact).sqrt();
+        println!("RMS error with bf16 scales over that with exact ones: {ratio:.4}");
+        assert!((1.0..1.01).contains(&ratio), "{ratio}");
+    }
+
+    /// kv16 of tokens of all sizes, with and without outliers, beside bf16.
+    #[test]
+    fn sixteen_bits_are_closer_than_bf16() {
+        for outlier in [1.0, 8.0, 64.0] {
+            let (mut squares, mut of_bf16) = (0.0, 0.0);
+            for token in 0..200 {
+                let mut x: Vec<f32> = random(token, 128, |bits| (bits >> 3) as u16)
+                    .iter()
+                    .map(|&x| f32::from(x) / 32_768.0 - 1.0)
+                    .collect();
+                x[token as usize % 128] *= outlier;
+                let mut codes = vec![0_i16; x.len()];
+                let scale = f64::from(bf16::to_f32(encode_value(&x, |i, code| codes[i] = code)));
+                for (&x, code) in x.iter().zip(codes) {
+                    let off = f64::from(x) - f64::from(code) * scale;
+                    assert!(off.abs() <= scale * (0.5 + 1e-3), "{x} as {code}");
+                    squares += off.powi(2);
+                    of_bf16 += f64::from(x - bf16::to_f32(bf16::from_f32(x))).powi(2);
+                }
+            }
+            let ratio = (of_bf16 / squares).sqrt();
+            println!("largest element {outlier} times the others: bf16 is off {ratio:.1} times as far");
+            assert!(ratio > 2.0);
+        }
+    }
+
+    #[test]
+    fn sixteen_bits_hold_what_is_no_number_and_what_is_too_large() {
+        let x = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 1.0];
+        let mut codes = [1; 5];
+        let scale = bf16::to_f32(encode_value(&x, |i, code| codes[i] = code));
+        assert_eq!(codes, [0, 8191, -8191, 8191, 0]);
+        assert!((8191.0 * scale).is_finite() && 8191.0 * scale >= LARGEST);
+        let mut codes = [1; 3];
+        assert_eq!(encode_value(&[0.0, -0.0, f32::NAN], |i, code| codes[i] = code), 0);
+        assert_eq!(codes, [0; 3]);
+        // The largest one is as large as scales of 8 bits allow.
+        for x in (0..2000).map(|i| 1.001_f32.powi(i - 1000)) {
+            let mut codes = [0; 1];
+            let scale = bf16::to_f32(encode_value(&[x], |i, code| codes[i] = code));
+            assert!(codes[0] > 8120 && scale * 8191.0 >= x, "{x} as {codes:?}");
+        }
+    }
+
+    #[test]
+    fn keys_are_no_longer_than_products_allow() {
+        for dim in [2, 18, 64, 128, 256, 576] {
+            // All alike, of random sizes, a single one.
+            let alike = vec![-1.7; dim];
+            let uneven: Vec<f32> = (0..dim).map(|i| (i * 37 % 101) as f32 - 50.0).collect();
+            let mut single = vec![0.0; dim];
+            single[1] = 3e38;
+            for x in [alike, uneven, single] {
+                let mut codes = vec![0_i64; dim];
+                let scale = bf16::to_f32(encode_key(&x, |i, code| codes[i] = i64::from(code)));
+                let squares: i64 = codes.iter().map(|code| code * code).sum();
+                assert!(squares < (LONGEST * LONGEST) as i64, "{dim}: {squares}");
+                let largest = *codes.iter().max_by_key(|code| code.abs()).unwrap();
+                assert!(largest.abs() > 30_000 || squares > (LONGEST * LONGEST) as i64 / 100 * 96, "{dim}: {squares}");
+                for (x, code) in x.iter().zip(&codes) {
+                    assert!((x - *code as f32 * scale).abs() <= scale * 0.51, "{dim}: {x} as {code}");
+                }
+            }
+        }
+    }
+}
