@@ -382,7 +382,7 @@ def main():
     parser.add_argument("--rates", action="store_true", help="only print what steps take, for the simulation")
     args = parser.parse_args()
     if args.kv_ram is None:
-        token = 4096  # of the embedded model in bf16
+        token = 4160  # of the embedded model in 16 bits
         args.kv_ram = str(args.batch * (args.ctx + CHUNK) * token + size(args.kv_disk) // 80)
     if args.rates:
         return print(asyncio.run(measure(args, 0)))

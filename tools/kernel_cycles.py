@@ -180,7 +180,7 @@ def main():
     rows = {}
     for kernel, function, product in [
         ("bf16 weights", "kvist_kernels6matmul8run_tile6others6avx512", BF16),
-        ("attention, bf16", "15groups_of_words6others6avx512", BF16),
+        ("attention, kv16", "16groups_of_shorts6others6avx512", SHORTS),
         ("attention, kv8", "15groups_of_codes6others6avx512", SHORTS),
         ("", "5quant6matmul8run_tile6others6others6avx512", INTEGER),
     ]:

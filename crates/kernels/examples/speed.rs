@@ -62,7 +62,7 @@ fn main() {
     }
     if wanted("attention") {
         println!(
-            "\nattention heads    d  rows  tokens       us  GFLOP/s  % peak     GB/s  % memory  unshared/shared  bf16/kv8"
+            "\nattention heads    d  rows  tokens       us  GFLOP/s  % peak     GB/s  % memory  unshared/shared  kv16/kv8"
         );
         for (heads, kv_heads, head_dim) in [(32, 8, 64), (32, 8, 128), (14, 2, 64), (8, 8, 128)] {
             let shape = AttnShape { heads, kv_heads, head_dim };

@@ -16,19 +16,6 @@ pub fn from_f32(x: f32) -> u16 {
     (if x.is_nan() { quiet } else { rounded }) as u16
 }
 
-/// As [`from_f32`], but the result is finite: NaN becomes 0, what overflows becomes the largest value of its sign.
-#[inline(always)]
-pub fn from_f32_finite(x: f32) -> u16 {
-    let y = from_f32(x);
-    if x.is_nan() {
-        0
-    } else if y & 0x7fff == 0x7f80 {
-        (y & 0x8000) | 0x7f7f
-    } else {
-        y
-    }
-}
-
 /// Widens `src` into `dst`, which has the same length.
 pub fn to_f32_slice(src: &[u16], dst: &mut [f32]) {
     assert_eq!(src.len(), dst.len());
@@ -51,10 +38,8 @@ mod tests {
             let f = to_f32(x);
             if f.is_nan() {
                 assert!(to_f32(from_f32(f)).is_nan());
-                assert_eq!(from_f32_finite(f), 0);
             } else {
                 assert_eq!(from_f32(f), x);
-                assert!(to_f32(from_f32_finite(f)).is_finite());
             }
         }
     }
@@ -67,7 +52,5 @@ mod tests {
         }
         assert_eq!(from_f32(f32::from_bits(0x3f81_8000)), 0x3f82);
         assert_eq!(from_f32(f32::MAX), 0x7f80);
-        assert_eq!(from_f32_finite(f32::MAX), 0x7f7f);
-        assert_eq!(from_f32_finite(f32::NEG_INFINITY), 0xff7f);
     }
 }

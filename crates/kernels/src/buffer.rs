@@ -10,7 +10,7 @@ const LINE: usize = 64;
 /// Size of a huge page on the machines we know; buffers of at least one are aligned to it.
 const HUGE: usize = 2 << 20;
 
-/// Zeroed bf16 elements, aligned to 64 bytes and followed by 64 readable bytes, so that a vector may be loaded across
+/// Zeroed elements of 16 bits, aligned to 64 bytes and followed by 64 readable bytes, so that a vector may be loaded across
 /// the end. Pages that were never written take no memory where the system allocates lazily.
 pub(crate) struct Buffer {
     base: NonNull<u8>,

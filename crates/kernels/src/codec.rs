@@ -5,8 +5,8 @@
 //! what shares it, the code the nearest integer, ties to even.
 //!
 //! kv16, what tokens are written in: codes of 16 bits, a scale for each token's K and one for its V, so that a token does not
-//! depend on the others of its chunk. Half a unit is 2^-16 of K's largest element and 2^-14 of V's, where bf16 is off by up to
-//! 2^-9 of each.
+//! depend on the others of its chunk. Half a unit is 2^-17 of K's length as a vector, or 2^-16 of its largest element if that is
+//! more, and 2^-13 of V's largest element, where bf16 is off by up to 2^-9 of each.
 //!
 //! kv8, for sealed chunks: codes of 8 bits, a scale for either half of a row, so that K is scaled per channel (a few channels
 //! are much larger than the rest, in every token) and V per token.
@@ -20,13 +20,13 @@ use crate::bf16;
 /// Largest codes of 8 bits, of either sign: with -128 sums of products would not fit 32 bits as they do.
 pub(crate) const MOST_OF_8: usize = i8::MAX as usize;
 
-/// The same of V in 16 bits. The larger they are, the smaller the weights must be that they are multiplied with, 64 at a
-/// time: with so much for either they are off by about as much.
-pub(crate) const MOST_OF_V: usize = (1 << 13) - 1;
+/// The same of V in kv16. The larger they are, the smaller the weights must be that they are multiplied with, 64 at a time, and
+/// what of those is less than a half is lost: with 13 bits for weights about as much at worst as rounding them to bf16 changes.
+pub(crate) const MOST_OF_V: usize = (1 << 12) - 1;
 
 /// Length of a key's codes as a vector. With queries of a `LONGEST`th of 2^31 products add up in 32 bits, whatever their signs
 /// are.
-pub(crate) const LONGEST: usize = 1 << 17;
+pub(crate) const LONGEST: usize = 1 << 16;
 
 /// Largest size that is stored. A scale above what it stands for by a unit is finite then.
 const LARGEST: f32 = 3e38;
@@ -34,8 +34,7 @@ const LARGEST: f32 = 3e38;
 /// Adding it to a number below 2^22 rounds that to an integer, ties to even.
 const ROUND: f32 = 12_582_912.0;
 
-/// Codes and scales of K and V of a head. Reading up to one vector behind the codes of V is allowed: there are scales, or the
-/// padding of the allocation.
+/// Codes and scales of K and V of a head. Reading up to one vector behind the codes of V is allowed: there are scales.
 #[derive(Clone, Copy)]
 pub(crate) struct Head {
     /// kv8, else kv16.
@@ -60,11 +59,14 @@ impl Head {
     }
 
     /// The value at `half` of the pair in a row and column of K or V.
+    ///
+    /// # Safety
+    /// The tile is still there, and the indices lie in it.
     #[inline(always)]
-    pub fn value(&self, of_k: bool, dv: usize, row: usize, column: usize, half: usize) -> f32 {
+    pub unsafe fn value(&self, of_k: bool, dv: usize, row: usize, column: usize, half: usize) -> f32 {
         let (codes, scales, width) = if of_k { (self.k, self.k_scales, CHUNK) } else { (self.v, self.v_scales, dv) };
         let (at, shared) = ((row * width + column) * 2 + half, 2 * row + half);
-        // SAFETY: the tile outlives the view of it, and the caller's indices lie inside.
+        // SAFETY: the caller's contract.
         unsafe {
             if self.eight {
                 f32::from(*codes.cast::<i8>().add(at)) * bf16::to_f32(*scales.add(shared))
@@ -76,11 +78,16 @@ impl Head {
     }
 
     /// Encodes a head of kv16 into a tile of kv8.
-    pub fn encode(&self, dk: usize, dv: usize, out: &mut [u16]) {
+    ///
+    /// # Safety
+    /// The tile is still there, of sizes `dk` and `dv`.
+    pub unsafe fn encode(&self, dk: usize, dv: usize, out: &mut [u16]) {
         debug_assert!(!self.eight);
         let (k, v) = out.split_at_mut(dk * (CHUNK / 2 + 1));
-        encode_rows(CHUNK, k, |row, column, half| self.value(true, dv, row, column, half));
-        encode_rows(dv, v, |row, column, half| self.value(false, dv, row, column, half));
+        // SAFETY: as many rows and columns as there are.
+        encode_rows(CHUNK, k, |row, column, half| unsafe { self.value(true, dv, row, column, half) });
+        // SAFETY: likewise.
+        encode_rows(dv, v, |row, column, half| unsafe { self.value(false, dv, row, column, half) });
     }
 }
 
@@ -89,7 +96,8 @@ impl Head {
 #[inline(always)]
 pub(crate) fn encode_key(x: &[f32], put: impl FnMut(usize, i16)) -> u16 {
     let largest = largest(x);
-    let over = if largest > 0.0 { 1.0 / largest } else { 0.0 };
+    // Of what is smaller the inverse may be infinite. Its codes are small as well, for scales are at least 2^-133.
+    let over = if largest >= f32::MIN_POSITIVE { 1.0 / largest } else { 0.0 };
     let mut squares = [0.0; 8];
     for some in x.chunks(8) {
         for (sum, &x) in squares.iter_mut().zip(some) {
@@ -99,19 +107,20 @@ pub(crate) fn encode_key(x: &[f32], put: impl FnMut(usize, i16)) -> u16 {
     }
     // Rounding makes each element longer by half at most.
     let most = (LONGEST as f32 - 1.0) * (1.0 - 1e-5) - (x.len() as f32).sqrt();
-    encode_token(x, (most / squares.iter().sum::<f32>().sqrt()).min(i16::MAX as f32), put)
+    let most = (most / squares.iter().sum::<f32>().sqrt()).min(i16::MAX as f32).floor();
+    encode_token(x, largest, most, put)
 }
 
 /// The same of V, of any length.
 #[inline(always)]
 pub(crate) fn encode_value(x: &[f32], put: impl FnMut(usize, i16)) -> u16 {
-    encode_token(x, MOST_OF_V as f32, put)
+    encode_token(x, largest(x), MOST_OF_V as f32, put)
 }
 
-/// The largest element becomes `most`.
+/// The largest size becomes `most`.
 #[inline(always)]
-fn encode_token(x: &[f32], most: f32, mut put: impl FnMut(usize, i16)) -> u16 {
-    let scale = scale(largest(x), most);
+fn encode_token(x: &[f32], largest: f32, most: f32, mut put: impl FnMut(usize, i16)) -> u16 {
+    let scale = scale(largest, most);
     let unit = unit(scale);
     x.iter().enumerate().for_each(|(i, &x)| put(i, code(x, unit, most) as i16));
     scale
@@ -263,19 +272,18 @@ mod tests {
         assert!((1.0..1.01).contains(&ratio), "{ratio}");
     }
 
-    /// kv16 of tokens of all sizes, with and without outliers, beside bf16.
+    /// Keys with and without outliers, and values, beside bf16.
     #[test]
     fn sixteen_bits_are_closer_than_bf16() {
-        for outlier in [1.0, 8.0, 64.0] {
+        for (outlier, of_k) in [(1.0, true), (8.0, true), (64.0, true), (1.0, false)] {
             let (mut squares, mut of_bf16) = (0.0, 0.0);
             for token in 0..200 {
-                let mut x: Vec<f32> = random(token, 128, |bits| (bits >> 3) as u16)
-                    .iter()
-                    .map(|&x| f32::from(x) / 32_768.0 - 1.0)
-                    .collect();
+                let numbers = random(token, 128, |bits| (bits >> 3) as u16);
+                let mut x: Vec<f32> = numbers.iter().map(|&x| f32::from(x) / 32_768.0 - 1.0).collect();
                 x[token as usize % 128] *= outlier;
                 let mut codes = vec![0_i16; x.len()];
-                let scale = f64::from(bf16::to_f32(encode_value(&x, |i, code| codes[i] = code)));
+                let put = |i, code| codes[i] = code;
+                let scale = f64::from(bf16::to_f32(if of_k { encode_key(&x, put) } else { encode_value(&x, put) }));
                 for (&x, code) in x.iter().zip(codes) {
                     let off = f64::from(x) - f64::from(code) * scale;
                     assert!(off.abs() <= scale * (0.5 + 1e-3), "{x} as {code}");
@@ -284,8 +292,8 @@ mod tests {
                 }
             }
             let ratio = (of_bf16 / squares).sqrt();
-            println!("largest element {outlier} times the others: bf16 is off {ratio:.1} times as far");
-            assert!(ratio > 2.0);
+            println!("K: {of_k}, largest element {outlier} times the others: bf16 is off {ratio:.1} times as far");
+            assert!(ratio > 2.0, "{ratio}");
         }
     }
 
@@ -294,8 +302,8 @@ mod tests {
         let x = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 1.0];
         let mut codes = [1; 5];
         let scale = bf16::to_f32(encode_value(&x, |i, code| codes[i] = code));
-        assert_eq!(codes, [0, 8191, -8191, 8191, 0]);
-        assert!((8191.0 * scale).is_finite() && 8191.0 * scale >= LARGEST);
+        assert_eq!(codes, [0, 4095, -4095, 4095, 0]);
+        assert!((4095.0 * scale).is_finite() && 4095.0 * scale >= LARGEST);
         let mut codes = [1; 3];
         assert_eq!(encode_value(&[0.0, -0.0, f32::NAN], |i, code| codes[i] = code), 0);
         assert_eq!(codes, [0; 3]);
@@ -303,7 +311,7 @@ mod tests {
         for x in (0..2000).map(|i| 1.001_f32.powi(i - 1000)) {
             let mut codes = [0; 1];
             let scale = bf16::to_f32(encode_value(&[x], |i, code| codes[i] = code));
-            assert!(codes[0] > 8120 && scale * 8191.0 >= x, "{x} as {codes:?}");
+            assert!(codes[0] > 4060 && scale * 4095.0 >= x, "{x} as {codes:?}");
         }
     }
 
@@ -325,6 +333,22 @@ mod tests {
                 for (x, code) in x.iter().zip(&codes) {
                     assert!((x - *code as f32 * scale).abs() <= scale * 0.51, "{dim}: {x} as {code}");
                 }
+            }
+        }
+    }
+
+    /// The inverse of a key's largest element was infinite where that is subnormal, and so became its scale: the token was lost
+    /// in 16 bits, and 0 once sealed.
+    #[test]
+    fn keys_of_tiny_elements_have_finite_scales() {
+        for tiny in [1e-45, 1e-40, 2e-39, 1e-38] {
+            for dim in [2, 64, 256] {
+                let mut codes = vec![0; dim];
+                let scale = bf16::to_f32(encode_key(&vec![tiny; dim], |i, code| codes[i] = code));
+                assert!(
+                    codes.iter().all(|&code| (f32::from(code) * scale - tiny).abs() <= scale * 0.51),
+                    "{tiny:e}: {scale}"
+                );
             }
         }
     }

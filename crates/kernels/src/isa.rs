@@ -5,7 +5,7 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
     /// AVX-512 F, BW, VL, DQ, VNNI and BF16 (Zen 4, Cooper Lake, Sapphire Rapids and later). Products of bf16 weights have bits
-    /// of their own; attention has those of [`Isa::Avx512Vnni`].
+    /// of their own; attention is that of [`Isa::Avx512Vnni`].
     Avx512,
     /// AVX-512 F, BW, VL, DQ and VNNI (Cascade Lake, Ice Lake and later). The same bits as [`Isa::Avx2`]: products of
     /// bf16 are the same multiply-adds, and sums over lanes are over as many.

@@ -165,7 +165,8 @@ impl KvPool {
             // SAFETY: the tile lies in the slab of a chunk of the pool. Each tile is written by one job alone, for no
             // chunk is sealed twice, and `self` is borrowed exclusively.
             let out = unsafe { data.slice((to.0 as usize * target.layout.bytes + at) / 2, (end - at) / 2) };
-            open.encode(dk, dv, out);
+            // SAFETY: it is a head of the layer, in the pool.
+            unsafe { open.encode(dk, dv, out) };
         });
     }
 
@@ -186,7 +187,8 @@ impl KvPool {
     }
 
     /// A layer's slices of `chunks`, which ascend, as every tier holds them. Whoever writes them keeps the promise of
-    /// the pool: what is decoded from them is finite, scales are not negative, and no code is -128 or -32768.
+    /// the pool: what is decoded from them is finite, scales are not negative, and codes are within the bounds of
+    /// their codec: past those sums would be wrong, though nothing else.
     ///
     /// # Panics
     /// When the chunks do not ascend, or lie outside the pool.
@@ -320,8 +322,10 @@ impl KvPool {
         let (tile, slot) = (self.head(slot.chunk, layer, head), slot.slot as usize);
         assert!(slot < CHUNK);
         // For K row = pair of elements, for V row = pair of tokens.
-        (0..dk).for_each(|i| k[i] = tile.value(true, dv, i % (dk / 2), slot, i / (dk / 2)));
-        (0..dv).for_each(|i| v[i] = tile.value(false, dv, slot / 2, i, slot % 2));
+        // SAFETY: the slot lies in the tile, which is part of the pool.
+        (0..dk).for_each(|i| k[i] = unsafe { tile.value(true, dv, i % (dk / 2), slot, i / (dk / 2)) });
+        // SAFETY: likewise.
+        (0..dv).for_each(|i| v[i] = unsafe { tile.value(false, dv, slot / 2, i, slot % 2) });
     }
 
     /// Elements of a slab.

@@ -227,7 +227,7 @@ unsafe fn steps_in_registers<S: Simd, const R: usize, const V: usize>(
     *count = ((n * R * V * per_step) as u64, flops as u64);
 }
 
-/// The same in products of pairs of 16 bits, as attention has them.
+/// GOP/s of all threads together in products of pairs of 16 bits, as attention has them, out of registers and L1.
 ///
 /// # Panics
 /// When the machine cannot run `isa`.

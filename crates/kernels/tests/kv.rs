@@ -10,8 +10,8 @@ use kvist_kernels::{KvPool, Pool, bf16};
 fn stored(x: &[f32], of_k: bool) -> (Vec<f32>, f32) {
     let largest = x.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
     let length = x.iter().map(|x| (x / largest).powi(2)).sum::<f32>().sqrt();
-    let most =
-        if of_k { ((131_071.0 * (1.0 - 1e-5) - (x.len() as f32).sqrt()) / length).min(32_767.0) } else { 8191.0 };
+    let most = ((65_535.0 * (1.0 - 1e-5) - (x.len() as f32).sqrt()) / length).min(32_767.0).floor();
+    let most = if of_k { most } else { 4095.0 };
     // The least bf16 number of which so many reach the largest one.
     let scale = (0..0x7f80).map(bf16::to_f32).find(|scale| scale * most >= largest).unwrap();
     (x.iter().map(|x| (x / scale).round_ties_even()).collect(), scale)

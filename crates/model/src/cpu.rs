@@ -1,4 +1,4 @@
-//! The executor in earnest: weights, KV, queries and matrix inputs in bf16, everything else in f32, on the kernels.
+//! The executor in earnest: weights, queries and matrix inputs in bf16, KV in 16 bits or 8, everything else in f32, on the kernels.
 
 use std::sync::{Arc, Mutex};
 

@@ -77,7 +77,7 @@ impl Model {
         &self.config
     }
 
-    /// An executor with a KV pool of `chunks` chunks in bf16. `context`: tokens in a sequence at most, `None` for all that
+    /// An executor with a KV pool of `chunks` chunks in 16 bits. `context`: tokens in a sequence at most, `None` for all that
     /// the model was made for.
     pub fn into_executor(self, chunks: u32, context: Option<usize>, isa: Isa, threads: usize) -> Result<CpuExecutor> {
         self.with_pool(PoolSize::kv16(chunks), context, isa, threads)
@@ -93,9 +93,9 @@ impl Model {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolSize {
     pub codec: Codec,
-    /// Chunks, encoded if the codec is not bf16.
+    /// Chunks, encoded if the codec is kv8.
     pub chunks: u32,
-    /// Slabs for open chunks beside them, two at least; none where all chunks are bf16.
+    /// Slabs for open chunks beside them, two at least; none where all chunks are kv16.
     pub open: u32,
 }
 

@@ -314,7 +314,7 @@ mod tests {
         }
     }
 
-    /// Codes take half the bytes of bf16: two places of them bring such a chunk, and K of it brings a chunk of codes.
+    /// Codes of 8 bits take half the bytes of 16: two places of them bring such a chunk, and K of it brings a chunk of codes.
     #[test]
     fn chunks_of_the_other_form_are_asked_for_as_a_whole() {
         let kv = KvPool::with_codec(ChunkLayout::new(Codec::Kv8, &KINDS), 2, 2).expect("memory");

@@ -25,7 +25,7 @@ const TOGETHER: usize = 4;
 #[inline(always)]
 pub(super) unsafe fn queries<S: Dots>(
     coded: &Coded,
-    k_scales: *const f32,
+    (k_scales, sizes): (*const f32, *mut f32),
     shape: AttnShape,
     at: usize,
     n: usize,
@@ -56,9 +56,9 @@ pub(super) unsafe fn queries<S: Dots>(
                 S::store(out.add(i), x);
                 most = S::larger(x, most);
             }
-            S::store(coded.spread.add(r * PANEL), most);
+            S::store(sizes.add(r * PANEL), most);
         }
-        reduce::<S, true>(coded.spread, &mut largest, n);
+        reduce::<S, true>(sizes, &mut largest, n);
         in_shorts::<S>(coded.rows, padded, dim, n, largest, largest_of(dim, MOST_OF_8))
     }
 }

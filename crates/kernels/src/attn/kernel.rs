@@ -36,7 +36,7 @@ pub(super) struct Scratch {
     state: Words,
     /// m and l of the folded state; its O is the output.
     folded: Vec<f32>,
-    /// Scores of a group, `[query row][64]`; the prepared weights of a row, or those in 16 bits, take their place.
+    /// Scores of a group, `[query row][64]`; a row's weights in 16 bits take their place.
     scores: Aligned<[f32; GROUP * CHUNK]>,
     /// What a row's scores are reduced to before lanes meet, `[query row][PANEL]`.
     spread: Aligned<[f32; GROUP * PANEL]>,
@@ -192,7 +192,7 @@ unsafe fn visit<S: Dots>(
         };
         if kv.eight {
             let CodedScratch { q, rows } = &mut scratch.coded;
-            let coded = Coded { q: q.as_ptr(), rows: rows.as_mut_ptr(), spread: tile.sizes };
+            let coded = Coded { q: q.as_ptr(), rows: rows.as_mut_ptr() };
             groups_of_codes(S::ISA, tile.with(InCodes(coded)), begin..end, upcoming);
         } else {
             groups_of_shorts(S::ISA, tile, begin..end, upcoming);

@@ -1,14 +1,14 @@
 //! kv16: queries in 16 bits.
 //!
 //! A query row becomes 16 bits under one f32 scale, so that its products with K [add up](super::shorts) as integers, exactly
-//! and on every path alike. Sums are bounded by the lengths of both as vectors (Cauchy-Schwarz). Half a unit is a 2^-15th of
+//! and on every path alike. Sums are bounded by the lengths of both as vectors (Cauchy-Schwarz). Half a unit is 2^-16 of
 //! the row's length, where rounding to bf16 is off by up to 2^-9 of each element.
 
 use crate::bf16;
 use crate::codec::LONGEST;
 use crate::simd::PANEL;
 
-/// Shortest row that is told from nothing: of what is smaller the scale would be subnormal, and the inverse overflow.
+/// Smallest largest element of a row that is told from nothing: of what is smaller the scale would be subnormal, and the inverse overflow.
 const LEAST: f32 = 4e-34;
 
 /// Largest element that counts; what is more, or no number, becomes some number.

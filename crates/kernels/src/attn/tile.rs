@@ -1,7 +1,7 @@
 //! A group of query rows against one chunk.
 //!
 //! Per chunk, `S = q K^T` for a block of query rows, masked, the running maximum of each row raised, `p = 2^(S - m)`
-//! rounded to bf16 (to 16 bits: [`shorts`]), `l` and `O` scaled by `2^(m_old - m)`, then `O += p V`. A row that
+//! rounded to 16 bits ([`shorts`]), `l` and `O` scaled by `2^(m_old - m)`, then `O += p V`. A row that
 //! sees nothing of a chunk is left untouched, whatever its block mates see. K and V of the chunk stay in the L1 cache
 //! while all row blocks pass.
 
@@ -21,7 +21,7 @@ use crate::simd::{AT_ONCE, PANEL, Simd, block_sizes};
 /// Query rows that meet K of a chunk before the first of them meets V, at most.
 pub(super) const GROUP: usize = 32;
 
-/// The same of those that meet K and V as they are: K and q, then V and O fit the L1 cache.
+/// The same of those that meet codes: their queries are there once more, times scales.
 const NARROW_GROUP: usize = 24;
 
 const _: () =
@@ -75,8 +75,6 @@ pub(super) struct Coded {
     pub q: *const f32,
     /// Room for the queries of a group times scales, [`GROUP`] padded rows.
     pub rows: *mut f32,
-    /// As [`Tile::sizes`].
-    pub spread: *mut f32,
 }
 
 /// What K and V of a tile are, known when the hot loops are compiled.
@@ -206,7 +204,7 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
     unsafe {
         let mut q = Rows { at: tile.q, apart: plan.shape.apart(), scales: [1.0; FACTORS] };
         if let Some(coded) = tile.form.coded() {
-            let scales = codes::queries::<S>(coded, tile.k_scales, plan.shape, at, n, tile.first_of_k());
+            let scales = codes::queries::<S>(coded, (tile.k_scales, tile.sizes), plan.shape, at, n, tile.first_of_k());
             q = Rows { at: coded.rows.cast(), apart: plan.shape.padded(), scales };
         } else {
             q.at = q.at.add(at * q.apart);
@@ -245,11 +243,10 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             let scaled = S::mul(S::load_n(l, rows), S::load(alpha.as_ptr().add(i)));
             S::store_n(l, rows, S::add(scaled, S::load(sums.as_ptr().add(i))));
         }
-        let vectors = (0, plan.shape.head_dim.div_ceil(S::LANES));
         let mut row = 0;
         while row < n {
             let size = block_size::<S>(n - row);
-            tile_block!(S, size, outputs(tile, &p, at, row, vectors, &alpha, &masks));
+            tile_block!(S, size, outputs(tile, &p, at, row, &alpha, &masks));
             row += size;
         }
     }
@@ -389,13 +386,13 @@ unsafe fn outputs<S: Dots, const R: usize, const V: usize>(
     p: &Rows,
     at: usize,
     from: usize,
-    some: (usize, usize),
     alpha: &[f32; FACTORS],
     masks: &[u64; GROUP],
 ) {
     // SAFETY: passed on.
     unsafe {
-        cover!(S, R, V, some, columns(column, tile, p, at, from, alpha, masks));
+        let vectors = tile.job.plan.shape.head_dim.div_ceil(S::LANES);
+        cover!(S, R, V, (0, vectors), columns(column, tile, p, at, from, alpha, masks));
     }
 }
 

@@ -226,9 +226,6 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     unsafe fn add_up(sums: __m512, x: __m512) -> __m512 {
-        if const { BF16 } {
-            return Self::add(sums, x);
-        }
         // Eight sums as with AVX2; in the upper lanes zeros, which add nothing to them in the end.
         let (first, last) = (_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
         _mm512_zextps256_ps512(_mm256_add_ps(_mm256_add_ps(_mm512_castps512_ps256(sums), first), last))

@@ -221,7 +221,7 @@ pub(crate) const WIDE_STEPS: usize = 32;
 pub(crate) const WIDE: usize = WIDE_STEPS * 2 * WIDE_VECTORS * PANEL;
 
 /// Rows of the smallest block that meets them.
-pub(crate) const WIDE_ROWS: usize = 4;
+const WIDE_ROWS: usize = 4;
 
 /// Whether blocks of so many rows and vectors have steps on widened operands.
 pub(crate) const fn meets_widened<S: Simd>(rows: usize, vectors: usize) -> bool {
@@ -292,7 +292,7 @@ impl Ask for All {
     }
 }
 
-/// `acc += x . w` over `pairs` steps, in ascending order: the one inner loop of matmul, of q K^T and of p V in bf16.
+/// `acc += x . w` over `pairs` steps, in ascending order: the inner loop of products with bf16.
 ///
 /// # Safety
 /// As [`Simd::step`], for `w + i * stride` and `x + i * PAIR`, `i < pairs`.

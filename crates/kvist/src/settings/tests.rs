@@ -129,7 +129,7 @@ fn errors_name_the_place_and_the_way_out() {
     };
     contains(fails(&[("port", "70000")], &[], None), &["--port", "70000", "from 0 to 65535", "hint: "]);
     contains(fails(&[("kv-ram", "much")], &[], None), &["--kv-ram", "not a size"]);
-    contains(fails(&[("kv-type", "kv4")], &[], None), &["bf16"]);
+    contains(fails(&[("kv-type", "kv4")], &[], None), &["kv16", "kv8"]);
     contains(fails(&[("threads", "0")], &[], None), &["--threads", "from 1 to 1024", "hint: without it: the cores"]);
     contains(fails(&[("max-step-tokens", "1")], &[], None), &["from 32 to 65536"]);
     contains(fails(&[("max-step-tokens", "9223372036854775807")], &[], None), &["from 32 to 65536"]);

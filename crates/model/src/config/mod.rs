@@ -165,7 +165,7 @@ impl Config {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
-    /// Layout of a chunk of KV in bf16.
+    /// Layout of a chunk of KV in 16 bits.
     pub fn kv_layout(&self) -> ChunkLayout {
         self.layout_of(Codec::Kv16)
     }
