@@ -149,8 +149,12 @@ fn range(text: &str) -> Result<Range<u64>, String> {
 }
 
 fn codec(text: &str) -> Result<Codec, String> {
-    let known = [Codec::Kv16, Codec::Kv8];
-    known.into_iter().find(|codec| codec.to_string() == text).ok_or("kv16 or kv8".into())
+    match text {
+        // As `kvist serve` understands it.
+        "kv16" | "bf16" => Ok(Codec::Kv16),
+        "kv8" => Ok(Codec::Kv8),
+        _ => Err("kv16 or kv8".into()),
+    }
 }
 
 fn main() -> ExitCode {

@@ -260,12 +260,12 @@ isa_entry!(fn short_steps(n: usize, count: &mut u64) = short_steps_of, with avx5
 /// The ISA of `S` is available.
 #[inline(always)]
 unsafe fn short_steps_of<S: Dots>(n: usize, count: &mut u64) {
-    // SAFETY: passed on. As many sums as cover five cycles of latency at two products a cycle, of as few rows as that takes.
+    // SAFETY: passed on. The largest blocks of attention.
     *count = unsafe {
         match S::LANES {
-            4 => short_block::<S, 1, 4>(n),
-            8 => short_block::<S, 4, 2>(n),
-            _ => short_block::<S, 3, 4>(n),
+            4 => short_block::<S, 2, 4>(n),
+            8 => short_block::<S, 6, 2>(n),
+            _ => short_block::<S, 6, 4>(n),
         }
     };
 }
