@@ -6,11 +6,9 @@ use kvist_campaign::bitwise::{Report, run};
 use kvist_campaign::{parallel, subjects};
 use kvist_model::Canary;
 
-const KV16: Codec = Codec::Kv16;
-
 #[test]
 fn cold_is_warm_is_any_batch() {
-    hold(2000, KV16);
+    hold(2000, Codec::Kv16);
 }
 
 #[test]
@@ -42,9 +40,9 @@ fn hold(cases: u64, codec: Codec) -> Report {
 fn canaries_are_caught() {
     let jobs = std::thread::available_parallelism().map_or(1, |n| n.get());
     for (codec, canary, cases) in [
-        (KV16, Canary::FoldByCompletion, 20_000),
-        (KV16, Canary::BlockRescale, 600),
-        (KV16, Canary::RoundAfterUse, 600),
+        (Codec::Kv16, Canary::FoldByCompletion, 20_000),
+        (Codec::Kv16, Canary::BlockRescale, 600),
+        (Codec::Kv16, Canary::RoundAfterUse, 600),
         (Codec::Kv8, Canary::CodesTooSoon, 600),
     ] {
         let subjects = subjects::with_canary(None, codec, canary);

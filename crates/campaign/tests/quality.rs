@@ -4,7 +4,7 @@
 use kvist_base::CHUNK;
 use kvist_campaign::quality::{EXACT, ROUNDED, logits, mean_divergence, measure, model, prompts};
 use kvist_kernels::Isa;
-use kvist_model::{Model, OracleExecutor, testing};
+use kvist_model::{OracleExecutor, testing};
 
 const THREADS: usize = 4;
 
@@ -19,11 +19,8 @@ fn kv8_is_close_to_kv16() {
     let (vocab, prompt) = (plain.config().vocab, &prompts[5]);
     let mut oracle = OracleExecutor::of(&plain, prompt.len().div_ceil(CHUNK) as u32, None).unwrap();
     let unrounded = testing::logits(&mut oracle, prompt, &[], 0);
-    let from_unrounded = |model: &Model, kv8| {
-        let found = logits(model, kv8, isa, THREADS, prompt);
-        mean_divergence(vocab, &unrounded, &found)
-    };
-    let [as_it_is, outliers] = [&plain, &exact].map(|model| from_unrounded(model, false));
+    let [as_it_is, outliers] =
+        [&plain, &exact].map(|model| mean_divergence(vocab, &unrounded, &logits(model, false, isa, THREADS, prompt)));
     println!("mean KL from KV and activations in f32: {as_it_is:.3e}, with outliers in K {outliers:.3e}");
     assert!(as_it_is != outliers, "nothing was scaled");
     assert!(outliers < 1.1 * as_it_is && as_it_is < 3e-4);

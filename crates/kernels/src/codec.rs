@@ -16,12 +16,14 @@
 use kvist_base::CHUNK;
 
 use crate::bf16;
+use crate::simd::ROUND;
 
 /// Largest codes of 8 bits, of either sign: with -128 sums of products would not fit 32 bits as they do.
 pub(crate) const MOST_OF_8: usize = i8::MAX as usize;
 
 /// The same of V in kv16. The larger they are, the smaller the weights must be that they are multiplied with, 64 at a time, and
-/// what of those is less than a half is lost: with 13 bits for weights about as much at worst as rounding them to bf16 changes.
+/// what of those is less than a half is lost: of a chunk's at most one in 260, beside a single one that is 16,388 times as large
+/// as each other. Rounding weights to bf16 changes each by up to one in 512.
 pub(crate) const MOST_OF_V: usize = (1 << 12) - 1;
 
 /// Length of a key's codes as a vector. With queries of a `LONGEST`th of 2^31 products add up in 32 bits, whatever their signs
@@ -30,9 +32,6 @@ pub(crate) const LONGEST: usize = 1 << 16;
 
 /// Largest size that is stored. A scale above what it stands for by a unit is finite then.
 const LARGEST: f32 = 3e38;
-
-/// Adding it to a number below 2^22 rounds that to an integer, ties to even.
-const ROUND: f32 = 12_582_912.0;
 
 /// Codes and scales of K and V of a head. Reading up to one vector behind the codes of V is allowed: there are scales.
 #[derive(Clone, Copy)]

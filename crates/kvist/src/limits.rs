@@ -169,7 +169,11 @@ impl Limits {
             "read_gb_per_second": self.bandwidth,
             "read_gb_per_second_lowest_highest": self.bandwidths,
             "bf16_gflop_per_second": self.peak,
-            "integer_gop_per_second": {"up_to_6_bits": self.integer_peaks[0], "8_bits": self.integer_peaks[1], "16_bits": self.short_peak},
+            "integer_gop_per_second": {
+                "up_to_6_bits": self.integer_peaks[0],
+                "8_bits": self.integer_peaks[1],
+                "16_bits": self.short_peak,
+            },
             "clock_ghz": self.clock_ghz,
             "operations_per_cycle_share": self.per_cycle,
             "steadiness": self.steadiness,

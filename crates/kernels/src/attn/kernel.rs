@@ -29,7 +29,7 @@ pub(super) struct Job<'a> {
 
 /// A thread's memory; kept, so that a steady step allocates nothing.
 pub(super) struct Scratch {
-    /// Prepared queries of a band as pairs, what 16 bits of them stand for, and the shift of each row that is prepared.
+    /// Queries of a band as pairs of 16 bits, what these stand for, and the shift of each row that is prepared.
     q: Words,
     q_scales: Words,
     shifts: Vec<Option<u32>>,
@@ -40,6 +40,7 @@ pub(super) struct Scratch {
     scores: Aligned<[f32; GROUP * CHUNK]>,
     /// What a row's scores are reduced to before lanes meet, `[query row][PANEL]`.
     spread: Aligned<[f32; GROUP * PANEL]>,
+    /// The same of how large its queries and weights are.
     sizes: Aligned<[f32; GROUP * PANEL]>,
     /// Scales of a chunk: of K for each token or each element, of V for each token.
     k_scales: Words,

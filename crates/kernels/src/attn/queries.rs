@@ -4,15 +4,10 @@
 //! and on every path alike. Sums are bounded by the lengths of both as vectors (Cauchy-Schwarz). Half a unit is 2^-16 of
 //! the row's length, where rounding to bf16 is off by up to 2^-9 of each element.
 
+use super::shorts::{LEAST, MOST};
 use crate::bf16;
 use crate::codec::LONGEST;
-use crate::simd::PANEL;
-
-/// Smallest largest element of a row that is told from nothing: of what is smaller the scale would be subnormal, and the inverse overflow.
-const LEAST: f32 = 4e-34;
-
-/// Largest element that counts; what is more, or no number, becomes some number.
-const MOST: f32 = 3e38;
+use crate::simd::{PANEL, ROUND};
 
 /// A query row as pairs of element `i` and element `i + len / 2`, in 16 bits, and what these stand for, over their values.
 ///
@@ -49,8 +44,7 @@ pub(super) unsafe fn query(q: &[u16], to: *mut u32) -> f32 {
     let over = over * (most / squares.sqrt().min(MOST));
     let (a, b) = q.split_at(q.len() / 2);
     for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
-        // Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits.
-        let [a, b] = [a, b].map(|x| (bf16::to_f32(x) * over + 12_582_912.0).to_bits());
+        let [a, b] = [a, b].map(|x| (bf16::to_f32(x) * over + ROUND).to_bits());
         // SAFETY: the caller's contract.
         unsafe { *to.add(i) = a & 0xffff | b << 16 };
     }

@@ -6,11 +6,12 @@ use super::tile::{EXPS, FACTORS, exponentials, reduce};
 use crate::quant::dots::Dots;
 use crate::simd::{Ask, PANEL};
 
-/// Largest number that is told from nothing: of what is smaller the scale would be subnormal, and the inverse overflow.
-const LEAST: f32 = 4e-34;
+/// Smallest largest element of a row that is told from nothing: of what is smaller the scale would be subnormal, and the
+/// inverse overflow.
+pub(super) const LEAST: f32 = 4e-34;
 
-/// Largest product of a query with a scale that counts; what is more, or no number, becomes some number.
-const MOST: f32 = 3e38;
+/// Largest element that counts; what is more, or no number, becomes some number.
+pub(super) const MOST: f32 = 3e38;
 
 /// Largest of 16 bits of which `products` with codes of at most `code` in size still add up to 32.
 pub(super) fn largest_of(products: usize, code: usize) -> f32 {

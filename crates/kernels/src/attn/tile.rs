@@ -1,9 +1,9 @@
 //! A group of query rows against one chunk.
 //!
 //! Per chunk, `S = q K^T` for a block of query rows, masked, the running maximum of each row raised, `p = 2^(S - m)`
-//! rounded to 16 bits ([`shorts`]), `l` and `O` scaled by `2^(m_old - m)`, then `O += p V`. A row that
-//! sees nothing of a chunk is left untouched, whatever its block mates see. K and V of the chunk stay in the L1 cache
-//! while all row blocks pass.
+//! rounded to 16 bits ([`shorts`]), `l` and `O` scaled by `2^(m_old - m)`, then `O += p V`. A row that sees nothing of a
+//! chunk is left untouched, whatever its block mates see. K and V of the chunk stay in the L1 cache while all row blocks
+//! pass.
 
 use kvist_base::{CHUNK, Run};
 
@@ -34,7 +34,7 @@ pub(super) const FACTORS: usize = GROUP.next_multiple_of(PANEL);
 pub(super) const EXPS: usize = 4;
 
 /// Token pairs of a chunk.
-pub(super) const PAIRS: usize = CHUNK / 2;
+const PAIRS: usize = CHUNK / 2;
 
 /// Softmax state of query rows: the output so far is `o / l`, relative to the maximum `m` (log2 domain). `m` is -inf
 /// where nothing was seen yet.
@@ -138,7 +138,7 @@ pub(super) struct Tile<'a, F: Form> {
     pub scores: *mut f32,
     /// [`PANEL`] elements for each of [`GROUP`] rows.
     pub spread: *mut f32,
-    /// The same again.
+    /// The same again, for sizes of queries and weights.
     pub sizes: *mut f32,
     /// Row blocks of the running group, and what it asks for.
     pub blocks: usize,

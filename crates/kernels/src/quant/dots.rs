@@ -3,10 +3,7 @@
 
 use super::half;
 use super::packed::GROUP;
-use crate::simd::{Portable, Simd};
-
-/// 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits.
-const ROUND: f32 = 12_582_912.0;
+use crate::simd::{Portable, ROUND, Simd};
 
 /// Sums of products of four bytes, or two 16-bit integers, at a time; lanes are outputs.
 ///

@@ -38,6 +38,9 @@ pub(crate) const fn block_sizes<const N: usize>(most: usize) -> [u8; N] {
     sizes
 }
 
+/// 1.5 * 2^23: adding it to a number below 2^22 rounds that to an integer, ties to even, which is then in the low bits.
+pub(crate) const ROUND: f32 = 12_582_912.0;
+
 /// Minimax polynomial of `2^f` on [-1/2, 1/2] with the constant term 1.
 #[expect(clippy::approx_constant, reason = "close to ln 2, but not meant to be it")]
 const EXP2: [f32; 6] = [1.0, 0.693_147, 0.240_222_42, 0.055_507_337, 0.009_671_513, 0.001_326_472_6];
@@ -191,8 +194,6 @@ pub(crate) trait Simd: Copy + 'static {
     /// 128, though some may be no number, which gives 0 either way.
     #[inline(always)]
     unsafe fn exp2_each<const N: usize, const SMALL: bool>(x: [Self::F; N]) -> [Self::F; N] {
-        // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits.
-        const ROUND: f32 = 12_582_912.0;
         let low = Self::splat(-125.0);
         let (mut shifted, mut f, mut p) = (x, x, [Self::splat(EXP2[5]); N]);
         for i in 0..N {
