@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use crate::buffer::{Aligned, SharedMut};
 use crate::simd::{
-    Lines, Nothing, PANEL, Simd, WIDE, WIDE_STEPS, WIDE_VECTORS, dots, dots_widened, isa_entry, meets_widened, prepare,
+    Line, Nothing, PANEL, Simd, WIDE, WIDE_STEPS, WIDE_VECTORS, dots, dots_widened, isa_entry, meets_widened, prepare,
     row_block,
 };
 use crate::{Isa, PackedBf16, Pool};
@@ -231,12 +231,12 @@ unsafe fn block<S: Simd, const R: usize, const V: usize>(job: &Job, slice: Slice
         let x = job.x.add(row * job.stride + from * S::PAIR);
         if V * S::LANES == PANEL {
             let next = w.cast::<u8>().wrapping_add(AHEAD);
-            dots::<S, R, V, _>(&mut acc, w, PANEL, job.panel, x, job.stride, to - from, Lines([next]));
+            dots::<S, R, V, _>(&mut acc, w, PANEL, job.panel, x, job.stride, to - from, Line(next));
         } else {
             // Each of the first row blocks asks for the lines of one panel: of the next pairs, or of the next panels.
             let nth = if slice.asks { (row - slice.row) / S::ROWS } else { V };
             let (panel, pair) = if to < job.pairs { (panel, to) } else { (panel + panels_of::<S, R, V>(), 0) };
-            let next = Lines([job.w.wrapping_add((panel + nth) * job.panel + pair * PANEL).cast()]);
+            let next = Line(job.w.wrapping_add((panel + nth) * job.panel + pair * PANEL).cast());
             let (stride, row, steps) = (job.panel, job.stride, to - from);
             match slice.wide {
                 Some(wide) if const { meets_widened::<S>(R, V) } => match nth {

@@ -3,7 +3,8 @@
 //!
 //! A loop is known by its products and by something that goes with them. In attention and in bf16 products these are
 //! multiply-adds and the words of rows that are broadcast: `R` rows by `V` vectors are `2 R V` and `2 R` in a step where
-//! bf16 is widened, and `R V` and `R` where it is multiplied as it is, as KV is. In quantised products they are
+//! bf16 is widened and in two steps of KV, and `R V` and `R` where bf16 is multiplied as it is. Four rows of KV or more by four
+//! vectors have `2 R - 4` where the products of two rows broadcast for themselves. In quantised products they are
 //! integer products and f32 multiply-adds, which scale the sums of a group: with AVX-512, `R` rows by `V` vectors are
 //! `8 R V` and `R V`, of formats with a minimum `2 R V`, and half of the products where there are two scales. One row
 //! and four panels have as many as four rows and one; where a block's heads are unpacked at once, the compiler puts its
@@ -52,31 +53,63 @@ const WIDE_QUANT: &[(Kind, usize)] = &[
     ((96, 24), 310),
 ];
 
-const GUARDS: [Guard; 13] = [
+const GUARDS: [Guard; 15] = [
     Guard {
         function: "16groups_of_shorts6others4avx2",
         products: &["vpmaddwd"],
         with: BROADCASTS,
-        committed: &[((8, 1), 25), ((8, 2), 28), ((8, 4), 28), ((9, 3), 30), ((10, 5), 35), ((12, 6), 42)],
+        committed: &[
+            ((8, 4), 32),
+            ((8, 8), 33),
+            ((10, 10), 39),
+            ((12, 12), 45),
+            ((16, 4), 54),
+            ((16, 8), 52),
+            ((18, 6), 58),
+            ((20, 10), 62),
+            ((24, 12), 72),
+        ],
     },
     Guard {
         function: "16groups_of_shorts6others6avx512",
         products: &["vpdpwssd"],
         with: BROADCASTS,
-        committed: &[((8, 2), 25), ((12, 3), 30), ((16, 4), 35), ((20, 5), 40), ((24, 6), 47)],
+        committed: &[((8, 2), 34), ((16, 4), 44), ((24, 6), 54), ((32, 4), 61), ((40, 6), 71), ((48, 8), 83)],
     },
     Guard {
         function: "15groups_of_codes6others4avx2",
         products: &["vpmaddwd"],
         with: BROADCASTS,
         // Three rows by three vectors are less than a line a step: which steps ask for one is worked out in the loop.
-        committed: &[((8, 1), 32), ((8, 2), 28), ((8, 4), 29), ((9, 3), 36), ((10, 5), 34), ((12, 6), 41)],
+        committed: &[
+            ((8, 4), 29),
+            ((8, 8), 33),
+            ((10, 10), 39),
+            ((12, 12), 45),
+            ((16, 4), 52),
+            ((16, 8), 51),
+            ((18, 6), 69),
+            ((20, 10), 61),
+            ((24, 12), 71),
+        ],
     },
     Guard {
         function: "15groups_of_codes6others6avx512",
         products: &["vpdpwssd"],
         with: BROADCASTS,
-        committed: &[((8, 2), 20), ((12, 3), 25), ((16, 4), 30), ((20, 5), 35), ((24, 6), 40)],
+        committed: &[((8, 2), 28), ((16, 4), 38), ((24, 6), 48), ((32, 8), 58), ((40, 10), 68), ((48, 12), 78)],
+    },
+    Guard {
+        function: "17groups_of_widened6others4avx2",
+        products: &["vpmaddwd"],
+        with: BROADCASTS,
+        committed: &[((16, 8), 51), ((20, 10), 61), ((24, 12), 71)],
+    },
+    Guard {
+        function: "17groups_of_widened6others6avx512",
+        products: &["vpdpwssd"],
+        with: BROADCASTS,
+        committed: &[((32, 4), 53), ((40, 6), 63), ((48, 8), 73)],
     },
     Guard {
         function: "kvist_kernels6matmul8run_tile6others4avx2",
@@ -148,13 +181,13 @@ const GUARDS: [Guard; 13] = [
         function: "16groups_of_shorts10avx512vnni",
         products: &["vpdpwssd"],
         with: BROADCASTS,
-        committed: &[((8, 2), 25), ((12, 3), 30), ((16, 4), 35), ((20, 5), 40), ((24, 6), 47)],
+        committed: &[((8, 2), 34), ((16, 4), 44), ((24, 6), 54), ((32, 4), 61), ((40, 6), 71), ((48, 8), 83)],
     },
     Guard {
         function: "15groups_of_codes10avx512vnni",
         products: &["vpdpwssd"],
         with: BROADCASTS,
-        committed: &[((8, 2), 20), ((12, 3), 25), ((16, 4), 30), ((20, 5), 35), ((24, 6), 40)],
+        committed: &[((8, 2), 28), ((16, 4), 38), ((24, 6), 48), ((32, 8), 58), ((40, 10), 68), ((48, 12), 78)],
     },
     Guard {
         function: "kvist_kernels6matmul8run_tile10avx512vnni",

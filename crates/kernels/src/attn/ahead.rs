@@ -1,16 +1,19 @@
 //! What is asked for of the next chunks while one is read.
 
+use std::cell::Cell;
 use std::ops::Range;
+
+use kvist_base::CHUNK;
 
 use super::kernel::Job;
 use super::plan::Task;
 use super::steps::{Step, query_rows};
 use super::tile::{Form, Tile};
 use crate::codec::Head;
-use crate::simd::{LINE, Simd};
+use crate::simd::{Ask, LINE, Simd};
 
-/// With so many row blocks each of the first ones asks for its part of the next chunks. The first one alone would ask for
-/// more than memory brings meanwhile, and its own operands would wait behind that.
+/// With so many row blocks all of them share in asking. The first one alone would ask for more than memory brings meanwhile,
+/// and its own operands would wait behind that.
 pub(super) const SHARERS: usize = 4;
 
 /// Visits ahead of which chunks are asked for at most, and bytes that they take: these stay in the L2 cache until then.
@@ -84,8 +87,13 @@ impl<'a> Upcoming<'a> {
             }
             let id = runs.chunks[(run.chunks.start + chunk) as usize];
             let next = self.job.kv.head(id, self.job.layer, self.head);
-            count += asks.add(codes, here, next, count, most);
+            if shared {
+                asks.places[count] = place(&next);
+            } else {
+                asks.follow(codes, here, &next);
+            }
             asks.asked = i + 1;
+            count += 1;
             if count == most {
                 break;
             }
@@ -99,41 +107,36 @@ impl<'a> Upcoming<'a> {
     }
 }
 
+/// Addresses from and to which something lies.
+type Place = [usize; 2];
+
+/// Where the K and V of a chunk are, with their scales.
+fn place(head: &Head) -> Place {
+    [head.k as usize, head.v_scales as usize + CHUNK * size_of::<u16>()]
+}
+
 /// What a group asks for.
 #[derive(Clone, Copy)]
 pub(super) struct Asks {
-    /// Bytes from K of the chunk that it meets to what it asks for while it reads K, as many bytes as it reads: from up
-    /// to two places. The same of V.
-    k: [Option<isize>; 2],
-    v: [Option<isize>; 2],
+    /// By few row blocks, of which the first one asks: bytes from K of the chunk that it meets to what is asked for while
+    /// it reads K, as many bytes as it reads. The same of V.
+    k: Option<isize>,
+    v: Option<isize>,
+    /// By those that share.
+    places: [Place; 2],
     /// What [`Upcoming::asked`] will be.
     asked: usize,
 }
 
 impl Asks {
-    pub const NOTHING: Asks = Asks { k: [None; 2], v: [None; 2], asked: 0 };
+    pub const NOTHING: Asks = Asks { k: None, v: None, places: [[0; 2]; 2], asked: 0 };
 
-    /// Adds what comes after the K and V of a chunk, in codes or not, as place `at` of at most `most`; how many places
-    /// that takes.
-    fn add(&mut self, codes: bool, (k, v): (*const u8, *const u8), next: Head, at: usize, most: usize) -> usize {
+    /// What comes after the K and V of a chunk, in codes or not.
+    fn follow(&mut self, codes: bool, (k, v): (*const u8, *const u8), next: &Head) {
         let from = |here: *const u8, next: *const u8| Some(next as isize - here as isize);
-        (self.k[at], self.v[at]) = (from(k, next.k), from(v, next.v));
-        match (codes, next.eight) {
-            // It takes twice the bytes that codes do: the second half of each.
-            (true, false) if at + 1 < most => {
-                let codes_of_k = next.k_scales as usize - next.k as usize;
-                let codes_of_v = next.v_scales as usize - next.v as usize;
-                self.k[at + 1] = self.k[at].map(|k| k + (codes_of_k / 2) as isize);
-                self.v[at + 1] = self.v[at].map(|v| v + (codes_of_v / 2) as isize);
-                2
-            }
-            // K and V of codes take what K alone takes in 16 bits.
-            (false, true) => {
-                self.v[at] = None;
-                1
-            }
-            _ => 1,
-        }
+        self.k = from(k, next.k);
+        // K and V of codes take what K alone takes in 16 bits.
+        self.v = if next.eight && !codes { None } else { from(v, next.v) };
     }
 }
 
@@ -141,100 +144,174 @@ impl Asks {
 #[derive(Clone, Copy)]
 pub(super) enum Ahead {
     Nothing,
-    /// As many bytes as are read, but at most a line a step, from here on.
-    Line(*const u8),
-    /// The same from two places.
-    Lines([*const u8; 2]),
+    /// From here on, so many bytes with two steps: those of a line at most.
+    Line(*const u8, usize),
+    /// The same of two lines.
+    Lines(*const u8, usize),
     /// As many bytes as are read, from here on.
     All(*const u8),
 }
 
-/// Which line of a step of `width` bytes, `column` bytes from the first of its operand, row block `block` of so many asks
-/// for where they share, at either place. Line `i` of the operand's steps is for sharer `i % SHARERS`, however they are
-/// cut into loops. The first blocks are sharers of the first place, the last ones, from the third sharer on, of the second:
-/// few have a line of both.
-fn share(column: usize, width: usize, block: usize, blocks: usize) -> [Option<usize>; 2] {
-    let line = |sharer: usize| (sharer + SHARERS - column / LINE % SHARERS) % SHARERS;
-    let sharers = [Some(block), (block + SHARERS).checked_sub(blocks).map(|sharer| (sharer + SHARERS / 2) % SHARERS)];
-    sharers.map(|sharer| sharer.filter(|&sharer| sharer < SHARERS).map(line).filter(|line| line * LINE < width))
+/// Asks for so many lines with two steps of a loop, from there on, of which so many bytes are new each time.
+#[derive(Clone, Copy)]
+pub(super) struct Paced<const LINES: usize>(pub *const u8, pub usize);
+
+impl<const LINES: usize> Ask for Paced<LINES> {
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(self, _: usize, _: usize, _: usize) {}
+
+    #[inline(always)]
+    unsafe fn ask_two<S: Simd>(self, _: usize, i: usize, _: usize) {
+        for line in 0..LINES {
+            // SAFETY: any address may be asked for.
+            unsafe { S::prefetch(self.0.wrapping_add(i / 2 * self.1 + line * LINE).cast()) };
+        }
+    }
 }
 
-/// Whether blocks of so many rows and bytes a step may have a line of both places.
-pub(super) const fn has_two<S: Simd>(rows: usize, bytes: usize) -> bool {
-    // Groups that share have blocks of almost equal size.
-    rows > S::ROWS / 2 && bytes > SHARERS / 2 * LINE
+/// Lines that a row asks for between scores and outputs, at most, while loops have room for the rest.
+const BETWEEN: usize = 6;
+
+/// How what row blocks share in asking for is spread over all that a group does. A core waits for a dozen lines at a time:
+/// with more of them on their way its own operands wait as well, wherever they come from.
+#[derive(Default)]
+pub(super) struct Pace {
+    /// What is still to be asked for.
+    places: Cell<[Place; 2]>,
+    /// New bytes with two steps for each pair of a step's vectors, in 1/2^16.
+    rate: usize,
+    /// Lines for each row between scores and outputs.
+    between: usize,
+}
+
+impl Pace {
+    /// For `rows` rows in so many blocks, of this head size.
+    fn new(places: [Place; 2], rows: usize, blocks: usize, dim: usize) -> Pace {
+        /// Pairs of a step's vectors in the widest loops.
+        const WIDTH: usize = 64;
+        let lines = places.map(|[from, to]| (to - from).div_ceil(LINE));
+        // The loop in which the first place ends goes on behind it.
+        let lines = lines[0] + if lines[1] > 0 { lines[1] + (dim / 2).max(CHUNK / 2) } else { 0 };
+        // Of all loops: K has `dim / 2` steps of 64 pairs, V 32 of `dim`.
+        let pairs = 2 * blocks * CHUNK * (dim / 2);
+        let room = 2 * (pairs / 2 / WIDTH);
+        let between = lines.div_ceil(4 * rows).min(BETWEEN).max(lines.saturating_sub(room).div_ceil(rows));
+        let left = lines.saturating_sub(between * rows);
+        Pace { places: Cell::new(places), rate: ((left * LINE * 2) << 16) / pairs, between }
+    }
+
+    /// The next `bytes`, or what else is left of a place.
+    #[inline(always)]
+    fn take(&self, bytes: usize) -> Option<*const u8> {
+        let [[mut from, mut to], then] = self.places.get();
+        let mut later = then;
+        if from >= to {
+            [from, to] = then;
+            later = [0; 2];
+            if from >= to {
+                return None;
+            }
+        }
+        self.places.set([[from + bytes, to], later]);
+        Some(std::ptr::without_provenance(from))
+    }
+
+    /// What a loop asks for in so many steps of `width` pairs.
+    #[inline(always)]
+    fn of_loop(&self, width: usize, steps: usize) -> Ahead {
+        // Up, so that nothing is left.
+        let bytes = (((self.rate * width) >> 16) + 1).min(2 * LINE);
+        match self.take(steps / 2 * bytes) {
+            None => Ahead::Nothing,
+            Some(next) if bytes <= LINE => Ahead::Line(next, bytes),
+            Some(next) => Ahead::Lines(next, bytes),
+        }
+    }
+
+    /// Asks for what is due with each row between scores and outputs.
+    ///
+    /// # Safety
+    /// The ISA of `S` is available.
+    #[inline(always)]
+    pub unsafe fn with_row<S: Simd>(&self) {
+        if self.between == 0 {
+            return;
+        }
+        if let Some(next) = self.take(self.between * LINE) {
+            for line in 0..self.between {
+                // SAFETY: any address may be asked for.
+                unsafe { S::prefetch(next.wrapping_add(line * LINE).cast()) };
+            }
+        }
+    }
+}
+
+/// Whether row blocks of so many rows may be those of a group that shares: these are of almost equal size.
+pub(super) const fn may_share<S: Simd>(rows: usize) -> bool {
+    rows > S::ROWS / 2
 }
 
 impl<F: Form> Tile<'_, F> {
+    /// Begins with a group of `n` rows, which asks for this.
+    pub fn ask<S: Simd>(&mut self, n: usize, asks: Asks) {
+        self.blocks = blocks_of::<S>(n);
+        self.asks = asks;
+        self.pace = match asks.places {
+            [[_, 0], _] => Pace::default(),
+            places => Pace::new(places, n, self.blocks, self.job.plan.shape.head_dim),
+        };
+    }
+
     /// Whether row blocks of the running group share in asking.
-    pub fn shares(&self) -> bool {
+    fn shares(&self) -> bool {
         share_in_asking(self.blocks)
     }
 
     /// What the rows from `from` of the group ask for while they read `pairs` steps of K, of `width` pairs from `column` on.
     #[inline(always)]
-    pub fn ahead_of_k<S: Simd>(&self, column: usize, width: usize, pairs: usize, from: usize) -> Ahead {
-        self.ahead::<S>(self.k, self.asks.k, (column, width), pairs, from)
+    pub fn ahead_of_k(&self, column: usize, width: usize, pairs: usize, from: usize) -> Ahead {
+        self.ahead((self.k, self.asks.k), (column, width), pairs, from)
     }
 
     /// The same of V.
     #[inline(always)]
-    pub fn ahead_of_v<S: Simd>(&self, column: usize, width: usize, pairs: usize, from: usize) -> Ahead {
-        self.ahead::<S>(self.v, self.asks.v, (column, width), pairs, from)
+    pub fn ahead_of_v(&self, column: usize, width: usize, pairs: usize, from: usize) -> Ahead {
+        self.ahead((self.v, self.asks.v), (column, width), pairs, from)
     }
 
     #[inline(always)]
-    fn ahead<S: Simd>(
+    fn ahead(
         &self,
-        here: *const u8,
-        places: [Option<isize>; 2],
+        (here, next): (*const u8, Option<isize>),
         (column, width): (usize, usize),
         pairs: usize,
         from: usize,
     ) -> Ahead {
-        let bytes = if F::CODES { 2 } else { 4 };
-        let place = |next: isize| here.wrapping_offset(next).wrapping_add(bytes * column * pairs);
         if self.shares() {
-            // Larger row blocks come first.
-            let lines = share(bytes * column, bytes * width, from.div_ceil(S::ROWS), self.blocks);
-            let [first, second] = [0, 1].map(|i| {
-                let (next, line) = (places[i]?, lines[i]?);
-                Some(place(next).wrapping_add(line * LINE * pairs))
-            });
-            match (first, second) {
-                (Some(first), Some(second)) => Ahead::Lines([first, second]),
-                (Some(next), None) | (None, Some(next)) => Ahead::Line(next),
-                (None, None) => Ahead::Nothing,
-            }
-        } else {
-            match places[0] {
-                Some(next) if from == 0 => Ahead::All(place(next)),
-                _ => Ahead::Nothing,
-            }
+            return self.pace.of_loop(width, pairs);
+        }
+        let bytes = if F::CODES { 2 } else { 4 };
+        match next {
+            Some(next) if from == 0 => Ahead::All(here.wrapping_offset(next).wrapping_add(bytes * column * pairs)),
+            _ => Ahead::Nothing,
         }
     }
 
     /// The first lines of the next K, if row blocks do not share in asking for it.
     #[inline(always)]
     pub fn first_of_k(&self) -> Option<*const u8> {
-        if self.shares() {
-            return None;
-        }
-        self.asks.k[0].map(|next| self.k.wrapping_offset(next))
+        self.asks.k.map(|next| self.k.wrapping_offset(next))
     }
 
-    /// Asks for some lines of the next V between scores and outputs: with few rows that is a tenth of the time, in which
-    /// memory would have nothing to do. Part `part` of three.
+    /// Asks for some lines of the next V between scores and outputs, if row blocks do not share: with few rows that is a tenth
+    /// of the time, in which memory would have nothing to do. Part `part` of three.
     ///
     /// # Safety
     /// The ISA of `S` is available.
     #[inline(always)]
     pub unsafe fn ask_between<S: Simd>(&self, part: usize) {
         const LINES: usize = 8;
-        if self.shares() {
-            return;
-        }
-        if let Some(next) = self.asks.v[0] {
+        if let Some(next) = self.asks.v {
             let next = self.v.wrapping_offset(next);
             for line in part * LINES..(part + 1) * LINES {
                 // SAFETY: any address may be asked for.
@@ -244,21 +321,22 @@ impl<F: Form> Tile<'_, F> {
     }
 }
 
-/// Calls `$f::<.., _>($args, ask)`, which asks for what `$ahead` says; `$bytes` are read in a step. Forms that cannot occur are
-/// not compiled.
+/// Calls `$f::<.., _>($args, (ask, $bytes))`, which asks for what `$ahead` says; `$bytes` are read in a step. Forms that cannot
+/// occur are not compiled.
 macro_rules! asking {
-    ($ahead:expr, $bytes:expr, $f:ident::<$s:ident, $codes:literal, $r:ident, $v:ident>($($arg:expr),*)) => {
+    ($ahead:expr, $bytes:expr, $f:ident::<$s:ident, $codes:literal, $row:ident, $r:ident, $v:ident>($($arg:expr),*)) => {
         match $ahead {
-            Ahead::Nothing => $f::<$s, $codes, $r, $v, _>($($arg),*, $crate::simd::Nothing),
             Ahead::All(next) if const { $bytes > $crate::simd::LINE } => {
-                $f::<$s, $codes, $r, $v, _>($($arg),*, $crate::simd::All(next))
+                $f::<$s, $codes, $row, $r, $v, _>($($arg),*, ($crate::simd::All(next), $bytes))
             }
-            Ahead::Lines(next) if const { super::ahead::has_two::<$s>($r, $bytes) } => {
-                $f::<$s, $codes, $r, $v, _>($($arg),*, $crate::simd::Lines(next))
+            Ahead::All(next) => $f::<$s, $codes, $row, $r, $v, _>($($arg),*, ($crate::simd::Line(next), $bytes)),
+            Ahead::Line(next, apart) if const { super::ahead::may_share::<$s>($r) } => {
+                $f::<$s, $codes, $row, $r, $v, _>($($arg),*, (super::ahead::Paced::<1>(next, apart), $bytes))
             }
-            Ahead::Line(next) | Ahead::Lines([next, _]) | Ahead::All(next) => {
-                $f::<$s, $codes, $r, $v, _>($($arg),*, $crate::simd::Lines([next]))
+            Ahead::Lines(next, apart) if const { super::ahead::may_share::<$s>($r) } => {
+                $f::<$s, $codes, $row, $r, $v, _>($($arg),*, (super::ahead::Paced::<2>(next, apart), $bytes))
             }
+            _ => $f::<$s, $codes, $row, $r, $v, _>($($arg),*, ($crate::simd::Nothing, $bytes)),
         }
     };
 }
@@ -303,7 +381,8 @@ mod tests {
                             let all = query_rows(run, upcoming.rows, group);
                             for at in (0..all).step_by(24) {
                                 let asks = upcoming.asks::<Portable>(false, (k, v), 24.min(all - at), all);
-                                asked.extend(asks.k.iter().flatten().map(|&next| k.wrapping_offset(next) as usize));
+                                asked.extend(asks.places.iter().map(|place| place[0]).filter(|&place| place > 0));
+                                asked.extend(asks.k.map(|next| k.wrapping_offset(next) as usize));
                                 upcoming.have_asked(&asks);
                             }
                         }
@@ -314,49 +393,74 @@ mod tests {
         }
     }
 
-    /// Codes of 8 bits take half the bytes of 16: two places of them bring such a chunk, and K of it brings a chunk of codes.
+    /// Codes of 8 bits take half the bytes of 16: K of 16 bits brings a chunk of codes.
     #[test]
-    fn chunks_of_the_other_form_are_asked_for_as_a_whole() {
+    fn few_rows_ask_for_a_chunk_of_codes_while_they_read_k() {
         let kv = KvPool::with_codec(ChunkLayout::new(Codec::Kv8, &KINDS), 2, 2).expect("memory");
         let [codes, shorts] = [0, 2].map(|chunk| kv.head(ChunkId(chunk), 0, 1));
-        let read = 64 * 64;
         let mut asks = Asks::NOTHING;
-        assert_eq!(asks.add(true, (codes.k, codes.v), shorts, 0, 2), 2);
-        let place = |from: *const u8, next: Option<isize>| from.wrapping_offset(next.expect("a place")) as usize;
-        assert_eq!(asks.k.map(|next| place(codes.k, next)), [shorts.k as usize, shorts.k as usize + read]);
-        assert_eq!(asks.v.map(|next| place(codes.v, next)), [shorts.v as usize, shorts.v as usize + read]);
-        let mut asks = Asks::NOTHING;
-        assert_eq!(asks.add(false, (shorts.k, shorts.v), codes, 0, 1), 1);
-        assert_eq!((place(shorts.k, asks.k[0]), asks.v), (codes.k as usize, [None; 2]));
-        assert!(
-            place(shorts.k, asks.k[0]) + 2 * read >= codes.v as usize + 64 * 64 - 64 * 4,
-            "all but the last lines of V"
-        );
+        asks.follow(false, (shorts.k, shorts.v), &codes);
+        let from = shorts.k.wrapping_offset(asks.k.expect("a place")) as usize;
+        assert_eq!((from, asks.v), (codes.k as usize, None));
+        assert!(from + 64 * 64 * 2 >= codes.v as usize + 64 * 64 - 64 * 4, "all but the last lines of V");
     }
 
     #[test]
-    fn sharers_ask_for_each_line_once() {
-        for (blocks, bytes) in (SHARERS..=8).flat_map(|n| [128, 160, 256, 320, 384, 512, 768, 1024].map(|b| (n, b))) {
-            for most in [32, 64, 128, 256] {
-                // As the loops of each row block cut the operand's steps.
-                let mut asked = [vec![0; bytes], vec![0; bytes]];
-                for block in 0..blocks {
-                    let mut column = 0;
-                    while column < bytes {
-                        let width = most.min(bytes - column);
-                        for (line, asked) in share(column, width, block, blocks).iter().zip(&mut asked) {
-                            if let Some(line) = line {
-                                let from = column + line * LINE;
-                                asked[from..(from + LINE).min(column + width)].iter_mut().for_each(|n| *n += 1);
-                            }
-                        }
-                        column += width;
-                    }
+    fn a_place_ends_behind_the_scales() {
+        let kv = KvPool::with_codec(ChunkLayout::new(Codec::Kv8, &KINDS), 2, 2).expect("memory");
+        for chunk in [0, 2] {
+            let [[from, to], [next, _]] = [0, 1].map(|head| place(&kv.head(ChunkId(chunk), 0, head)));
+            assert_eq!((from < to, to), (true, next));
+        }
+    }
+
+    /// Lines that a loop asks for.
+    fn lines(ahead: Ahead, steps: usize) -> Vec<usize> {
+        let (next, bytes, lines) = match ahead {
+            Ahead::Line(next, bytes) => (next as usize, bytes, 1),
+            Ahead::Lines(next, bytes) => (next as usize, bytes, 2),
+            _ => return Vec::new(),
+        };
+        assert!(bytes <= lines * LINE);
+        (0..steps / 2).flat_map(|i| (0..lines).map(move |line| (next + i * bytes) / LINE + line)).collect()
+    }
+
+    /// As loops of all widths do, between which rows ask as well: for each line, and for little else.
+    #[test]
+    fn what_is_shared_is_asked_for_in_the_course_of_all_loops() {
+        for (dim, width, rows) in
+            [(64_usize, 16, 24_usize), (64, 64, 19), (96, 32, 25), (128, 16, 32), (128, 64, 32), (256, 64, 32)]
+        {
+            let blocks = rows.div_ceil(6);
+            let [narrow, wide] = [2 * (CHUNK * dim + dim + CHUNK), 2 * (2 * CHUNK * dim + 2 * CHUNK)];
+            for sizes in [vec![wide], vec![narrow], vec![wide, wide], vec![wide, narrow], vec![]] {
+                let mut places = [[0; 2]; 2];
+                for (i, (place, bytes)) in places.iter_mut().zip(&sizes).enumerate() {
+                    *place = [1 << (20 + i), (1 << (20 + i)) + bytes];
                 }
-                assert!(
-                    asked.iter().flatten().all(|n| *n == 1),
-                    "{bytes} in loops of {most}, {blocks} blocks: {asked:?}"
-                );
+                let pace = Pace::new(places, rows, blocks, dim);
+                let mut asked = Vec::new();
+                for _ in 0..blocks * CHUNK / width {
+                    asked.extend(lines(pace.of_loop(width, dim / 2), dim / 2));
+                }
+                for _ in 0..rows {
+                    let next = pace.take(pace.between * LINE).map_or(0..0, |next| {
+                        let line = next as usize / LINE;
+                        line..line + pace.between
+                    });
+                    asked.extend(next);
+                }
+                for _ in 0..blocks * dim / width {
+                    asked.extend(lines(pace.of_loop(width, CHUNK / 2), CHUNK / 2));
+                }
+                asked.sort_unstable();
+                asked.dedup();
+                let case = format!("{dim} elements, {width} pairs, {rows} rows, {sizes:?} bytes");
+                for line in places.iter().flat_map(|[from, to]| from / LINE..to.div_ceil(LINE)) {
+                    assert!(asked.binary_search(&line).is_ok(), "{case}: line {line}");
+                }
+                let wanted: usize = sizes.iter().map(|bytes| bytes / LINE).sum();
+                assert!(asked.len() <= wanted + wanted / 8 + 16 * sizes.len(), "{case}: {} of {wanted}", asked.len());
             }
         }
     }

@@ -4,8 +4,8 @@
 //! unit is 2^-16 of the row's largest, where bf16 would be off by 2^-9 of each. Codes are widened to 16 bits as they are
 //! read, a pair to a word, and products are added up as integers, exactly: on every path they are the same.
 
-use super::plan::AttnShape;
-use super::shorts::{in_shorts, largest_of};
+use super::plan::{APART, AttnShape};
+use super::shorts::{largest_of, units};
 use super::tile::{Coded, FACTORS, reduce};
 use crate::codec::MOST_OF_8;
 use crate::quant::dots::Dots;
@@ -17,8 +17,20 @@ const LINES: usize = 4;
 /// Vectors of a row side by side.
 const TOGETHER: usize = 4;
 
-/// Query rows `at..at + n` of the band times the scales of K, as the rows of the group in 16 bits, a padded row apart, and
-/// what these stand for, over their values. Meanwhile lines from `next` on are asked for.
+/// Codes of a chunk's K or V, widened: where several row blocks meet them that is done once.
+///
+/// # Safety
+/// The ISA of `S` is available; there are `pairs` pairs of codes, in whole vectors, and room for as many words.
+#[inline(always)]
+pub(super) unsafe fn widen<S: Dots>(codes: *const u8, pairs: usize, to: *mut u32) {
+    for i in (0..pairs).step_by(S::LANES) {
+        // SAFETY: the caller's contract.
+        unsafe { S::store_words(to.add(i), S::widened(codes.add(2 * i))) };
+    }
+}
+
+/// Query rows `at..at + n` of the band times the scales of K, as the rows of the group in 16 bits, and what these stand for,
+/// over their values. Meanwhile lines from `next` on are asked for.
 ///
 /// # Safety
 /// As [`super::tile::group`].
@@ -31,12 +43,12 @@ pub(super) unsafe fn queries<S: Dots>(
     n: usize,
     next: Option<*const u8>,
 ) -> [f32; FACTORS] {
-    let (dim, padded) = (shape.head_dim, shape.padded());
+    let dim = shape.head_dim;
     let mut largest = [0.0; FACTORS];
     // SAFETY: the caller's contract. The last vector of a row may be cut short; there is room for whole ones in `rows`.
     unsafe {
         for r in 0..n {
-            let (q, out) = (coded.q.add((at + r) * shape.apart_f32()), coded.rows.add(r * padded));
+            let q = coded.q.add((at + r) * shape.apart_f32());
             if let Some(next) = next {
                 for line in r * LINES..(r + 1) * LINES {
                     S::prefetch(next.wrapping_add(line * LINE).cast());
@@ -44,41 +56,62 @@ pub(super) unsafe fn queries<S: Dots>(
             }
             let (mut most, mut i) = (S::splat(0.0), 0);
             while i + TOGETHER * S::LANES <= dim {
-                most = products::<S, TOGETHER>(q.add(i), k_scales.add(i), out.add(i), most);
+                for x in products::<S, TOGETHER>(q.add(i), k_scales.add(i)) {
+                    most = S::larger(x, most);
+                }
                 i += TOGETHER * S::LANES;
             }
-            while i + S::LANES <= dim {
-                most = products::<S, 1>(q.add(i), k_scales.add(i), out.add(i), most);
+            while i < dim {
+                most = S::larger(last_product::<S>(q.add(i), k_scales.add(i), dim - i), most);
                 i += S::LANES;
-            }
-            if i < dim {
-                let x = S::mul(S::load_n(q.add(i), dim - i), S::load_n(k_scales.add(i), dim - i));
-                S::store(out.add(i), x);
-                most = S::larger(x, most);
             }
             S::store(sizes.add(r * PANEL), most);
         }
         reduce::<S, true>(sizes, &mut largest, n);
-        in_shorts::<S>(coded.rows, padded, dim, n, largest, largest_of(dim, MOST_OF_8))
+        let (inverse, scales) = units::<S>(largest, n, largest_of(dim, MOST_OF_8));
+        // Once more, which costs less than to store them meanwhile.
+        for (r, &inverse) in inverse[..n].iter().enumerate() {
+            let (q, to) = (coded.q.add((at + r) * shape.apart_f32()), coded.rows.add(r * APART));
+            let inverse = S::splat(inverse);
+            let mut i = 0;
+            while i + 2 * S::LANES <= dim {
+                let x = products::<S, 2>(q.add(i), k_scales.add(i)).map(|x| S::mul(x, inverse));
+                S::store_two_shorts(to.add(i / 2), x);
+                i += 2 * S::LANES;
+            }
+            while i < dim {
+                let x = last_product::<S>(q.add(i), k_scales.add(i), dim - i);
+                S::store_shorts(to.add(i / 2), S::mul(x, inverse));
+                i += S::LANES;
+            }
+        }
+        scales
     }
 }
 
-/// Stores the products of `N` vectors; the largest magnitudes of their lanes, and of `most`.
+/// The products of `N` vectors.
 ///
 /// # Safety
 /// The ISA of `S` is available and the pointers are valid for so many.
 #[inline(always)]
-unsafe fn products<S: Dots, const N: usize>(a: *const f32, b: *const f32, out: *mut f32, mut most: S::F) -> S::F {
+unsafe fn products<S: Dots, const N: usize>(a: *const f32, b: *const f32) -> [S::F; N] {
     // SAFETY: the caller's contract.
     unsafe {
         let mut x = [S::splat(0.0); N];
         for (i, x) in x.iter_mut().enumerate() {
             *x = S::mul(S::load(a.add(i * S::LANES)), S::load(b.add(i * S::LANES)));
-            S::store(out.add(i * S::LANES), *x);
         }
-        for x in x {
-            most = S::larger(x, most);
-        }
-        most
+        x
     }
+}
+
+/// The products of the next vector, of which `left` elements are there, or more.
+///
+/// # Safety
+/// As [`products`], of so many elements.
+#[inline(always)]
+unsafe fn last_product<S: Dots>(a: *const f32, b: *const f32, left: usize) -> S::F {
+    let n = left.min(S::LANES);
+    // SAFETY: the caller's contract.
+    unsafe { S::mul(S::load_n(a, n), S::load_n(b, n)) }
 }

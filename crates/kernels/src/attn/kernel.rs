@@ -6,11 +6,11 @@ use std::ops::Range;
 use kvist_base::{CHUNK, RunList};
 
 use super::Queries;
-use super::ahead::{Asks, Upcoming, blocks_of};
-use super::plan::{AttnPlan, Task, state_len};
+use super::ahead::{Asks, Pace, Upcoming, blocks_of};
+use super::plan::{APART, AttnPlan, Task, state_len};
 use super::queries::query;
 use super::steps::Step;
-use super::tile::{Coded, Form, GROUP, InCodes, InShorts, State, Tile, group};
+use super::tile::{Coded, Form, GROUP, InCodes, InShorts, State, Tile, Widened, group};
 use crate::buffer::{Aligned, SharedMut, Words};
 use crate::codec::Head;
 use crate::quant::dots::Dots;
@@ -26,6 +26,9 @@ pub(super) struct Job<'a> {
     pub out: SharedMut<f32>,
     pub partials: SharedMut<f32>,
 }
+
+/// Row blocks that meet codes, from which on these are widened once for all of them.
+const WIDENING: usize = 3;
 
 /// A thread's memory; kept, so that a steady step allocates nothing.
 pub(super) struct Scratch {
@@ -52,8 +55,11 @@ pub(super) struct Scratch {
 struct CodedScratch {
     /// Queries of a band in f32, in the order of pairs.
     q: Words,
-    /// Queries of a group times K's scales, a padded row each.
+    /// Queries of a group times K's scales, in 16 bits.
     rows: Words,
+    /// K and V of a chunk, widened.
+    wide_k: Words,
+    wide_v: Words,
 }
 
 thread_local! {
@@ -69,7 +75,7 @@ thread_local! {
             sizes: Aligned([0.0; GROUP * PANEL]),
             k_scales: Words::new(),
             v_scales: Aligned([0.0; CHUNK]),
-            coded: CodedScratch { q: Words::new(), rows: Words::new() },
+            coded: CodedScratch { q: Words::new(), rows: Words::new(), wide_k: Words::new(), wide_v: Words::new() },
         })
     };
 }
@@ -84,6 +90,8 @@ isa_entry!(fn groups_of_shorts(tile: Tile<'_, InShorts>, rows: Range<usize>, upc
     with avx512vnni);
 isa_entry!(fn groups_of_codes(tile: Tile<'_, InCodes>, rows: Range<usize>, upcoming: &mut Upcoming<'_>) = groups,
     with avx512vnni);
+isa_entry!(fn groups_of_widened(tile: Tile<'_, Widened>, rows: Range<usize>, upcoming: &mut Upcoming<'_>) = groups,
+    with avx512vnni);
 
 /// # Safety
 /// The ISA of `S` is available; `job` is what the plan was built for; no other task writes the same part of the plan.
@@ -95,12 +103,14 @@ unsafe fn whole_task<S: Dots>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
     let len = state_len(shape, band.rows.len());
     scratch.shifts.clear();
     scratch.shifts.resize(band.rows.len(), None);
-    scratch.q.grow(n * shape.apart());
+    scratch.q.grow(n * APART);
     scratch.q_scales.grow(n);
     scratch.k_scales.grow(shape.head_dim.max(CHUNK));
     if job.kv.is_coded() {
         scratch.coded.q.grow(n * shape.apart_f32());
-        scratch.coded.rows.grow(GROUP * shape.padded());
+        scratch.coded.rows.grow(GROUP * APART);
+        scratch.coded.wide_k.grow(CHUNK / 2 * shape.head_dim);
+        scratch.coded.wide_v.grow(CHUNK / 2 * shape.head_dim + PANEL);
     }
     if scratch.folded.len() < 2 * n {
         scratch.folded.resize(2 * n, 0.0);
@@ -188,13 +198,20 @@ unsafe fn visit<S: Dots>(
             scores: scratch.scores.0.as_mut_ptr(),
             spread: scratch.spread.0.as_mut_ptr(),
             sizes: scratch.sizes.0.as_mut_ptr(),
+            met: false,
             blocks: 0,
             asks: Asks::NOTHING,
+            pace: Pace::default(),
         };
         if kv.eight {
-            let CodedScratch { q, rows } = &mut scratch.coded;
+            let CodedScratch { q, rows, wide_k, wide_v } = &mut scratch.coded;
             let coded = Coded { q: q.as_ptr(), rows: rows.as_mut_ptr() };
-            groups_of_codes(S::ISA, tile.with(InCodes(coded)), begin..end, upcoming);
+            if blocks_of::<S>(end - begin) >= WIDENING {
+                let form = Widened { coded, k: wide_k.as_mut_ptr(), v: wide_v.as_mut_ptr() };
+                groups_of_widened(S::ISA, tile.with(form), begin..end, upcoming);
+            } else {
+                groups_of_codes(S::ISA, tile.with(InCodes(coded)), begin..end, upcoming);
+            }
         } else {
             groups_of_shorts(S::ISA, tile, begin..end, upcoming);
         }
@@ -207,14 +224,14 @@ unsafe fn visit<S: Dots>(
 /// As [`group`].
 #[inline(always)]
 unsafe fn groups<S: Dots>(mut tile: Tile<'_, impl Form>, rows: Range<usize>, upcoming: &mut Upcoming<'_>) {
-    let many = tile.rows_at_once();
-    for at in rows.clone().step_by(many) {
-        let n = many.min(rows.end - at);
-        tile.blocks = blocks_of::<S>(n);
-        tile.asks = upcoming.asks::<S>(tile.in_codes(), (tile.k, tile.v), n, rows.len());
+    for at in rows.clone().step_by(GROUP) {
+        let n = GROUP.min(rows.end - at);
+        let asks = upcoming.asks::<S>(tile.in_codes(), (tile.k, tile.v), n, rows.len());
+        tile.ask::<S>(n, asks);
         // SAFETY: passed on.
         if unsafe { group::<S, _>(&tile, at, n) } {
-            upcoming.have_asked(&tile.asks);
+            tile.met = true;
+            upcoming.have_asked(&asks);
         }
     }
 }
@@ -268,7 +285,7 @@ unsafe fn prepare_queries<S: Dots>(
             let at = local * group + i;
             // SAFETY: `q` of the scratch has room for every query row of the band.
             unsafe {
-                let row = scratch.q.as_mut_ptr::<u32>().add(at * shape.apart());
+                let row = scratch.q.as_mut_ptr::<u32>().add(at * APART);
                 *scratch.q_scales.as_mut_ptr::<f32>().add(at) = query(q, row);
             }
             if job.kv.is_coded() {
@@ -299,9 +316,20 @@ unsafe fn fold<S: Simd>(job: &Job<'_>, rows: &Range<u32>, head: usize, scratch: 
     let shape = job.plan.shape;
     let n = rows.len() * shape.group();
     let (folded_m, folded_l) = scratch.folded[..2 * n].split_at_mut(n);
+    let mut factors = [[0.0; PANEL]; 2];
     for i in 0..n {
         // SAFETY: `i` is a row of the state, and the output row is the caller's.
         unsafe {
+            // Of a vector of rows at once, before the first of them changes.
+            if i.is_multiple_of(S::LANES) {
+                let rows = S::LANES.min(n - i);
+                let [old, new] = [folded_m.as_ptr().add(i), state.m.add(i)].map(|m| S::load_n(m, rows));
+                let top = S::max(new, old);
+                for (factors, m) in factors.iter_mut().zip([old, new]) {
+                    S::store(factors.as_mut_ptr(), S::exp2(S::sub(m, top)));
+                }
+            }
+            let [a, b] = factors.map(|factors| factors[i % S::LANES]);
             let (m, l, o) = (*state.m.add(i), *state.l.add(i), state.o.add(i * shape.padded()));
             if m == f32::NEG_INFINITY {
                 continue;
@@ -313,8 +341,6 @@ unsafe fn fold<S: Simd>(job: &Job<'_>, rows: &Range<u32>, head: usize, scratch: 
                 continue;
             }
             let top = if m > folded_m[i] { m } else { folded_m[i] };
-            let a = S::lanes(S::exp2(S::splat(folded_m[i] - top)))[0];
-            let b = S::lanes(S::exp2(S::splat(m - top)))[0];
             (folded_m[i], folded_l[i]) = (top, folded_l[i] * a + l * b);
             let whole = shape.head_dim / S::LANES * S::LANES;
             for at in (0..whole).step_by(S::LANES) {

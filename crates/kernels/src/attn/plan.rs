@@ -28,15 +28,16 @@ pub struct AttnShape {
     pub head_dim: usize,
 }
 
+/// Largest head size.
+const HEAD_DIM: usize = 256;
+
+/// Words from one prepared query row to the next, whatever the head size, so that loops know it.
+pub(super) const APART: usize = lines(HEAD_DIM / 2);
+
 impl AttnShape {
     /// Query rows of a row and kv-head.
     pub(super) fn group(self) -> usize {
         self.heads / self.kv_heads
-    }
-
-    /// Words from one prepared query row to the next.
-    pub(super) fn apart(self) -> usize {
-        lines(self.head_dim / 2)
     }
 
     /// The same of query rows in f32.
@@ -51,7 +52,7 @@ impl AttnShape {
 }
 
 /// An odd number of cache lines: otherwise rows of a group would meet in some sets of the L1 cache.
-fn lines(words: usize) -> usize {
+const fn lines(words: usize) -> usize {
     words.next_multiple_of(PANEL) | PANEL
 }
 
@@ -132,7 +133,7 @@ impl AttnPlan {
     /// An empty plan for layers of this shape.
     ///
     /// # Panics
-    /// When `heads` is no multiple of `kv_heads`, or `head_dim` is odd or zero.
+    /// When `heads` is no multiple of `kv_heads`, or `head_dim` is odd, zero or more than 256.
     pub fn new(shape: AttnShape) -> AttnPlan {
         Self::with_canary(shape, Canary::None)
     }
@@ -140,7 +141,7 @@ impl AttnPlan {
     #[doc(hidden)]
     pub fn with_canary(shape: AttnShape, canary: Canary) -> AttnPlan {
         assert!(shape.kv_heads > 0 && shape.heads > 0 && shape.heads.is_multiple_of(shape.kv_heads), "{shape:?}");
-        assert!(shape.head_dim > 0 && shape.head_dim.is_multiple_of(2), "{shape:?}");
+        assert!((1..=HEAD_DIM).contains(&shape.head_dim) && shape.head_dim.is_multiple_of(2), "{shape:?}");
         AttnPlan {
             shape,
             cap: None,

@@ -2,6 +2,7 @@
 
 use kvist_base::CHUNK;
 
+use super::ahead::Pace;
 use super::tile::{EXPS, FACTORS, exponentials, reduce};
 use crate::quant::dots::Dots;
 use crate::simd::{Ask, PANEL};
@@ -20,7 +21,7 @@ pub(super) fn largest_of(products: usize, code: usize) -> f32 {
 
 /// Replaces rows' scores by their weights, relative to their maxima `tops`, times the scales of V, in 16 bits, and returns
 /// what these stand for, over their values, if none of V's codes is larger than `code`. A row's sum of the weights is that of
-/// its lanes of `spread`.
+/// its lanes of `spread`. With each row it is asked for what is due.
 ///
 /// # Safety
 /// The ISA of `S` is available; `scores` is valid for the rows of the masks, `spread` and `sizes` for those of a group, and
@@ -32,47 +33,59 @@ pub(super) unsafe fn weights<S: Dots>(
     tops: &[f32; FACTORS],
     masks: &[u64],
     (spread, sizes): (*mut f32, *mut f32),
+    pace: &Pace,
 ) -> [f32; FACTORS] {
     let mut largest = [0.0; FACTORS];
     // SAFETY: the caller's contract.
     unsafe {
         for (r, &mask) in masks.iter().enumerate() {
             let scores = scores.add(r * CHUNK);
-            let (mut sum, mut most) = (S::splat(0.0), S::splat(0.0));
+            // As many lanes on every path.
+            let (mut sums, mut most) = ([S::splat(0.0); EXPS], S::splat(0.0));
+            let mut of = const { PANEL / S::LANES };
             let end = if mask == 0 { 0 } else { CHUNK };
+            pace.with_row::<S>();
             for i in (0..end).step_by(EXPS * S::LANES) {
                 for (j, &e) in exponentials::<S>(scores.add(i), tops[r]).iter().enumerate() {
                     let at = i + j * S::LANES;
                     let weight = S::mul(e, S::load(v_scales.add(at)));
                     S::store(scores.add(at), weight);
                     most = S::max(most, weight);
-                    sum = S::add_up(sum, e);
+                    sums[j % of] = S::add(sums[j % of], e);
                 }
             }
-            S::store(spread.add(r * PANEL), sum);
+            while of > 1 {
+                of /= 2;
+                for j in 0..of {
+                    sums[j] = S::add(sums[j], sums[j + of]);
+                }
+            }
+            S::store(spread.add(r * PANEL), sums[0]);
             S::store(sizes.add(r * PANEL), most);
         }
         reduce::<S, true>(sizes, &mut largest, masks.len());
-        in_shorts::<S>(scores, CHUNK, CHUNK, masks.len(), largest, largest_of(CHUNK, code))
+        let (inverse, scales) = units::<S>(largest, masks.len(), largest_of(CHUNK, code));
+        for (r, &inverse) in inverse[..masks.len()].iter().enumerate() {
+            // Vectors are read before their halves are written, and what is written lies before them.
+            let row = scores.add(r * CHUNK);
+            let inverse = S::splat(inverse);
+            for i in (0..CHUNK).step_by(2 * S::LANES) {
+                let x = [S::mul(S::load(row.add(i)), inverse), S::mul(S::load(row.add(i + S::LANES)), inverse)];
+                S::store_two_shorts(row.cast::<u32>().add(i / 2), x);
+            }
+        }
+        scales
     }
 }
 
-/// `n` rows of `len` numbers, `row` apart, in 16 bits in the place of the first half of each, so that `largest` becomes
-/// `most`, and what they stand for, over their values.
+/// What each of `n` rows is multiplied by so that its `largest` becomes `most`, and what ones of the product stand for.
 ///
 /// # Safety
-/// The ISA of `S` is available and the rows are valid for whole vectors.
+/// The ISA of `S` is available.
 #[inline(always)]
-pub(super) unsafe fn in_shorts<S: Dots>(
-    rows: *mut f32,
-    row: usize,
-    len: usize,
-    n: usize,
-    largest: [f32; FACTORS],
-    most: f32,
-) -> [f32; FACTORS] {
+pub(super) unsafe fn units<S: Dots>(largest: [f32; FACTORS], n: usize, most: f32) -> ([f32; FACTORS], [f32; FACTORS]) {
     let (mut inverse, mut scales) = ([0.0; FACTORS], [0.0; FACTORS]);
-    // SAFETY: the caller's contract. A vector is read before its half is written, and what is written lies before it.
+    // SAFETY: whole vectors of the arrays.
     unsafe {
         for i in (0..n).step_by(S::LANES) {
             let largest = S::min(S::load(largest.as_ptr().add(i)), S::splat(MOST));
@@ -81,44 +94,42 @@ pub(super) unsafe fn in_shorts<S: Dots>(
             let scale = S::keep_ge(largest, S::splat(LEAST), S::mul(largest, S::splat(1.0 / most)));
             S::store(scales.as_mut_ptr().add(i), scale);
         }
-        for (r, &inverse) in inverse[..n].iter().enumerate() {
-            let row = rows.add(r * row);
-            let (inverse, to) = (S::splat(inverse), row.cast::<u32>());
-            let mut i = 0;
-            while i + S::LANES < len {
-                let x = [S::mul(S::load(row.add(i)), inverse), S::mul(S::load(row.add(i + S::LANES)), inverse)];
-                S::store_two_shorts(to.add(i / 2), x);
-                i += 2 * S::LANES;
-            }
-            if i < len {
-                S::store_shorts(to.add(i / 2), S::mul(S::load(row.add(i)), inverse));
-            }
-        }
     }
-    scales
+    (inverse, scales)
 }
 
-/// Adds the products of `R` rows of x, `row` words apart, with `V` vectors of codes or of 16 bits, of which steps are `stride`
-/// pairs apart.
+/// Adds the products of `R` rows of x, `ROW` words apart, with `V` vectors of codes or of 16 bits, of which steps are `stride`
+/// pairs apart. In each step it is asked for what is due by `asked` bytes of them.
 ///
 /// # Safety
 /// As [`crate::simd::dots`].
 #[inline(always)]
-pub(super) unsafe fn short_dots<S: Dots, const CODES: bool, const R: usize, const V: usize, A: Ask>(
+pub(super) unsafe fn short_dots<
+    S: Dots,
+    const CODES: bool,
+    const ROW: usize,
+    const R: usize,
+    const V: usize,
+    A: Ask,
+>(
     sums: &mut [[S::I; V]; R],
     w: *const u8,
     stride: usize,
     x: *const u32,
-    row: usize,
     pairs: usize,
-    ask: A,
+    (ask, asked): (A, usize),
 ) {
-    let bytes = if CODES { 2 } else { 4 };
+    let apart = stride * if CODES { 2 } else { 4 };
     // SAFETY: the caller's contract; any address may be asked for.
     unsafe {
-        for i in 0..pairs {
-            ask.ask::<S>(bytes * V * S::LANES, i, pairs);
-            S::step_shorts::<CODES, R, V>(sums, w.add(bytes * i * stride), x.add(i), row);
+        for i in (0..pairs - pairs % 2).step_by(2) {
+            ask.ask_two::<S>(asked, i, pairs);
+            S::two_steps_shorts::<CODES, ROW, R, V>(sums, w.add(i * apart), apart, x.add(i));
+        }
+        if !pairs.is_multiple_of(2) {
+            let i = pairs - 1;
+            ask.ask::<S>(asked, i, pairs);
+            S::step_shorts::<CODES, ROW, R, V>(sums, w.add(i * apart), x.add(i));
         }
     }
 }
@@ -150,11 +161,23 @@ mod tests {
         let x = x.as_mut_ptr().cast::<f32>();
         // SAFETY: all of them are as long as that.
         unsafe {
-            *largest = in_shorts::<S>(x, WIDTH, 2 * STEPS, ROWS, *largest, largest_of(2 * STEPS, 127));
+            let (inverse, scales) = units::<S>(*largest, ROWS, largest_of(2 * STEPS, 127));
+            *largest = scales;
+            for (r, &inverse) in inverse[..ROWS].iter().enumerate() {
+                for i in (0..WIDTH).step_by(S::LANES) {
+                    let row = x.add(r * WIDTH);
+                    S::store_shorts(row.cast::<u32>().add(i / 2), S::mul(S::load(row.add(i)), S::splat(inverse)));
+                }
+            }
+            let mut wide = [0; WIDTH * STEPS];
+            for i in (0..WIDTH * STEPS).step_by(S::LANES) {
+                S::store_words(wide.as_mut_ptr().add(i), S::widened(codes.as_ptr().add(2 * i).cast()));
+            }
             for column in (0..WIDTH).step_by(2 * S::LANES) {
                 let codes = codes.as_ptr().add(2 * column);
                 let mut found = [[S::four(&0); 2]; ROWS];
-                short_dots::<S, true, ROWS, 2, _>(&mut found, codes.cast(), WIDTH, x.cast(), WIDTH, STEPS, Nothing);
+                let asks = (Nothing, 0);
+                short_dots::<S, true, WIDTH, ROWS, 2, _>(&mut found, codes.cast(), WIDTH, x.cast(), STEPS, asks);
                 for (sums, found) in sums.iter_mut().zip(&found) {
                     for (v, &sum) in found.iter().enumerate() {
                         S::store(sums.as_mut_ptr().add(column + v * S::LANES), S::float(sum));

@@ -7,11 +7,11 @@
 
 use kvist_base::{CHUNK, Run};
 
-use super::ahead::{Ahead, Asks, asking};
+use super::ahead::{Ahead, Asks, Pace, asking};
 use super::block::{cover, tile_block};
 use super::codes;
 use super::kernel::Job;
-use super::plan::{AttnShape, Canary};
+use super::plan::{APART, AttnShape, Canary};
 use super::shorts::{self, short_dots};
 use crate::codec::{MOST_OF_8, MOST_OF_V};
 use crate::elementwise::cap_lanes;
@@ -21,11 +21,7 @@ use crate::simd::{AT_ONCE, PANEL, Simd, block_sizes};
 /// Query rows that meet K of a chunk before the first of them meets V, at most.
 pub(super) const GROUP: usize = 32;
 
-/// The same of those that meet codes: their queries are there once more, times scales.
-const NARROW_GROUP: usize = 24;
-
-const _: () =
-    assert!(GROUP.is_multiple_of(AT_ONCE) && NARROW_GROUP.is_multiple_of(AT_ONCE), "rows are reduced so many at once");
+const _: () = assert!(GROUP.is_multiple_of(AT_ONCE), "rows are reduced so many at once");
 
 /// One number for each row of a group, in whole vectors.
 pub(super) const FACTORS: usize = GROUP.next_multiple_of(PANEL);
@@ -73,14 +69,19 @@ impl State {
 pub(super) struct Coded {
     /// Queries of the band in f32, in the order of K's pairs, [`AttnShape::apart_f32`] from row to row.
     pub q: *const f32,
-    /// Room for the queries of a group times scales, [`GROUP`] padded rows.
-    pub rows: *mut f32,
+    /// Room for the queries of a group times scales, [`GROUP`] rows that are [`APART`].
+    pub rows: *mut u32,
 }
 
 /// What K and V of a tile are, known when the hot loops are compiled.
 pub(super) trait Form {
+    /// Whether they are codes of 8 bits in the pool.
     const CODES: bool;
     fn coded(&self) -> Option<&Coded>;
+    /// Where codes are widened to before they are met.
+    fn wide(&self) -> Option<[*mut u32; 2]> {
+        None
+    }
 }
 
 /// 16 bits: kv16.
@@ -107,11 +108,31 @@ impl Form for InCodes {
     }
 }
 
-/// Rows of a group that meet K or V, as [`short_dots`] takes them.
+/// 8 bits that are widened for all row blocks.
+pub(super) struct Widened {
+    pub coded: Coded,
+    /// Room for a chunk's K and V, and of V for a vector behind.
+    pub k: *mut u32,
+    pub v: *mut u32,
+}
+
+impl Form for Widened {
+    const CODES: bool = true;
+
+    #[inline(always)]
+    fn coded(&self) -> Option<&Coded> {
+        Some(&self.coded)
+    }
+
+    #[inline(always)]
+    fn wide(&self) -> Option<[*mut u32; 2]> {
+        Some([self.k, self.v])
+    }
+}
+
+/// Rows of a group that meet K or V, as [`short_dots`] takes them: [`APART`], or those of V [`CHUNK`] words.
 struct Rows {
     at: *const u32,
-    /// Words from row to row.
-    apart: usize,
     /// What 16 bits stand for, over their values.
     scales: [f32; FACTORS],
 }
@@ -140,15 +161,18 @@ pub(super) struct Tile<'a, F: Form> {
     pub spread: *mut f32,
     /// The same again, for sizes of queries and weights.
     pub sizes: *mut f32,
+    /// Whether a group has met the chunk.
+    pub met: bool,
     /// Row blocks of the running group, and what it asks for.
     pub blocks: usize,
     pub asks: Asks,
+    pub pace: Pace,
 }
 
 impl<'a, F: Form> Tile<'a, F> {
     pub fn with<G: Form>(self, form: G) -> Tile<'a, G> {
         let Tile { job, run, chunk, first, k, v, k_scales, v_scales, .. } = self;
-        let Tile { q, q_scales, state, scores, spread, sizes, blocks, asks, .. } = self;
+        let Tile { q, q_scales, state, scores, spread, sizes, met, blocks, asks, pace, .. } = self;
         Tile {
             form,
             job,
@@ -165,15 +189,11 @@ impl<'a, F: Form> Tile<'a, F> {
             scores,
             spread,
             sizes,
+            met,
             blocks,
             asks,
+            pace,
         }
-    }
-
-    /// Query rows of a group.
-    #[inline(always)]
-    pub const fn rows_at_once(&self) -> usize {
-        if F::CODES { NARROW_GROUP } else { GROUP }
     }
 
     /// [`Form::CODES`], of a form that has no name.
@@ -202,13 +222,16 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
     let mut alpha = [1.0; FACTORS];
     // SAFETY: rows `at..at + n` lie in the band; `scores` has room for `n` rows, `spread` for `GROUP`.
     unsafe {
-        let mut q = Rows { at: tile.q, apart: plan.shape.apart(), scales: [1.0; FACTORS] };
+        let mut q = Rows { at: tile.q.add(at * APART), scales: [1.0; FACTORS] };
         if let Some(coded) = tile.form.coded() {
             let scales = codes::queries::<S>(coded, (tile.k_scales, tile.sizes), plan.shape, at, n, tile.first_of_k());
-            q = Rows { at: coded.rows.cast(), apart: plan.shape.padded(), scales };
+            q = Rows { at: coded.rows, scales };
         } else {
-            q.at = q.at.add(at * q.apart);
             q.scales[..n].copy_from_slice(std::slice::from_raw_parts(tile.q_scales.add(at), n));
+        }
+        let wide = tile.form.wide().filter(|_| !tile.met);
+        if let Some([k, _]) = wide {
+            codes::widen::<S>(tile.k, CHUNK / 2 * plan.shape.head_dim, k);
         }
         let mut row = 0;
         while row < n {
@@ -233,8 +256,11 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
         raise::<S>(tile.state.m.add(at), &mut largest, &mut alpha, n);
         tile.ask_between::<S>(1);
         let v = (tile.v_scales, if F::CODES { MOST_OF_8 } else { MOST_OF_V });
-        let scales = shorts::weights::<S>(v, tile.scores, &largest, &masks[..n], (tile.spread, tile.sizes));
-        let p = Rows { at: tile.scores.cast(), apart: CHUNK, scales };
+        let scales = shorts::weights::<S>(v, tile.scores, &largest, &masks[..n], (tile.spread, tile.sizes), &tile.pace);
+        let p = Rows { at: tile.scores.cast(), scales };
+        if let Some([_, v]) = wide {
+            codes::widen::<S>(tile.v, CHUNK / 2 * plan.shape.head_dim, v);
+        }
         tile.ask_between::<S>(2);
         let mut sums = [0.0; FACTORS];
         reduce::<S, false>(tile.spread, &mut sums, n);
@@ -324,13 +350,14 @@ unsafe fn tokens<S: Dots, const R: usize, const V: usize>(
     from: usize,
 ) {
     let pairs = tile.job.plan.shape.head_dim / 2;
-    let ahead = tile.ahead_of_k::<S>(token, V * S::LANES, pairs, from);
+    let ahead = tile.ahead_of_k(token, V * S::LANES, pairs, from);
     // SAFETY: K has `pairs` steps of 64 words, or pairs of codes; q has `R` rows.
     unsafe {
-        let x = q.at.add(from * q.apart);
+        let x = q.at.add(from * APART);
         let scores = tile.scores.add(from * CHUNK + token);
         let mut sums = [[S::four(&0); V]; R];
-        short_sums::<S, R, V>(&mut sums, tile, ahead, (tile.k, token, CHUNK), (x, q.apart), pairs);
+        let k = tile.form.wide().map_or(tile.k, |[k, _]| k.cast_const().cast());
+        short_sums::<S, _, APART, R, V>(&mut sums, tile, ahead, (k, token, CHUNK), x, pairs);
         let mut of_tokens = [S::splat(1.0); V];
         if !tile.in_codes() {
             for (v, scale) in of_tokens.iter_mut().enumerate() {
@@ -355,22 +382,25 @@ unsafe fn tokens<S: Dots, const R: usize, const V: usize>(
 /// # Safety
 /// As [`group`].
 #[inline(always)]
-unsafe fn short_sums<S: Dots, const R: usize, const V: usize>(
+unsafe fn short_sums<S: Dots, F: Form, const ROW: usize, const R: usize, const V: usize>(
     sums: &mut [[S::I; V]; R],
-    tile: &Tile<'_, impl Form>,
+    tile: &Tile<'_, F>,
     ahead: Ahead,
     (w, column, stride): (*const u8, usize, usize),
-    (x, row): (*const u32, usize),
+    x: *const u32,
     steps: usize,
 ) {
     // SAFETY: passed on.
     unsafe {
-        if tile.in_codes() {
+        if F::CODES && tile.form.wide().is_none() {
             let w = w.add(2 * column);
-            asking!(ahead, 2 * V * S::LANES, short_dots::<S, true, R, V>(sums, w, stride, x, row, steps));
+            asking!(ahead, 2 * V * S::LANES, short_dots::<S, true, ROW, R, V>(sums, w, stride, x, steps));
+        } else if F::CODES {
+            let w = w.add(4 * column);
+            asking!(ahead, 2 * V * S::LANES, short_dots::<S, false, ROW, R, V>(sums, w, stride, x, steps));
         } else {
             let w = w.add(4 * column);
-            asking!(ahead, 4 * V * S::LANES, short_dots::<S, false, R, V>(sums, w, stride, x, row, steps));
+            asking!(ahead, 4 * V * S::LANES, short_dots::<S, false, ROW, R, V>(sums, w, stride, x, steps));
         }
     }
 }
@@ -486,14 +516,15 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
     masks: &[u64; GROUP],
 ) {
     let shape = tile.job.plan.shape;
-    let ahead = tile.ahead_of_v::<S>(column, V * S::LANES, PAIRS, from);
+    let ahead = tile.ahead_of_v(column, V * S::LANES, PAIRS, from);
     // SAFETY: V has 32 steps of `head_dim` words, or pairs of codes, and a vector of room behind. The state has
     // `at + from + R` rows with room for whole vectors.
     unsafe {
         let o = tile.state.o.add((at + from) * shape.padded() + column);
-        let x = p.at.add(from * p.apart);
+        let x = p.at.add(from * CHUNK);
         let mut sums = [[S::four(&0); V]; R];
-        short_sums::<S, R, V>(&mut sums, tile, ahead, (tile.v, column, shape.head_dim), (x, p.apart), PAIRS);
+        let v = tile.form.wide().map_or(tile.v, |[_, v]| v.cast_const().cast());
+        short_sums::<S, _, CHUNK, R, V>(&mut sums, tile, ahead, (v, column, shape.head_dim), x, PAIRS);
         for (r, sums) in sums.iter().enumerate() {
             // A row that sees nothing keeps its state: adding zeros could still turn -0 into 0.
             if masks[from + r] == 0 {

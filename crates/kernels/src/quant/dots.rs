@@ -42,14 +42,26 @@ pub(crate) trait Dots: Simd {
     unsafe fn dot<const WIDE: bool>(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
     /// The sum, exactly.
     unsafe fn total<const WIDE: bool>(acc: Self::I) -> Self::F;
+    /// `LANES` pairs of signed bytes as pairs of 16 bits.
+    unsafe fn widened(p: *const u8) -> Self::I;
     /// As [`Simd::step`], of pairs of signed bytes at `w` with `CODES`, else of 16 bits, vector after vector, with pairs of 16
-    /// bits; exactly, while the sums fit 32 bits.
-    unsafe fn step_shorts<const CODES: bool, const R: usize, const V: usize>(
+    /// bits, whose rows are `ROW` words apart; exactly, while the sums fit 32 bits.
+    unsafe fn step_shorts<const CODES: bool, const ROW: usize, const R: usize, const V: usize>(
         acc: &mut [[Self::I; V]; R],
         w: *const u8,
         x: *const u32,
-        row: usize,
     );
+    /// Two steps, the second one of what is `apart` bytes behind `w`.
+    #[inline(always)]
+    unsafe fn two_steps_shorts<const CODES: bool, const ROW: usize, const R: usize, const V: usize>(
+        acc: &mut [[Self::I; V]; R],
+        w: *const u8,
+        apart: usize,
+        x: *const u32,
+    ) {
+        Self::step_shorts::<CODES, ROW, R, V>(acc, w, x);
+        Self::step_shorts::<CODES, ROW, R, V>(acc, w.add(apart), x.add(1));
+    }
     /// Stores `LANES` numbers of at most 32767 in size as 16 bits, ties to even.
     unsafe fn store_shorts(p: *mut u32, x: Self::F);
     /// [`Dots::store_shorts`] of two vectors.
@@ -147,22 +159,28 @@ impl Dots for Portable {
         Self::float(acc)
     }
     #[inline(always)]
-    unsafe fn step_shorts<const CODES: bool, const R: usize, const V: usize>(
+    unsafe fn widened(p: *const u8) -> [u32; 4] {
+        let pair = |[a, b]: [i8; 2]| a as i16 as u16 as u32 | (b as u32) << 16;
+        p.cast::<[[i8; 2]; 4]>().read_unaligned().map(pair)
+    }
+    #[inline(always)]
+    unsafe fn step_shorts<const CODES: bool, const ROW: usize, const R: usize, const V: usize>(
         acc: &mut [[[u32; 4]; V]; R],
         w: *const u8,
         x: *const u32,
-        row: usize,
     ) {
         for v in 0..V {
             let pairs = if CODES {
-                w.add(2 * v * Self::LANES).cast::<[[i8; 2]; 4]>().read_unaligned().map(|pair| pair.map(i32::from))
+                Self::widened(w.add(2 * v * Self::LANES))
             } else {
-                w.add(4 * v * Self::LANES).cast::<[[i16; 2]; 4]>().read_unaligned().map(|pair| pair.map(i32::from))
+                Self::words(w.add(4 * v * Self::LANES).cast())
             };
             for (r, acc) in acc.iter_mut().enumerate() {
-                let x = *x.add(r * row);
-                let (first, second) = (x as i16 as i32, x as i32 >> 16);
-                for (sum, [a, b]) in acc[v].iter_mut().zip(pairs) {
+                let x = *x.add(r * ROW);
+                let halves = |x: u32| (x as i16 as i32, x as i32 >> 16);
+                let (first, second) = halves(x);
+                for (sum, pair) in acc[v].iter_mut().zip(pairs) {
+                    let (a, b) = halves(pair);
                     let products = (first * a).wrapping_add(second * b);
                     *sum = sum.wrapping_add(products as u32);
                 }
@@ -179,7 +197,9 @@ impl Dots for Portable {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use std::arch::asm;
     use std::arch::x86_64::*;
+    use std::ptr;
 
     use super::{Dots, GROUP};
     use crate::simd::{Avx2, Avx512, Simd};
@@ -189,7 +209,7 @@ mod x86 {
     #[inline]
     fn chain(mut x: __m256i) -> __m256i {
         // SAFETY: no instruction.
-        unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) x, options(nomem, nostack, preserves_flags)) };
+        unsafe { asm!("/* {0} */", inout(ymm_reg) x, options(nomem, nostack, preserves_flags)) };
         x
     }
 
@@ -199,7 +219,7 @@ mod x86 {
     #[inline]
     fn in_order(mut x: __m512i) -> __m512i {
         // SAFETY: no instruction.
-        unsafe { std::arch::asm!("/* {0} */", inout(zmm_reg) x, options(nomem, nostack, preserves_flags)) };
+        unsafe { asm!("/* {0} */", inout(zmm_reg) x, options(nomem, nostack, preserves_flags)) };
         x
     }
 
@@ -210,7 +230,7 @@ mod x86 {
     fn add_products(mut acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: the instruction is there, says the only caller, and touches nothing but its operands.
         unsafe {
-            std::arch::asm!(
+            asm!(
                 "vpdpwssd {0}, {1}, {2}",
                 inout(zmm_reg) acc, in(zmm_reg) a, in(zmm_reg) b,
                 options(pure, nomem, nostack, preserves_flags)
@@ -218,6 +238,77 @@ mod x86 {
         };
         acc
     }
+
+    /// Writes [`Dots::two_steps_shorts`] for so many rows by four vectors. The first row and the fourth are broadcast by each
+    /// product: four instructions instead of five, and three loads more, of which a step has room for so many.
+    macro_rules! two_steps {
+        ($name:ident, $rows:literal, $([$how:ident $r:tt $a:ident $b:ident $c:ident $d:ident])*) => {
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512vnni")]
+            unsafe fn $name<const ROW: usize>(
+                acc: &mut [[__m512i; 4]; $rows],
+                w: *const u8,
+                apart: usize,
+                x: *const u32,
+            ) {
+                let (_x, _0, _1, _2, _3): (__m512i, __m512i, __m512i, __m512i, __m512i);
+                asm!(
+                    two_steps!(w ""),
+                    $(two_steps!($how $r "" $a $b $c $d),)*
+                    two_steps!(w " + {apart}"),
+                    $(two_steps!($how $r " + 4" $a $b $c $d),)*
+                    $(
+                        $a = inout(zmm_reg) acc[$r][0],
+                        $b = inout(zmm_reg) acc[$r][1],
+                        $c = inout(zmm_reg) acc[$r][2],
+                        $d = inout(zmm_reg) acc[$r][3],
+                    )*
+                    w0 = out(zmm_reg) _0,
+                    w1 = out(zmm_reg) _1,
+                    w2 = out(zmm_reg) _2,
+                    w3 = out(zmm_reg) _3,
+                    one = out(zmm_reg) _x,
+                    w = in(reg) w,
+                    apart = in(reg) apart,
+                    x = in(reg) x,
+                    row = const 4 * ROW,
+                    options(pure, readonly, nostack, preserves_flags)
+                );
+            }
+        };
+        (w $step:literal) => {
+            concat!(
+                "vmovdqu32 {w0}, zmmword ptr [{w}", $step, "]\n",
+                "vmovdqu32 {w1}, zmmword ptr [{w}", $step, " + 64]\n",
+                "vmovdqu32 {w2}, zmmword ptr [{w}", $step, " + 128]\n",
+                "vmovdqu32 {w3}, zmmword ptr [{w}", $step, " + 192]",
+            )
+        };
+        (apart $r:literal $step:literal $a:ident $b:ident $c:ident $d:ident) => {
+            concat!(
+                "vpbroadcastd {one}, dword ptr [{x} + ", $r, " * {row}", $step, "]\n",
+                "vpdpwssd {", stringify!($a), "}, {w0}, {one}\n",
+                "vpdpwssd {", stringify!($b), "}, {w1}, {one}\n",
+                "vpdpwssd {", stringify!($c), "}, {w2}, {one}\n",
+                "vpdpwssd {", stringify!($d), "}, {w3}, {one}",
+            )
+        };
+        (within $r:literal $step:literal $a:ident $b:ident $c:ident $d:ident) => {
+            concat!(
+                two_steps!(product $r $step "{w0}" $a), "\n", two_steps!(product $r $step "{w1}" $b), "\n",
+                two_steps!(product $r $step "{w2}" $c), "\n", two_steps!(product $r $step "{w3}" $d),
+            )
+        };
+        (product $r:literal $step:literal $w:literal $a:ident) => {
+            concat!("vpdpwssd {", stringify!($a), "}, ", $w, ", dword ptr [{x} + ", $r, " * {row}", $step, "]{{1to16}}")
+        };
+    }
+    two_steps!(two_steps_of_4, 4,
+        [within 0 a b c d] [apart 1 e f g h] [apart 2 i j k l] [within 3 m n o p]);
+    two_steps!(two_steps_of_5, 5,
+        [within 0 a b c d] [apart 1 e f g h] [apart 2 i j k l] [within 3 m n o p] [apart 4 q r s t]);
+    two_steps!(two_steps_of_6, 6,
+        [within 0 a b c d] [apart 1 e f g h] [apart 2 i j k l] [within 3 m n o p] [apart 4 q r s t] [apart 5 u v y z]);
 
     #[target_feature(enable = "avx2")]
     #[inline]
@@ -325,22 +416,25 @@ mod x86 {
             Self::float(if VNNI || WIDE { acc } else { _mm256_madd_epi16(acc, _mm256_set1_epi16(1)) })
         }
         #[inline(always)]
-        unsafe fn step_shorts<const CODES: bool, const R: usize, const V: usize>(
+        unsafe fn widened(p: *const u8) -> __m256i {
+            _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()))
+        }
+        #[inline(always)]
+        unsafe fn step_shorts<const CODES: bool, const ROW: usize, const R: usize, const V: usize>(
             acc: &mut [[__m256i; V]; R],
             w: *const u8,
             x: *const u32,
-            row: usize,
         ) {
             let mut pairs = [_mm256_setzero_si256(); V];
             for (v, pair) in pairs.iter_mut().enumerate() {
                 *pair = if CODES {
-                    _mm256_cvtepi8_epi16(_mm_loadu_si128(w.add(2 * v * Self::LANES).cast()))
+                    Self::widened(w.add(2 * v * Self::LANES))
                 } else {
-                    _mm256_loadu_si256(w.add(4 * v * Self::LANES).cast())
+                    Self::words(w.add(4 * v * Self::LANES).cast())
                 };
             }
             for (r, sums) in acc.iter_mut().enumerate() {
-                let x = _mm256_set1_epi32(*x.add(r * row) as i32);
+                let x = _mm256_set1_epi32(*x.add(r * ROW) as i32);
                 for (sum, pair) in sums.iter_mut().zip(pairs) {
                     *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pair, x));
                 }
@@ -432,22 +526,43 @@ mod x86 {
             Self::float(acc)
         }
         #[inline(always)]
-        unsafe fn step_shorts<const CODES: bool, const R: usize, const V: usize>(
+        unsafe fn widened(p: *const u8) -> __m512i {
+            _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast()))
+        }
+        #[inline(always)]
+        unsafe fn two_steps_shorts<const CODES: bool, const ROW: usize, const R: usize, const V: usize>(
+            acc: &mut [[__m512i; V]; R],
+            w: *const u8,
+            apart: usize,
+            x: *const u32,
+        ) {
+            if const { !CODES && V == 4 && R >= 4 && R <= 6 } {
+                let acc = ptr::from_mut(acc);
+                return match R {
+                    4 => two_steps_of_4::<ROW>(&mut *acc.cast(), w, apart, x),
+                    5 => two_steps_of_5::<ROW>(&mut *acc.cast(), w, apart, x),
+                    _ => two_steps_of_6::<ROW>(&mut *acc.cast(), w, apart, x),
+                };
+            }
+            Self::step_shorts::<CODES, ROW, R, V>(acc, w, x);
+            Self::step_shorts::<CODES, ROW, R, V>(acc, w.add(apart), x.add(1));
+        }
+        #[inline(always)]
+        unsafe fn step_shorts<const CODES: bool, const ROW: usize, const R: usize, const V: usize>(
             acc: &mut [[__m512i; V]; R],
             w: *const u8,
             x: *const u32,
-            row: usize,
         ) {
             let mut pairs = [_mm512_setzero_si512(); V];
             for (v, pair) in pairs.iter_mut().enumerate() {
                 *pair = if CODES {
-                    _mm512_cvtepi8_epi16(_mm256_loadu_si256(w.add(2 * v * Self::LANES).cast()))
+                    Self::widened(w.add(2 * v * Self::LANES))
                 } else {
-                    _mm512_loadu_si512(w.add(4 * v * Self::LANES).cast())
+                    Self::words(w.add(4 * v * Self::LANES).cast())
                 };
             }
             for (r, sums) in acc.iter_mut().enumerate() {
-                let x = _mm512_set1_epi32(*x.add(r * row) as i32);
+                let x = _mm512_set1_epi32(*x.add(r * ROW) as i32);
                 for (sum, pair) in sums.iter_mut().zip(pairs) {
                     *sum = add_products(*sum, pair, x);
                 }

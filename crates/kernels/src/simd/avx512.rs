@@ -217,18 +217,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     unsafe fn keep_ge(a: __m512, b: __m512, x: __m512) -> __m512 {
-        _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b), x)
+        // As integers, so that one instruction keeps what it computes.
+        let kept = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b);
+        _mm512_castsi512_ps(_mm512_maskz_mov_epi32(kept, _mm512_castps_si512(x)))
     }
     #[inline(always)]
     unsafe fn add_exponent(x: __m512, n: __m512) -> __m512 {
         let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(n));
         _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), n))
-    }
-    #[inline(always)]
-    unsafe fn add_up(sums: __m512, x: __m512) -> __m512 {
-        // Eight sums as with AVX2; in the upper lanes zeros, which add nothing to them in the end.
-        let (first, last) = (_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
-        _mm512_zextps256_ps512(_mm256_add_ps(_mm256_add_ps(_mm512_castps512_ps256(sums), first), last))
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> __m512 {

@@ -172,12 +172,6 @@ pub(crate) trait Simd: Copy + 'static {
         }
     }
 
-    /// Adds `x` to sums whose lanes are added up in the end: in as many lanes as on the other paths with the same bits.
-    #[inline(always)]
-    unsafe fn add_up(sums: Self::F, x: Self::F) -> Self::F {
-        Self::add(sums, x)
-    }
-
     /// One step of [`Simd::reduce_each`].
     #[inline(always)]
     unsafe fn meet<const LARGEST: bool>(a: Self::F, b: Self::F) -> Self::F {
@@ -197,8 +191,8 @@ pub(crate) trait Simd: Copy + 'static {
         let low = Self::splat(-125.0);
         let (mut shifted, mut f, mut p) = (x, x, [Self::splat(EXP2[5]); N]);
         for i in 0..N {
-            // The second operand where the first is no number.
-            let clamped = Self::max(if SMALL { x[i] } else { Self::min(x[i], Self::splat(128.0)) }, low);
+            // What is below, or no number, is not kept in the end, whatever becomes of it.
+            let clamped = if SMALL { x[i] } else { Self::max(Self::min(x[i], Self::splat(128.0)), low) };
             shifted[i] = Self::add(clamped, Self::splat(ROUND));
             f[i] = Self::sub(clamped, Self::sub(shifted[i], Self::splat(ROUND)));
         }
@@ -245,6 +239,15 @@ pub(crate) trait Ask: Copy {
     /// # Safety
     /// The ISA of `S` is available.
     unsafe fn ask<S: Simd>(self, bytes: usize, i: usize, steps: usize);
+    /// The same of steps `i` and `i + 1`.
+    ///
+    /// # Safety
+    /// As [`Ask::ask`].
+    #[inline(always)]
+    unsafe fn ask_two<S: Simd>(self, bytes: usize, i: usize, steps: usize) {
+        self.ask::<S>(bytes, i, steps);
+        self.ask::<S>(bytes, i + 1, steps);
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -255,11 +258,11 @@ impl Ask for Nothing {
     unsafe fn ask<S: Simd>(self, _: usize, _: usize, _: usize) {}
 }
 
-/// As many bytes as are read, but at most a line a step, from each of these places on.
+/// As many bytes as are read, but at most a line a step, from here on.
 #[derive(Clone, Copy)]
-pub(crate) struct Lines<const N: usize>(pub [*const u8; N]);
+pub(crate) struct Line(pub *const u8);
 
-impl<const N: usize> Ask for Lines<N> {
+impl Ask for Line {
     #[inline(always)]
     unsafe fn ask<S: Simd>(self, bytes: usize, i: usize, _: usize) {
         // Every so many steps, where the compiler cannot work it out.
@@ -272,9 +275,7 @@ impl<const N: usize> Ask for Lines<N> {
             (line < (i + 1) * bytes, line)
         };
         if due {
-            for next in self.0 {
-                S::prefetch(next.wrapping_add(line).cast());
-            }
+            S::prefetch(self.0.wrapping_add(line).cast());
         }
     }
 }
