@@ -180,17 +180,21 @@ def main():
     rows = {}
     for kernel, function, product in [
         ("bf16 weights", "kvist_kernels6matmul8run_tile6others6avx512", BF16),
-        ("attention, kv16", "16groups_of_shorts6others6avx512", SHORTS),
-        ("attention, kv8", "15groups_of_codes6others6avx512", SHORTS),
+        ("attention, kv16, two steps", "16groups_of_shorts6others6avx512", SHORTS),
+        ("attention, kv8, two steps", "15groups_of_codes6others6avx512", SHORTS),
+        ("attention, kv8 widened, two steps", "17groups_of_widened6others6avx512", SHORTS),
         ("", "5quant6matmul8run_tile6others6others6avx512", INTEGER),
     ]:
         for loop in loops(printed, function):
             products = loop.count(product)
             if product != INTEGER:
+                # Products that broadcast for themselves do so once for each vector.
                 reads = sum("broadcast" in name and "%rip" not in rest for _, name, rest in loop.code)
-                vectors = products // max(reads, 1)
+                reads += sum("{1to16}" in rest for _, _, rest in loop.code) // 4
                 sums = {rest.split(",")[-1] for _, name, rest in loop.code if name == product}
-                of = (kernel, products // 4, 4, None) if vectors == 4 and len(sums) == products else None
+                steps = 2 if product == SHORTS else 1
+                whole = products == 4 * reads == steps * len(sums)
+                of = (kernel, len(sums) // 4, 4, None) if products and whole else None
             else:
                 of = quantised(loop) if products else None
             if not of:

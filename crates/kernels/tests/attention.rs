@@ -403,7 +403,8 @@ fn a_group_that_sees_nothing_of_a_chunk_is_left_out() {
     let rows = 60;
     case.runs = RunList { chunks: (0..4).map(ChunkId).collect(), ..RunList::default() };
     case.runs.runs.push(Run { rows: 0..rows, place: 0, chunks: 0..4, shift: 0, masks: Some(0) });
-    let hidden = |chunk: u32, row: u32| row < 10 * chunk || row % 30 == chunk;
+    // The first group of chunk 3, the last one of chunk 0.
+    let hidden = |chunk: u32, row: u32| row < 11 * chunk || row % 30 == chunk || (chunk == 0 && row >= 32);
     case.runs.masks = (0..4 * rows).map(|i| if hidden(i / rows, i % rows) { 0 } else { u64::MAX }).collect();
     (case.rows, case.q) = (rows as usize, Rng(13).bf16s(3 * rows as usize * 64, 0.3));
     let alone = case.runs.unshared(rows);
@@ -474,16 +475,17 @@ fn a_shift_without_queries_is_refused() {
 #[test]
 fn any_number_of_rows_meets_codes_alike() {
     // Head sizes that end within a vector, one row to more than a group of rows.
-    for (head_dim, seed) in [(6, 20), (18, 21), (96, 22)] {
+    const ROWS: u32 = 34;
+    for (head_dim, seed) in [(2, 19), (6, 20), (18, 21), (66, 23), (96, 22)] {
         let shape = AttnShape { heads: 1, kv_heads: 1, head_dim };
         let mut case = coded_case(seed, shape);
         case.runs = RunList { chunks: (0..2).map(ChunkId).collect(), ..RunList::default() };
-        case.runs.runs.push(Run { rows: 0..30, place: 0, chunks: 0..2, shift: 0, masks: None });
-        (case.rows, case.q) = (30, Rng(seed).bf16s(3 * 30 * head_dim, 0.3));
-        let alone = case.runs.unshared(30);
+        case.runs.runs.push(Run { rows: 0..ROWS, place: 0, chunks: 0..2, shift: 0, masks: None });
+        (case.rows, case.q) = (ROWS as usize, Rng(seed).bf16s(3 * ROWS as usize * head_dim, 0.3));
+        let alone = case.runs.unshared(ROWS);
         for (isa, pool) in paths(&[1]) {
-            let want = run(isa, &pool, &case, &alone, 30, &case.q, Canary::None);
-            for rows in 1..=30 {
+            let want = run(isa, &pool, &case, &alone, case.rows, &case.q, Canary::None);
+            for rows in 1..=ROWS {
                 let (some, q) = selected(&case, &(0..rows).collect::<Vec<_>>());
                 let shared = RunList {
                     runs: vec![Run { rows: 0..rows, ..case.runs.runs[0].clone() }],

@@ -348,6 +348,7 @@ mod tests {
 
     use super::super::Queries;
     use super::super::steps::tests::{built, tree};
+    use super::super::tile::GROUP;
     use super::*;
     use crate::KvPool;
     use crate::buffer::SharedMut;
@@ -379,8 +380,8 @@ mod tests {
                             let Head { k, v, .. } = kv.head(id, 0, task.head);
                             met.push(k as usize);
                             let all = query_rows(run, upcoming.rows, group);
-                            for at in (0..all).step_by(24) {
-                                let asks = upcoming.asks::<Portable>(false, (k, v), 24.min(all - at), all);
+                            for at in (0..all).step_by(GROUP) {
+                                let asks = upcoming.asks::<Portable>(false, (k, v), GROUP.min(all - at), all);
                                 asked.extend(asks.places.iter().map(|place| place[0]).filter(|&place| place > 0));
                                 asked.extend(asks.k.map(|next| k.wrapping_offset(next) as usize));
                                 upcoming.have_asked(&asks);

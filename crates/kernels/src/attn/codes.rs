@@ -1,8 +1,9 @@
 //! kv8: what meets the codes of a sealed chunk.
 //!
 //! A query row times K's scales, and its weights times V's, become 16 bits under one f32 scale for row and chunk: half a
-//! unit is 2^-16 of the row's largest, where bf16 would be off by 2^-9 of each. Codes are widened to 16 bits as they are
-//! read, a pair to a word, and products are added up as integers, exactly: on every path they are the same.
+//! unit is 2^-16 of the row's largest, where bf16 would be off by 2^-9 of each. Codes are widened to 16 bits, as they are
+//! read or once for several row blocks, a pair to a word, and products are added up as integers, exactly: on every path they
+//! are the same.
 
 use super::plan::{APART, AttnShape};
 use super::shorts::{largest_of, units};
@@ -75,8 +76,8 @@ pub(super) unsafe fn queries<S: Dots>(
             let inverse = S::splat(inverse);
             let mut i = 0;
             while i + 2 * S::LANES <= dim {
-                let x = products::<S, 2>(q.add(i), k_scales.add(i)).map(|x| S::mul(x, inverse));
-                S::store_two_shorts(to.add(i / 2), x);
+                let [a, b] = products::<S, 2>(q.add(i), k_scales.add(i));
+                S::store_two_shorts(to.add(i / 2), [S::mul(a, inverse), S::mul(b, inverse)]);
                 i += 2 * S::LANES;
             }
             while i < dim {

@@ -323,7 +323,7 @@ unsafe fn fold<S: Simd>(job: &Job<'_>, rows: &Range<u32>, head: usize, scratch: 
             // Of a vector of rows at once, before the first of them changes.
             if i.is_multiple_of(S::LANES) {
                 let rows = S::LANES.min(n - i);
-                let [old, new] = [folded_m.as_ptr().add(i), state.m.add(i)].map(|m| S::load_n(m, rows));
+                let (old, new) = (S::load_n(folded_m.as_ptr().add(i), rows), S::load_n(state.m.add(i), rows));
                 let top = S::max(new, old);
                 for (factors, m) in factors.iter_mut().zip([old, new]) {
                     S::store(factors.as_mut_ptr(), S::exp2(S::sub(m, top)));
