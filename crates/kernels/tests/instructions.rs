@@ -53,16 +53,19 @@ const WIDE_QUANT: &[(Kind, usize)] = &[
     ((96, 24), 310),
 ];
 
-const GUARDS: [Guard; 15] = [
+const GUARDS: [Guard; 16] = [
     Guard {
         function: "16groups_of_shorts6others4avx2",
         products: &["vpmaddwd"],
         with: BROADCASTS,
         committed: &[
+            ((8, 2), 28),
             ((8, 4), 32),
             ((8, 8), 33),
             ((10, 10), 39),
+            ((12, 6), 42),
             ((12, 12), 45),
+            ((16, 2), 50),
             ((16, 4), 54),
             ((16, 8), 52),
             ((18, 6), 58),
@@ -82,10 +85,13 @@ const GUARDS: [Guard; 15] = [
         with: BROADCASTS,
         // Three rows by three vectors are less than a line a step: which steps ask for one is worked out in the loop.
         committed: &[
+            ((8, 2), 34),
             ((8, 4), 29),
             ((8, 8), 33),
             ((10, 10), 39),
+            ((12, 6), 39),
             ((12, 12), 45),
+            ((16, 2), 60),
             ((16, 4), 52),
             ((16, 8), 51),
             ((18, 6), 69),
@@ -103,13 +109,13 @@ const GUARDS: [Guard; 15] = [
         function: "17groups_of_widened6others4avx2",
         products: &["vpmaddwd"],
         with: BROADCASTS,
-        committed: &[((16, 8), 51), ((20, 10), 61), ((24, 12), 71)],
+        committed: &[((8, 2), 25), ((16, 2), 42), ((16, 8), 51), ((18, 6), 69), ((20, 10), 61), ((24, 12), 71)],
     },
     Guard {
         function: "17groups_of_widened6others6avx512",
         products: &["vpdpwssd"],
         with: BROADCASTS,
-        committed: &[((32, 4), 53), ((40, 6), 63), ((48, 8), 73)],
+        committed: &[((8, 2), 26), ((16, 4), 36), ((24, 6), 46), ((32, 4), 53), ((40, 6), 63), ((48, 8), 73)],
     },
     Guard {
         function: "kvist_kernels6matmul8run_tile6others4avx2",
@@ -188,6 +194,12 @@ const GUARDS: [Guard; 15] = [
         products: &["vpdpwssd"],
         with: BROADCASTS,
         committed: &[((8, 2), 28), ((16, 4), 38), ((24, 6), 48), ((32, 8), 58), ((40, 10), 68), ((48, 12), 78)],
+    },
+    Guard {
+        function: "17groups_of_widened10avx512vnni",
+        products: &["vpdpwssd"],
+        with: BROADCASTS,
+        committed: &[((8, 2), 26), ((16, 4), 36), ((24, 6), 46), ((32, 4), 53), ((40, 6), 63), ((48, 8), 73)],
     },
     Guard {
         function: "kvist_kernels6matmul8run_tile10avx512vnni",

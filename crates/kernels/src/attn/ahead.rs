@@ -14,7 +14,7 @@ use crate::simd::{Ask, LINE, Simd};
 
 /// With so many row blocks all of them share in asking. The first one alone would ask for more than memory brings meanwhile,
 /// and its own operands would wait behind that.
-pub(super) const SHARERS: usize = 4;
+const SHARERS: usize = 4;
 
 /// Visits ahead of which chunks are asked for at most, and bytes that they take: these stay in the L2 cache until then.
 const WINDOW: usize = 5;

@@ -174,13 +174,15 @@ mod tests {
                 S::store_words(wide.as_mut_ptr().add(i), S::widened(codes.as_ptr().add(2 * i).cast()));
             }
             for column in (0..WIDTH).step_by(2 * S::LANES) {
-                let codes = codes.as_ptr().add(2 * column);
-                let mut found = [[S::four(&0); 2]; ROWS];
+                let (codes, wide) = (codes.as_ptr().add(2 * column), wide.as_ptr().add(column));
+                let (mut found, mut of_wide) = ([[S::four(&0); 2]; ROWS], [[S::four(&0); 2]; ROWS]);
                 let asks = (Nothing, 0);
                 short_dots::<S, true, WIDTH, ROWS, 2, _>(&mut found, codes.cast(), WIDTH, x.cast(), STEPS, asks);
-                for (sums, found) in sums.iter_mut().zip(&found) {
-                    for (v, &sum) in found.iter().enumerate() {
+                short_dots::<S, false, WIDTH, ROWS, 2, _>(&mut of_wide, wide.cast(), WIDTH, x.cast(), STEPS, asks);
+                for ((sums, found), of_wide) in sums.iter_mut().zip(&found).zip(&of_wide) {
+                    for (v, (&sum, &wide)) in found.iter().zip(of_wide).enumerate() {
                         S::store(sums.as_mut_ptr().add(column + v * S::LANES), S::float(sum));
+                        assert_eq!(S::lanes(S::float(sum)), S::lanes(S::float(wide)), "{}", S::ISA);
                     }
                 }
             }

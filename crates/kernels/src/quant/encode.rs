@@ -5,7 +5,7 @@
 use super::QuantKind::{self, Q4_0, Q4K, Q8_0};
 use super::half;
 use crate::Isa;
-use crate::simd::{PANEL, Simd, isa_entry};
+use crate::simd::{PANEL, ROUND, Simd, isa_entry};
 
 /// Writes the block of `kind.block_len()` weights, for which there must be an encoder. Weights that are not finite
 /// become 0.
@@ -40,9 +40,6 @@ type Group = [f32; 32];
 
 /// Scales that the search tries: what maps the range onto this many codes more or fewer.
 const STRETCHES: [f32; 14] = [-1.2, -1.0, -0.8, -0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4];
-
-/// 1.5 * 2^23: adding it rounds to the nearest integer, ties to even.
-const ROUND: f32 = 12_582_912.0;
 
 #[inline(always)]
 fn inverse(x: f32) -> f32 {
