@@ -178,21 +178,19 @@ def main():
     if args.trace:
         return of_trace(printed, args.trace, args.llvm_mca, args.model)
     rows = {}
-    for kernel, function, product in [
-        ("bf16 weights", "kvist_kernels6matmul8run_tile6others6avx512", BF16),
-        ("attention, kv16, two steps", "16groups_of_shorts6others6avx512", SHORTS),
-        ("attention, kv8, two steps", "15groups_of_codes6others6avx512", SHORTS),
-        ("attention, kv8 widened, two steps", "17groups_of_widened6others6avx512", SHORTS),
-        ("", "5quant6matmul8run_tile6others6others6avx512", INTEGER),
+    for kernel, function, product, steps in [
+        ("bf16 weights", "kvist_kernels6matmul8run_tile6others6avx512", BF16, 1),
+        ("attention, kv16, two steps", "16groups_of_shorts6others6avx512", SHORTS, 2),
+        ("attention, kv8, two steps", "15groups_of_codes6others6avx512", INTEGER, 2),
+        ("", "5quant6matmul8run_tile6others6others6avx512", INTEGER, None),
     ]:
         for loop in loops(printed, function):
             products = loop.count(product)
-            if product != INTEGER:
+            if steps:
                 # Products that broadcast for themselves do so once for each vector.
                 reads = sum("broadcast" in name and "%rip" not in rest for _, name, rest in loop.code)
                 reads += sum("{1to16}" in rest for _, _, rest in loop.code) // 4
                 sums = {rest.split(",")[-1] for _, name, rest in loop.code if name == product}
-                steps = 2 if product == SHORTS else 1
                 whole = products == 4 * reads == steps * len(sums)
                 of = (kernel, len(sums) // 4, 4, None) if products and whole else None
             else:

@@ -44,7 +44,7 @@ impl Codec {
         match self {
             Codec::Dense(dtype) => (dk * CHUNK * dtype.bytes(), dv * CHUNK * dtype.bytes()),
             Codec::Kv16 => (2 * (dk + 1) * CHUNK, 2 * (dv + 1) * CHUNK),
-            Codec::Kv8 => (dk * (CHUNK + 2), (dv + 2) * CHUNK),
+            Codec::Kv8 => (dk.next_multiple_of(4) * CHUNK + 2 * dk, (dv + 2) * CHUNK),
         }
     }
 }
@@ -84,8 +84,9 @@ pub struct LayerLayout {
 /// Where everything is in a chunk: `[layer][kv-head][K | V]`.
 ///
 /// Kv16: K is pair-interleaved `[dk/2][64][2]`, V `[32][dv][2]`, the same from the first token (appending is a scatter) and
-/// on every ISA path; the scales of the tokens, `[64]`, are behind either. Kv8: the same order with a byte for each element,
-/// and the scales behind the codes, K's `[dk/2][2]`, V's `[64]`.
+/// on every ISA path; the scales of the tokens, `[64]`, are behind either. Kv8: a byte for each element, four to a word, K
+/// `[dk/4][64][4]` of elements `i`, `i + dk/4`, .., V `[16][dv][4]` of tokens `i`, `i + 16`, ..; the scales are behind the codes,
+/// K's `[dk]`, V's `[64]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ChunkLayout {
     pub codec: Codec,

@@ -1,15 +1,15 @@
 //! How K and V of a head are stored: integers, and what they are multiplied with.
 //!
-//! K and V are matrices of pairs: K has a row for each pair of elements and a column for each token, V a row for each pair of
-//! tokens and a column for each element. A value is `code * scale`, `scale` the bf16 number at or above `largest / most` of
+//! K has a row for each element and a column for each token, V a row for each token and a column for each element; two rows of
+//! either, or four, lie side by side as instructions multiply them. A value is `code * scale`, `scale` the bf16 number at or above `largest / most` of
 //! what shares it, the code the nearest integer, ties to even.
 //!
 //! kv16, what tokens are written in: codes of 16 bits, a scale for each token's K and one for its V, so that a token does not
 //! depend on the others of its chunk. Half a unit is 2^-17 of K's length as a vector, or 2^-16 of its largest element if that is
 //! more, and 2^-13 of V's largest element, where bf16 is off by up to 2^-9 of each.
 //!
-//! kv8, for sealed chunks: codes of 8 bits, a scale for either half of a row, so that K is scaled per channel (a few channels
-//! are much larger than the rest, in every token) and V per token.
+//! kv8, for sealed chunks: codes of 8 bits, a scale for each row, so that K is scaled per channel (a few channels are much larger
+//! than the rest, in every token) and V per token. Four rows that are a quarter of all apart lie side by side.
 //!
 //! The kernels multiply codes as integers, and scale what they are multiplied with or the sums instead, once for many products.
 
@@ -38,11 +38,11 @@ const LARGEST: f32 = 3e38;
 pub(crate) struct Head {
     /// kv8, else kv16.
     pub eight: bool,
-    /// `[dk/2][64][2]`.
+    /// kv8: `[dk/4][64][4]`. kv16: `[dk/2][64][2]`.
     pub k: *const u8,
-    /// kv8: `[dk/2][2]`. kv16: `[64]`.
+    /// kv8: `[dk]`. kv16: `[64]`.
     pub k_scales: *const u16,
-    /// `[32][dv][2]`.
+    /// kv8: `[16][dv][4]`. kv16: `[32][dv][2]`.
     pub v: *const u8,
     /// `[64]`.
     pub v_scales: *const u16,
@@ -52,28 +52,32 @@ impl Head {
     /// # Safety
     /// `k` and `v` point to the tiles of a head, sizes `dk` and `dv`, aligned to 2 bytes.
     pub unsafe fn new(eight: bool, k: *const u8, dk: usize, v: *const u8, dv: usize) -> Head {
-        let bytes = if eight { CHUNK } else { 2 * CHUNK };
+        let (k_bytes, v_bytes) =
+            if eight { (fours(dk) * 4 * CHUNK, dv * CHUNK) } else { (dk * 2 * CHUNK, dv * 2 * CHUNK) };
         // SAFETY: the scales lie behind the codes.
-        unsafe { Head { eight, k, k_scales: k.add(dk * bytes).cast(), v, v_scales: v.add(dv * bytes).cast() } }
+        unsafe { Head { eight, k, k_scales: k.add(k_bytes).cast(), v, v_scales: v.add(v_bytes).cast() } }
     }
 
-    /// The value at `half` of the pair in a row and column of K or V.
+    /// An element of a token's K.
     ///
     /// # Safety
-    /// The tile is still there, and the indices lie in it.
+    /// The tile is still there, of this size, and the indices lie in it.
     #[inline(always)]
-    pub unsafe fn value(&self, of_k: bool, dv: usize, row: usize, column: usize, half: usize) -> f32 {
-        let (codes, scales, width) = if of_k { (self.k, self.k_scales, CHUNK) } else { (self.v, self.v_scales, dv) };
-        let (at, shared) = ((row * width + column) * 2 + half, 2 * row + half);
+    pub unsafe fn k(&self, dk: usize, element: usize, token: usize) -> f32 {
+        let pair = [element % (dk / 2), element / (dk / 2)];
         // SAFETY: the caller's contract.
-        unsafe {
-            if self.eight {
-                f32::from(*codes.cast::<i8>().add(at)) * bf16::to_f32(*scales.add(shared))
-            } else {
-                let scale = scales.add(if of_k { column } else { shared });
-                f32::from(*codes.cast::<i16>().add(at)) * bf16::to_f32(*scale)
-            }
-        }
+        unsafe { value(self.eight, self.k, (dk, CHUNK), [element, token], pair, (self.k_scales, token)) }
+    }
+
+    /// An element of a token's V.
+    ///
+    /// # Safety
+    /// As [`Head::k`].
+    #[inline(always)]
+    pub unsafe fn v(&self, dv: usize, token: usize, element: usize) -> f32 {
+        let pair = [token / 2, token % 2];
+        // SAFETY: the caller's contract.
+        unsafe { value(self.eight, self.v, (CHUNK, dv), [token, element], pair, (self.v_scales, token)) }
     }
 
     /// Encodes a head of kv16 into a tile of kv8.
@@ -82,11 +86,37 @@ impl Head {
     /// The tile is still there, of sizes `dk` and `dv`.
     pub unsafe fn encode(&self, dk: usize, dv: usize, out: &mut [u16]) {
         debug_assert!(!self.eight);
-        let (k, v) = out.split_at_mut(dk * (CHUNK / 2 + 1));
+        let (k, v) = out.split_at_mut(fours(dk) * 2 * CHUNK + dk);
         // SAFETY: as many rows and columns as there are.
-        encode_rows(CHUNK, k, |row, column, half| unsafe { self.value(true, dv, row, column, half) });
+        encode_rows((dk, CHUNK), k, |row, column| unsafe { self.k(dk, row, column) });
         // SAFETY: likewise.
-        encode_rows(dv, v, |row, column, half| unsafe { self.value(false, dv, row, column, half) });
+        encode_rows((CHUNK, dv), v, |row, column| unsafe { self.v(dv, row, column) });
+    }
+}
+
+/// The value in a row and column: in 8 bits with the scale of the row, in 16 that of a half of a pair of rows with the scale of
+/// the token.
+///
+/// # Safety
+/// `codes` has so many rows and columns.
+#[inline(always)]
+unsafe fn value(
+    eight: bool,
+    codes: *const u8,
+    (rows, width): (usize, usize),
+    [row, column]: [usize; 2],
+    [pair, half]: [usize; 2],
+    (scales, token): (*const u16, usize),
+) -> f32 {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if eight {
+            let at = (row % fours(rows) * width + column) * 4 + row / fours(rows);
+            f32::from(*codes.cast::<i8>().add(at)) * bf16::to_f32(*scales.add(row))
+        } else {
+            let at = (pair * width + column) * 2 + half;
+            f32::from(*codes.cast::<i16>().add(at)) * bf16::to_f32(*scales.add(token))
+        }
     }
 }
 
@@ -139,21 +169,26 @@ fn size(x: f32) -> u32 {
     if size > f32::INFINITY.to_bits() { 0 } else { size.min(LARGEST.to_bits()) }
 }
 
-/// Encodes rows of `width` pairs: codes to the front of `out`, two to a word, then two scales for each row.
+/// Fours of rows. Of the last ones some may be missing: these are zeros.
+fn fours(rows: usize) -> usize {
+    rows.div_ceil(4)
+}
+
+/// Encodes rows of `width` values, of which `value` knows `(row, column)`: fours of codes to the front of `out`, two to a word,
+/// then a scale for each row.
 #[inline(always)]
-fn encode_rows(width: usize, out: &mut [u16], value: impl Fn(usize, usize, usize) -> f32) {
-    let rows = out.len() / (width + 2);
-    let (codes, scales) = out.split_at_mut(rows * width);
-    for (row, (codes, scales)) in codes.chunks_exact_mut(width).zip(scales.as_chunks_mut::<2>().0).enumerate() {
-        let mut largest = [0; 2];
-        for column in 0..width {
-            (0..2).for_each(|half| largest[half] = largest[half].max(size(value(row, column, half))));
-        }
-        *scales = largest.map(|largest| scale(f32::from_bits(largest), MOST_OF_8 as f32));
-        let units = scales.map(unit);
-        for (column, out) in codes.iter_mut().enumerate() {
-            let [a, b] = [0, 1].map(|half| code(value(row, column, half), units[half], MOST_OF_8 as f32) as i8);
-            *out = u16::from_le_bytes([a as u8, b as u8]);
+fn encode_rows((rows, width): (usize, usize), out: &mut [u16], value: impl Fn(usize, usize) -> f32) {
+    let fours = fours(rows);
+    let (codes, scales) = out.split_at_mut(fours * width * 2);
+    codes.fill(0);
+    for (row, to) in scales.iter_mut().enumerate() {
+        let largest = (0..width).fold(0, |largest, column| size(value(row, column)).max(largest));
+        *to = scale(f32::from_bits(largest), MOST_OF_8 as f32);
+        let (unit, byte) = (unit(*to), row / fours);
+        let of_row = &mut codes[row % fours * width * 2..][..width * 2];
+        for (column, four) in of_row.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let code = code(value(row, column), unit, MOST_OF_8 as f32) as i8 as u8;
+            four[byte / 2] |= u16::from(code) << (byte % 2 * 8);
         }
     }
 }
@@ -179,20 +214,25 @@ fn code(x: f32, unit: f32, most: f32) -> f32 {
 mod tests {
     use super::*;
 
+    /// Of as many rows as there are in `src`.
     fn encoded(src: &[u16], width: usize) -> Vec<u16> {
-        let mut out = vec![0; src.len() / 2 + src.len() / width];
-        encode_rows(width, &mut out, |row, column, half| bf16::to_f32(src[(row * width + column) * 2 + half]));
+        let rows = src.len() / width;
+        let mut out = vec![1; 2 * width * fours(rows) + rows];
+        encode_rows((rows, width), &mut out, |row, column| bf16::to_f32(src[row * width + column]));
         out
     }
 
     /// (value, decoded, scale) of each element.
     fn decoded(src: &[u16], width: usize) -> Vec<(f64, f64, f64)> {
         let out = encoded(src, width);
-        let (codes, scales) = out.split_at(src.len() / 2);
+        let rows = src.len() / width;
+        let (codes, scales) = out.split_at(2 * width * fours(rows));
         let each = |(i, &x): (usize, &u16)| {
-            let code = codes[i / 2].to_le_bytes()[i % 2] as i8;
-            let scale = bf16::to_f32(scales[i / (2 * width) * 2 + i % 2]) as f64;
-            (bf16::to_f32(x) as f64, code as f64 * scale, scale)
+            let (row, column) = (i / width, i % width);
+            let scale = (scales.as_ptr(), usize::MAX);
+            // SAFETY: a row and a column that there are.
+            let got = unsafe { super::value(true, codes.as_ptr().cast(), (rows, width), [row, column], [0; 2], scale) };
+            (bf16::to_f32(x) as f64, got as f64, bf16::to_f32(scales[row]) as f64)
         };
         src.iter().enumerate().map(each).collect()
     }
@@ -258,12 +298,10 @@ mod tests {
     fn a_rounded_scale_costs_little() {
         let (mut squares, mut exact) = (0.0, 0.0);
         let src = random(3, 2 * 64 * 500, |bits| bf16::from_f32((bits % 2_000_001) as f32 / 1e6 - 1.0));
-        for row in src.chunks_exact(128) {
-            for half in 0..2 {
-                let values: Vec<f64> = row.iter().skip(half).step_by(2).map(|&x| bf16::to_f32(x) as f64).collect();
-                let step = values.iter().fold(0.0, |a: f64, x| a.max(x.abs())) / 127.0;
-                exact += values.iter().map(|x| (x - (x / step).round_ties_even() * step).powi(2)).sum::<f64>();
-            }
+        for row in src.chunks_exact(64) {
+            let values: Vec<f64> = row.iter().map(|&x| bf16::to_f32(x) as f64).collect();
+            let step = values.iter().fold(0.0, |a: f64, x| a.max(x.abs())) / 127.0;
+            exact += values.iter().map(|x| (x - (x / step).round_ties_even() * step).powi(2)).sum::<f64>();
             squares += decoded(row, 64).iter().map(|(x, got, _)| (x - got).powi(2)).sum::<f64>();
         }
         let ratio = (squares / exact).sqrt();

@@ -321,11 +321,10 @@ impl KvPool {
         let LayerKind::Gqa { dk, dv, .. } = self.layout.layers[layer].kind;
         let (tile, slot) = (self.head(slot.chunk, layer, head), slot.slot as usize);
         assert!(slot < CHUNK);
-        // For K row = pair of elements, for V row = pair of tokens.
         // SAFETY: the slot lies in the tile, which is part of the pool.
-        (0..dk).for_each(|i| k[i] = unsafe { tile.value(true, dv, i % (dk / 2), slot, i / (dk / 2)) });
+        (0..dk).for_each(|i| k[i] = unsafe { tile.k(dk, i, slot) });
         // SAFETY: likewise.
-        (0..dv).for_each(|i| v[i] = unsafe { tile.value(false, dv, slot / 2, i, slot % 2) });
+        (0..dv).for_each(|i| v[i] = unsafe { tile.v(dv, slot, i) });
     }
 
     /// Elements of a slab.
@@ -367,7 +366,10 @@ fn check(layout: &ChunkLayout) {
         let head = match layout.codec {
             Codec::Dense(_) => None,
             Codec::Kv16 => [dk + dv + 2, CHUNK, 2].into_iter().try_fold(1, usize::checked_mul),
-            Codec::Kv8 => (dk + dv).checked_mul(CHUNK).and_then(|codes| codes.checked_add(2 * (dk + CHUNK))),
+            Codec::Kv8 => {
+                let codes = dk.checked_next_multiple_of(4).and_then(|dk| (dk + dv).checked_mul(CHUNK));
+                codes.and_then(|codes| codes.checked_add(2 * (dk + CHUNK)))
+            }
         };
         let bytes = head.and_then(|head| head.checked_mul(heads));
         assert_eq!((layer.offset, Some(layer.bytes)), (end, bytes), "layer {i} is not where it belongs");

@@ -280,7 +280,7 @@ unsafe fn short_block<S: Dots, const R: usize, const V: usize>(n: usize) -> u64 
         let mut acc = [[S::four(&0); V]; R];
         for _ in 0..n {
             // Read again for every step, or else the products would be computed once.
-            S::step_shorts::<false, 1, R, V>(&mut acc, black_box(w.as_ptr()).cast(), x.as_ptr());
+            S::step_shorts::<1, R, V>(&mut acc, black_box(w.as_ptr()).cast(), x.as_ptr());
         }
         for sum in acc.into_iter().flatten() {
             black_box(S::lanes(S::float(sum)));

@@ -321,22 +321,22 @@ impl<F: Form> Tile<'_, F> {
     }
 }
 
-/// Calls `$f::<.., _>($args, (ask, $bytes))`, which asks for what `$ahead` says; `$bytes` are read in a step. Forms that cannot
-/// occur are not compiled.
+/// Calls `$f::<.., _>($args, (ask, $bytes))` for `$r` rows, which asks for what `$ahead` says; `$bytes` are read in a step. Forms
+/// that cannot occur are not compiled.
 macro_rules! asking {
-    ($ahead:expr, $bytes:expr, $f:ident::<$s:ident, $codes:literal, $row:ident, $r:ident, $v:ident>($($arg:expr),*)) => {
+    ($s:ident, $r:ident, $ahead:expr, $bytes:expr, $f:ident::<$($of:tt),*>($($arg:expr),*)) => {
         match $ahead {
             Ahead::All(next) if const { $bytes > $crate::simd::LINE } => {
-                $f::<$s, $codes, $row, $r, $v, _>($($arg),*, ($crate::simd::All(next), $bytes))
+                $f::<$($of),*, _>($($arg),*, ($crate::simd::All(next), $bytes))
             }
-            Ahead::All(next) => $f::<$s, $codes, $row, $r, $v, _>($($arg),*, ($crate::simd::Line(next), $bytes)),
+            Ahead::All(next) => $f::<$($of),*, _>($($arg),*, ($crate::simd::Line(next), $bytes)),
             Ahead::Line(next, apart) if const { super::ahead::may_share::<$s>($r) } => {
-                $f::<$s, $codes, $row, $r, $v, _>($($arg),*, (super::ahead::Paced::<1>(next, apart), $bytes))
+                $f::<$($of),*, _>($($arg),*, (super::ahead::Paced::<1>(next, apart), $bytes))
             }
             Ahead::Lines(next, apart) if const { super::ahead::may_share::<$s>($r) } => {
-                $f::<$s, $codes, $row, $r, $v, _>($($arg),*, (super::ahead::Paced::<2>(next, apart), $bytes))
+                $f::<$($of),*, _>($($arg),*, (super::ahead::Paced::<2>(next, apart), $bytes))
             }
-            _ => $f::<$s, $codes, $row, $r, $v, _>($($arg),*, ($crate::simd::Nothing, $bytes)),
+            _ => $f::<$($of),*, _>($($arg),*, ($crate::simd::Nothing, $bytes)),
         }
     };
 }

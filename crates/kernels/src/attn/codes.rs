@@ -1,16 +1,18 @@
 //! kv8: what meets the codes of a sealed chunk.
 //!
 //! A query row times K's scales, and its weights times V's, become 16 bits under one f32 scale for row and chunk: half a
-//! unit is 2^-16 of the row's largest, where bf16 would be off by 2^-9 of each. Codes are widened to 16 bits, as they are
-//! read or once for several row blocks, a pair to a word, and products are added up as integers, exactly: on every path they
-//! are the same.
+//! unit is 2^-16 of the row's largest, where bf16 would be off by 2^-9 of each. Where bytes are multiplied as fast as their
+//! number allows, codes meet the higher bytes of these and the lower ones; elsewhere they are widened as they are read. Products
+//! are added up as integers, exactly: on every path they are the same.
 
-use super::plan::{APART, AttnShape};
+use super::plan::{APART, AttnShape, HEAD_DIM};
 use super::shorts::{largest_of, units};
 use super::tile::{Coded, FACTORS, reduce};
 use crate::codec::MOST_OF_8;
 use crate::quant::dots::Dots;
 use crate::simd::{LINE, PANEL};
+
+const _: () = assert!(HEAD_DIM.is_multiple_of(4 * PANEL) && HEAD_DIM / 4 <= SECOND, "whole vectors of either half");
 
 /// Lines that are asked for with each query row.
 const LINES: usize = 4;
@@ -18,17 +20,8 @@ const LINES: usize = 4;
 /// Vectors of a row side by side.
 const TOGETHER: usize = 4;
 
-/// Codes of a chunk's K or V, widened: where several row blocks meet them that is done once.
-///
-/// # Safety
-/// The ISA of `S` is available; there are `pairs` pairs of codes, in whole vectors, and room for as many words.
-#[inline(always)]
-pub(super) unsafe fn widen<S: Dots>(codes: *const u8, pairs: usize, to: *mut u32) {
-    for i in (0..pairs).step_by(S::LANES) {
-        // SAFETY: the caller's contract.
-        unsafe { S::store_words(to.add(i), S::widened(codes.add(2 * i))) };
-    }
-}
+/// Words from what the even bytes of K's codes meet in a query row to what the odd ones do.
+pub(super) const SECOND: usize = APART / 2;
 
 /// Query rows `at..at + n` of the band times the scales of K, as the rows of the group in 16 bits, and what these stand for,
 /// over their values. Meanwhile lines from `next` on are asked for.
@@ -46,7 +39,7 @@ pub(super) unsafe fn queries<S: Dots>(
 ) -> [f32; FACTORS] {
     let dim = shape.head_dim;
     let mut largest = [0.0; FACTORS];
-    // SAFETY: the caller's contract. The last vector of a row may be cut short; there is room for whole ones in `rows`.
+    // SAFETY: the caller's contract. There is room for whole vectors of either half in `rows`, and behind queries and scales.
     unsafe {
         for r in 0..n {
             let q = coded.q.add((at + r) * shape.apart_f32());
@@ -70,20 +63,21 @@ pub(super) unsafe fn queries<S: Dots>(
         }
         reduce::<S, true>(sizes, &mut largest, n);
         let (inverse, scales) = units::<S>(largest, n, largest_of(dim, MOST_OF_8));
+        let fours = dim.div_ceil(4);
         // Once more, which costs less than to store them meanwhile.
         for (r, &inverse) in inverse[..n].iter().enumerate() {
             let (q, to) = (coded.q.add((at + r) * shape.apart_f32()), coded.rows.add(r * APART));
             let inverse = S::splat(inverse);
-            let mut i = 0;
-            while i + 2 * S::LANES <= dim {
-                let [a, b] = products::<S, 2>(q.add(i), k_scales.add(i));
-                S::store_two_shorts(to.add(i / 2), [S::mul(a, inverse), S::mul(b, inverse)]);
-                i += 2 * S::LANES;
-            }
-            while i < dim {
-                let x = last_product::<S>(q.add(i), k_scales.add(i), dim - i);
-                S::store_shorts(to.add(i / 2), S::mul(x, inverse));
-                i += S::LANES;
+            // What is behind the last four is never met.
+            for i in (0..fours).step_by(S::LANES) {
+                let mut x = [inverse; 4];
+                for (quarter, x) in x.iter_mut().enumerate() {
+                    let at = quarter * fours + i;
+                    *x = S::mul(S::load(q.add(at)), S::load(k_scales.add(at)));
+                }
+                let [first, second] = S::for_codes::<true>(x, inverse);
+                S::store_words(to.add(i), first);
+                S::store_words(to.add(SECOND + i), second);
             }
         }
         scales

@@ -6,11 +6,11 @@ use std::ops::Range;
 use kvist_base::{CHUNK, RunList};
 
 use super::Queries;
-use super::ahead::{Asks, Pace, Upcoming, blocks_of};
+use super::ahead::{Asks, Pace, Upcoming};
 use super::plan::{APART, AttnPlan, Task, state_len};
 use super::queries::query;
 use super::steps::Step;
-use super::tile::{Coded, Form, GROUP, InCodes, InShorts, State, Tile, Widened, group};
+use super::tile::{Coded, Form, GROUP, InCodes, InShorts, State, Tile, group};
 use crate::buffer::{Aligned, SharedMut, Words};
 use crate::codec::Head;
 use crate::quant::dots::Dots;
@@ -26,9 +26,6 @@ pub(super) struct Job<'a> {
     pub out: SharedMut<f32>,
     pub partials: SharedMut<f32>,
 }
-
-/// Row blocks that meet codes, from which on these are widened once for all of them.
-const WIDENING: usize = 3;
 
 /// A thread's memory; kept, so that a steady step allocates nothing.
 pub(super) struct Scratch {
@@ -53,13 +50,12 @@ pub(super) struct Scratch {
 
 /// What an encoded chunk takes besides.
 struct CodedScratch {
-    /// Queries of a band in f32, in the order of pairs.
+    /// Queries of a band in f32.
     q: Words,
     /// Queries of a group times K's scales, in 16 bits.
     rows: Words,
-    /// K and V of a chunk, widened.
-    wide_k: Words,
-    wide_v: Words,
+    /// What sums of products with K begin with, for each token.
+    begin: Aligned<[u32; CHUNK]>,
 }
 
 thread_local! {
@@ -75,7 +71,7 @@ thread_local! {
             sizes: Aligned([0.0; GROUP * PANEL]),
             k_scales: Words::new(),
             v_scales: Aligned([0.0; CHUNK]),
-            coded: CodedScratch { q: Words::new(), rows: Words::new(), wide_k: Words::new(), wide_v: Words::new() },
+            coded: CodedScratch { q: Words::new(), rows: Words::new(), begin: Aligned([0; CHUNK]) },
         })
     };
 }
@@ -90,8 +86,6 @@ isa_entry!(fn groups_of_shorts(tile: Tile<'_, InShorts>, rows: Range<usize>, upc
     with avx512vnni);
 isa_entry!(fn groups_of_codes(tile: Tile<'_, InCodes>, rows: Range<usize>, upcoming: &mut Upcoming<'_>) = groups,
     with avx512vnni);
-isa_entry!(fn groups_of_widened(tile: Tile<'_, Widened>, rows: Range<usize>, upcoming: &mut Upcoming<'_>) = groups,
-    with avx512vnni);
 
 /// # Safety
 /// The ISA of `S` is available; `job` is what the plan was built for; no other task writes the same part of the plan.
@@ -105,12 +99,10 @@ unsafe fn whole_task<S: Dots>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
     scratch.shifts.resize(band.rows.len(), None);
     scratch.q.grow(n * APART);
     scratch.q_scales.grow(n);
-    scratch.k_scales.grow(shape.head_dim.max(CHUNK));
+    scratch.k_scales.grow(shape.head_dim.max(CHUNK) + 2 * PANEL);
     if job.kv.is_coded() {
-        scratch.coded.q.grow(n * shape.apart_f32());
+        scratch.coded.q.grow(n * shape.apart_f32() + 2 * PANEL);
         scratch.coded.rows.grow(GROUP * APART);
-        scratch.coded.wide_k.grow(CHUNK / 2 * shape.head_dim);
-        scratch.coded.wide_v.grow(CHUNK / 2 * shape.head_dim + PANEL);
     }
     if scratch.folded.len() < 2 * n {
         scratch.folded.resize(2 * n, 0.0);
@@ -204,14 +196,9 @@ unsafe fn visit<S: Dots>(
             pace: Pace::default(),
         };
         if kv.eight {
-            let CodedScratch { q, rows, wide_k, wide_v } = &mut scratch.coded;
-            let coded = Coded { q: q.as_ptr(), rows: rows.as_mut_ptr() };
-            if blocks_of::<S>(end - begin) >= WIDENING {
-                let form = Widened { coded, k: wide_k.as_mut_ptr(), v: wide_v.as_mut_ptr() };
-                groups_of_widened(S::ISA, tile.with(form), begin..end, upcoming);
-            } else {
-                groups_of_codes(S::ISA, tile.with(InCodes(coded)), begin..end, upcoming);
-            }
+            let CodedScratch { q, rows, begin: first } = &mut scratch.coded;
+            let coded = Coded { q: q.as_ptr(), rows: rows.as_mut_ptr(), begin: first.0.as_mut_ptr() };
+            groups_of_codes(S::ISA, tile.with(InCodes(coded)), begin..end, upcoming);
         } else {
             groups_of_shorts(S::ISA, tile, begin..end, upcoming);
         }
@@ -289,13 +276,12 @@ unsafe fn prepare_queries<S: Dots>(
                 *scratch.q_scales.as_mut_ptr::<f32>().add(at) = query(q, row);
             }
             if job.kv.is_coded() {
-                let (a, b) = q.split_at(dim / 2);
                 // SAFETY: likewise.
-                let row = unsafe { scratch.coded.q.as_mut_ptr::<f32>().add(at * shape.apart_f32()) };
-                for (j, (&a, &b)) in a.iter().zip(b).enumerate() {
-                    // SAFETY: pair `j` of a row.
-                    unsafe { row.add(2 * j).cast::<[f32; 2]>().write([bf16::to_f32(a), bf16::to_f32(b)]) };
-                }
+                let row = unsafe {
+                    let row = scratch.coded.q.as_mut_ptr::<f32>().add(at * shape.apart_f32());
+                    std::slice::from_raw_parts_mut(row, dim)
+                };
+                row.iter_mut().zip(q).for_each(|(to, &q)| *to = bf16::to_f32(q));
             }
         }
     }

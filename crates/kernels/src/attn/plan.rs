@@ -29,7 +29,7 @@ pub struct AttnShape {
 }
 
 /// Largest head size.
-const HEAD_DIM: usize = 256;
+pub(super) const HEAD_DIM: usize = 256;
 
 /// Words from one prepared query row to the next, whatever the head size, so that loops know it.
 pub(super) const APART: usize = lines(HEAD_DIM / 2);

@@ -3,9 +3,12 @@
 use kvist_base::CHUNK;
 
 use super::ahead::Pace;
-use super::tile::{EXPS, FACTORS, exponentials, reduce};
+use super::tile::{EXPS, FACTORS, Form, exponentials, reduce};
 use crate::quant::dots::Dots;
 use crate::simd::{Ask, PANEL};
+
+/// Words from what the even bytes of V's codes meet in a row of weights to what the odd ones do.
+pub(super) const SECOND: usize = CHUNK / 4;
 
 /// Smallest largest element of a row that is told from nothing: of what is smaller the scale would be subnormal, and the
 /// inverse overflow.
@@ -27,7 +30,7 @@ pub(super) fn largest_of(products: usize, code: usize) -> f32 {
 /// The ISA of `S` is available; `scores` is valid for the rows of the masks, `spread` and `sizes` for those of a group, and
 /// `v_scales` for a chunk.
 #[inline(always)]
-pub(super) unsafe fn weights<S: Dots>(
+pub(super) unsafe fn weights<S: Dots, F: Form>(
     (v_scales, code): (*const f32, usize),
     scores: *mut f32,
     tops: &[f32; FACTORS],
@@ -66,12 +69,24 @@ pub(super) unsafe fn weights<S: Dots>(
         reduce::<S, true>(sizes, &mut largest, masks.len());
         let (inverse, scales) = units::<S>(largest, masks.len(), largest_of(CHUNK, code));
         for (r, &inverse) in inverse[..masks.len()].iter().enumerate() {
-            // Vectors are read before their halves are written, and what is written lies before them.
+            // What is written lies where vectors have been read.
             let row = scores.add(r * CHUNK);
             let inverse = S::splat(inverse);
+            if F::CODES {
+                for i in (0..SECOND).step_by(S::LANES) {
+                    let mut x = [inverse; 4];
+                    for (quarter, x) in x.iter_mut().enumerate() {
+                        *x = S::load(row.add(quarter * SECOND + i));
+                    }
+                    let [first, second] = S::for_codes::<false>(x, inverse);
+                    S::store_words(row.cast::<u32>().add(i), first);
+                    S::store_words(row.cast::<u32>().add(SECOND + i), second);
+                }
+                continue;
+            }
             for i in (0..CHUNK).step_by(2 * S::LANES) {
                 let x = [S::mul(S::load(row.add(i)), inverse), S::mul(S::load(row.add(i + S::LANES)), inverse)];
-                S::store_two_shorts(row.cast::<u32>().add(i / 2), x);
+                S::store_words(row.cast::<u32>().add(i / 2), S::shorts(x));
             }
         }
         scales
@@ -98,20 +113,13 @@ pub(super) unsafe fn units<S: Dots>(largest: [f32; FACTORS], n: usize, most: f32
     (inverse, scales)
 }
 
-/// Adds the products of `R` rows of x, `ROW` words apart, with `V` vectors of codes or of 16 bits, of which steps are `stride`
+/// Adds the products of `R` rows of x, `ROW` words apart, with `V` vectors of pairs of 16 bits, of which steps are `stride`
 /// pairs apart. In each step it is asked for what is due by `asked` bytes of them.
 ///
 /// # Safety
 /// As [`crate::simd::dots`].
 #[inline(always)]
-pub(super) unsafe fn short_dots<
-    S: Dots,
-    const CODES: bool,
-    const ROW: usize,
-    const R: usize,
-    const V: usize,
-    A: Ask,
->(
+pub(super) unsafe fn short_dots<S: Dots, const ROW: usize, const R: usize, const V: usize, A: Ask>(
     sums: &mut [[S::I; V]; R],
     w: *const u8,
     stride: usize,
@@ -119,17 +127,95 @@ pub(super) unsafe fn short_dots<
     pairs: usize,
     (ask, asked): (A, usize),
 ) {
-    let apart = stride * if CODES { 2 } else { 4 };
+    let apart = 4 * stride;
     // SAFETY: the caller's contract; any address may be asked for.
     unsafe {
         for i in (0..pairs - pairs % 2).step_by(2) {
             ask.ask_two::<S>(asked, i, pairs);
-            S::two_steps_shorts::<CODES, ROW, R, V>(sums, w.add(i * apart), apart, x.add(i));
+            S::two_steps_shorts::<ROW, R, V>(sums, w.add(i * apart), apart, x.add(i));
         }
         if !pairs.is_multiple_of(2) {
             let i = pairs - 1;
             ask.ask::<S>(asked, i, pairs);
-            S::step_shorts::<CODES, ROW, R, V>(sums, w.add(i * apart), x.add(i));
+            S::step_shorts::<ROW, R, V>(sums, w.add(i * apart), x.add(i));
+        }
+    }
+}
+
+/// The same with fours of codes, of which a step has a pair of either half of the rows: what these meet is `SECOND` words apart.
+/// Bytes that have no sign are met in K by `begin`: what sums begin with, if that is known, or what is to be found out.
+///
+/// # Safety
+/// As [`short_dots`].
+#[inline(always)]
+pub(super) unsafe fn code_dots<
+    S: Dots,
+    const FINDS: bool,
+    const ROW: usize,
+    const SECOND: usize,
+    const R: usize,
+    const V: usize,
+    A: Ask,
+>(
+    (sums, begin): (&mut [[S::I; V]; R], &mut [S::I; V]),
+    w: *const u8,
+    stride: usize,
+    x: *const u32,
+    pairs: usize,
+    (ask, asked): (A, usize),
+) {
+    let fours = pairs.div_ceil(2);
+    // SAFETY: as above.
+    unsafe {
+        let mut more = [S::four(&0); V];
+        let whole = fours - fours % 2;
+        for i in (0..whole).step_by(2) {
+            ask.ask_two::<S>(asked, i, pairs);
+            first_step::<S, FINDS, ROW, R, V>(sums, &mut more, w.add(4 * i * stride), x.add(i));
+            first_step::<S, FINDS, ROW, R, V>(sums, &mut more, w.add(4 * (i + 1) * stride), x.add(i + 1));
+        }
+        if whole < fours {
+            first_step::<S, FINDS, ROW, R, V>(sums, &mut more, w.add(4 * whole * stride), x.add(whole));
+        }
+        if FINDS {
+            for (v, more) in more.into_iter().enumerate() {
+                begin[v] = S::minus(begin[v], more);
+                sums.iter_mut().for_each(|sums| sums[v] = S::minus(sums[v], more));
+            }
+        }
+        if S::DIGITS {
+            sums.iter_mut().flatten().for_each(|sum| *sum = S::shift(*sum, 8));
+        }
+        let x = x.add(SECOND);
+        for i in (0..whole).step_by(2) {
+            ask.ask_two::<S>(asked, fours + i, pairs);
+            S::step_codes::<true, ROW, R, V>(sums, w.add(4 * i * stride), x.add(i));
+            S::step_codes::<true, ROW, R, V>(sums, w.add(4 * (i + 1) * stride), x.add(i + 1));
+        }
+        if whole < fours {
+            S::step_codes::<true, ROW, R, V>(sums, w.add(4 * whole * stride), x.add(whole));
+        }
+    }
+}
+
+/// A step of [`code_dots`] with the first of what codes meet.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn first_step<S: Dots, const FINDS: bool, const ROW: usize, const R: usize, const V: usize>(
+    sums: &mut [[S::I; V]; R],
+    more: &mut [S::I; V],
+    w: *const u8,
+    x: *const u32,
+) {
+    // SAFETY: passed on.
+    unsafe {
+        S::step_codes::<false, ROW, R, V>(sums, w, x);
+        if FINDS {
+            for (v, more) in more.iter_mut().enumerate() {
+                *more = S::add_codes(*more, w.add(4 * v * S::LANES));
+            }
         }
     }
 }
@@ -141,48 +227,57 @@ mod tests {
     use crate::codec::{MOST_OF_8, MOST_OF_V};
     use crate::simd::{Nothing, isa_entry};
 
-    /// Pairs of codes of a step, and steps.
+    /// Columns of fours of codes, and rows of them: an odd number.
     const WIDTH: usize = 2 * PANEL;
-    const STEPS: usize = 9;
+    const FOURS: usize = 5;
     const ROWS: usize = 3;
 
     type Sums = [[f32; WIDTH]; ROWS];
-    type X = [[f32; WIDTH]; ROWS];
-    type Codes = [i8; 2 * WIDTH * STEPS];
+    /// With room for a vector behind the last quarter.
+    type X = [[f32; 4 * FOURS + PANEL]; ROWS];
+    type Codes = [[[i8; 4]; WIDTH]; FOURS];
 
     isa_entry!(
-        fn sums_of(codes: &Codes, x: &mut X, largest: &mut [f32; FACTORS], sums: &mut Sums) = all_sums,
+        fn sums_of(codes: &Codes, x: &X, largest: &mut [f32; FACTORS], sums: &mut Sums) = all_sums,
         with avx512vnni
     );
 
     /// `largest` becomes what the rows stand for.
     #[inline(always)]
-    unsafe fn all_sums<S: Dots>(codes: &Codes, x: &mut X, largest: &mut [f32; FACTORS], sums: &mut Sums) {
-        let x = x.as_mut_ptr().cast::<f32>();
+    unsafe fn all_sums<S: Dots>(codes: &Codes, x: &X, largest: &mut [f32; FACTORS], sums: &mut Sums) {
+        let mut rows = [[0_u32; 2 * PANEL]; ROWS];
+        let codes = codes.as_ptr().cast::<u8>();
         // SAFETY: all of them are as long as that.
         unsafe {
-            let (inverse, scales) = units::<S>(*largest, ROWS, largest_of(2 * STEPS, 127));
+            let (inverse, scales) = units::<S>(*largest, ROWS, largest_of(4 * FOURS, 127));
             *largest = scales;
             for (r, &inverse) in inverse[..ROWS].iter().enumerate() {
-                for i in (0..WIDTH).step_by(S::LANES) {
-                    let row = x.add(r * WIDTH);
-                    S::store_shorts(row.cast::<u32>().add(i / 2), S::mul(S::load(row.add(i)), S::splat(inverse)));
+                for i in (0..FOURS).step_by(S::LANES) {
+                    let mut quarters = [S::splat(0.0); 4];
+                    for (quarter, to) in quarters.iter_mut().enumerate() {
+                        *to = S::load(x[r].as_ptr().add(quarter * FOURS + i));
+                    }
+                    let [first, second] = S::for_codes::<true>(quarters, S::splat(inverse));
+                    S::store_words(rows[r].as_mut_ptr().add(i), first);
+                    S::store_words(rows[r].as_mut_ptr().add(PANEL + i), second);
                 }
             }
-            let mut wide = [0; WIDTH * STEPS];
-            for i in (0..WIDTH * STEPS).step_by(S::LANES) {
-                S::store_words(wide.as_mut_ptr().add(i), S::widened(codes.as_ptr().add(2 * i).cast()));
-            }
+            let (rows, asks) = (rows.as_ptr().cast(), (Nothing, 0));
             for column in (0..WIDTH).step_by(2 * S::LANES) {
-                let (codes, wide) = (codes.as_ptr().add(2 * column), wide.as_ptr().add(column));
-                let (mut found, mut of_wide) = ([[S::four(&0); 2]; ROWS], [[S::four(&0); 2]; ROWS]);
-                let asks = (Nothing, 0);
-                short_dots::<S, true, WIDTH, ROWS, 2, _>(&mut found, codes.cast(), WIDTH, x.cast(), STEPS, asks);
-                short_dots::<S, false, WIDTH, ROWS, 2, _>(&mut of_wide, wide.cast(), WIDTH, x.cast(), STEPS, asks);
-                for ((sums, found), of_wide) in sums.iter_mut().zip(&found).zip(&of_wide) {
-                    for (v, (&sum, &wide)) in found.iter().zip(of_wide).enumerate() {
-                        S::store(sums.as_mut_ptr().add(column + v * S::LANES), S::float(sum));
-                        assert_eq!(S::lanes(S::float(sum)), S::lanes(S::float(wide)), "{}", S::ISA);
+                let codes = codes.add(4 * column);
+                let (mut begin, mut finds) = ([S::four(&0); 2], [[S::four(&0); 2]; ROWS]);
+                if S::DIGITS {
+                    let both = (&mut finds, &mut begin);
+                    code_dots::<S, true, WIDTH, PANEL, ROWS, 2, _>(both, codes, WIDTH, rows, 2 * FOURS, asks);
+                }
+                let mut found = [begin; ROWS];
+                let both = (&mut found, &mut begin);
+                code_dots::<S, false, WIDTH, PANEL, ROWS, 2, _>(both, codes, WIDTH, rows, 2 * FOURS, asks);
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    for v in 0..2 {
+                        let [sum, finds] = [found, finds].map(|of| S::float(of[r][v]));
+                        S::store(sums.as_mut_ptr().add(column + v * S::LANES), sum);
+                        assert!(!S::DIGITS || S::lanes(sum) == S::lanes(finds), "{}: what sums begin with", S::ISA);
                     }
                 }
             }
@@ -192,26 +287,71 @@ mod tests {
     /// All codes, times numbers of all sizes up to a largest one; a row of zeros; one that is too small to count.
     #[test]
     fn sums_are_those_of_the_rounded_rows_on_every_path() {
-        let codes: Codes = std::array::from_fn(|i| ((i * 83) as u8 as i8).max(-127));
+        let code = |i: usize| ((i * 83) as u8 as i8).max(-127);
+        let codes: Codes =
+            std::array::from_fn(|f| std::array::from_fn(|c| std::array::from_fn(|b| code((f * WIDTH + c) * 4 + b))));
         let first = std::array::from_fn(|i| (i as f32 * 1.37 - 20.0) * 10_f32.powi(-(i as i32 % 6)));
-        let x: X = [first, [0.0; WIDTH], [1e-36; WIDTH]];
+        let x: X = [first, [0.0; 4 * FOURS + PANEL], [1e-36; 4 * FOURS + PANEL]];
         let mut largest = [0.0; FACTORS];
         for (x, largest) in x.iter().zip(&mut largest) {
-            *largest = x[..2 * STEPS].iter().fold(0.0, |a: f32, x| a.max(x.abs()));
+            *largest = x[..4 * FOURS].iter().fold(0.0, |a: f32, x| a.max(x.abs()));
         }
         let short = |x: f32, largest: f32| (x * (32_767.0 / largest)).round_ties_even() as i64;
-        assert_eq!(first[..2 * STEPS].iter().map(|x| short(*x, largest[0]).abs()).max(), Some(32_767));
+        let sizes = first[..4 * FOURS].iter().map(|x| short(*x, largest[0]).abs());
+        assert_eq!(sizes.max(), Some(32_767));
         let want: [f32; WIDTH] = std::array::from_fn(|column| {
-            let product =
-                |i: usize| short(first[i], largest[0]) * i64::from(codes[(i / 2 * WIDTH + column) * 2 + i % 2]);
-            (0..2 * STEPS).map(product).sum::<i64>() as f32
+            let product = |i: usize| short(first[i], largest[0]) * i64::from(codes[i % FOURS][column][i / FOURS]);
+            (0..4 * FOURS).map(product).sum::<i64>() as f32
         });
         for isa in Isa::available() {
-            let (mut x, mut scales, mut sums) = (x, largest, Sums::default());
+            let (mut scales, mut sums) = (largest, Sums::default());
             // SAFETY: `isa` is available.
-            unsafe { sums_of(isa, &codes, &mut x, &mut scales, &mut sums) };
+            unsafe { sums_of(isa, &codes, &x, &mut scales, &mut sums) };
             assert_eq!(sums, [want, [0.0; WIDTH], [0.0; WIDTH]], "{isa}");
             assert!((scales[0] * 32_767.0 / largest[0] - 1.0).abs() < 1e-6, "{isa}");
+        }
+    }
+
+    /// Keys and queries of any sign, values and weights.
+    type Pairs = [[[i16; 2]; WIDTH]; FOURS];
+
+    isa_entry!(
+        fn short_sums_of(codes: &Pairs, x: &[[i16; 2]; FOURS], sums: &mut [f32; WIDTH]) = all_short_sums,
+        with avx512vnni
+    );
+
+    #[inline(always)]
+    unsafe fn all_short_sums<S: Dots>(codes: &Pairs, x: &[[i16; 2]; FOURS], sums: &mut [f32; WIDTH]) {
+        for column in (0..WIDTH).step_by(2 * S::LANES) {
+            // SAFETY: all of them are as long as that.
+            unsafe {
+                let (mut found, asks) = ([[S::four(&0); 2]], (Nothing, 0));
+                let codes = codes.as_ptr().cast::<u8>().add(4 * column);
+                short_dots::<S, FOURS, 1, 2, _>(&mut found, codes, WIDTH, x.as_ptr().cast(), FOURS, asks);
+                for (v, &sum) in found[0].iter().enumerate() {
+                    S::store(sums.as_mut_ptr().add(column + v * S::LANES), S::float(sum));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_16_bits_are_exact_on_every_path() {
+        let codes: Pairs = std::array::from_fn(|f| {
+            std::array::from_fn(|c| std::array::from_fn(|half| ((f * WIDTH + c) * 2 + half).wrapping_mul(7919) as i16))
+        });
+        let x = [[21_000, -9_999], [-1, 3], [17_000, 0], [-32, -32], [5, 12_345]];
+        let want: [f32; WIDTH] = std::array::from_fn(|column| {
+            let product =
+                |(a, b): ([i16; 2], [i16; 2])| i64::from(a[0]) * i64::from(b[0]) + i64::from(a[1]) * i64::from(b[1]);
+            let sum = codes.iter().zip(x).map(|(codes, x)| product((codes[column], x))).sum::<i64>();
+            i32::try_from(sum).expect("no more than 32 bits") as f32
+        });
+        for isa in Isa::available() {
+            let mut sums = [0.0; WIDTH];
+            // SAFETY: `isa` is available.
+            unsafe { short_sums_of(isa, &codes, &x, &mut sums) };
+            assert_eq!(sums, want, "{isa}");
         }
     }
 

@@ -12,7 +12,7 @@ use super::block::{cover, tile_block};
 use super::codes;
 use super::kernel::Job;
 use super::plan::{APART, AttnShape, Canary};
-use super::shorts::{self, short_dots};
+use super::shorts::{self, code_dots, short_dots};
 use crate::codec::{MOST_OF_8, MOST_OF_V};
 use crate::elementwise::cap_lanes;
 use crate::quant::dots::Dots;
@@ -67,10 +67,12 @@ impl State {
 /// What meets the codes of an encoded chunk.
 #[derive(Clone, Copy)]
 pub(super) struct Coded {
-    /// Queries of the band in f32, in the order of K's pairs, [`AttnShape::apart_f32`] from row to row.
+    /// Queries of the band in f32, [`AttnShape::apart_f32`] from row to row.
     pub q: *const f32,
     /// Room for the queries of a group times scales, [`GROUP`] rows that are [`APART`].
     pub rows: *mut u32,
+    /// `[64]`: what products with K's codes begin with, where what meets these has no sign.
+    pub begin: *mut u32,
 }
 
 /// What K and V of a tile are, known when the hot loops are compiled.
@@ -78,10 +80,6 @@ pub(super) trait Form {
     /// Whether they are codes of 8 bits in the pool.
     const CODES: bool;
     fn coded(&self) -> Option<&Coded>;
-    /// Where codes are widened to before they are met.
-    fn wide(&self) -> Option<[*mut u32; 2]> {
-        None
-    }
 }
 
 /// 16 bits: kv16.
@@ -108,28 +106,6 @@ impl Form for InCodes {
     }
 }
 
-/// 8 bits that are widened for all row blocks.
-pub(super) struct Widened {
-    pub coded: Coded,
-    /// Room for a chunk's K and V, and of V for a vector behind.
-    pub k: *mut u32,
-    pub v: *mut u32,
-}
-
-impl Form for Widened {
-    const CODES: bool = true;
-
-    #[inline(always)]
-    fn coded(&self) -> Option<&Coded> {
-        Some(&self.coded)
-    }
-
-    #[inline(always)]
-    fn wide(&self) -> Option<[*mut u32; 2]> {
-        Some([self.k, self.v])
-    }
-}
-
 /// Rows of a group that meet K or V, as [`short_dots`] takes them: [`APART`], or those of V [`CHUNK`] words.
 struct Rows {
     at: *const u32,
@@ -148,7 +124,7 @@ pub(super) struct Tile<'a, F: Form> {
     pub first: u32,
     pub k: *const u8,
     pub v: *const u8,
-    /// kv8: `[dim]` in the order of K's pairs. kv16: `[64]`.
+    /// kv8: `[dim]`. kv16: `[64]`.
     pub k_scales: *const f32,
     /// `[64]`.
     pub v_scales: *const f32,
@@ -229,13 +205,9 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
         } else {
             q.scales[..n].copy_from_slice(std::slice::from_raw_parts(tile.q_scales.add(at), n));
         }
-        let wide = tile.form.wide().filter(|_| !tile.met);
-        if let Some([k, _]) = wide {
-            codes::widen::<S>(tile.k, CHUNK / 2 * plan.shape.head_dim, k);
-        }
         let mut row = 0;
         while row < n {
-            let size = block_size::<S>(n - row);
+            let size = if finds_begin::<S, F>(tile, row) { first_size::<S>(n) } else { block_size::<S>(n - row) };
             tile_block!(S, size, scores(tile, &q, row));
             row += size;
         }
@@ -256,11 +228,9 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
         raise::<S>(tile.state.m.add(at), &mut largest, &mut alpha, n);
         tile.ask_between::<S>(1);
         let v = (tile.v_scales, if F::CODES { MOST_OF_8 } else { MOST_OF_V });
-        let scales = shorts::weights::<S>(v, tile.scores, &largest, &masks[..n], (tile.spread, tile.sizes), &tile.pace);
+        let scales =
+            shorts::weights::<S, F>(v, tile.scores, &largest, &masks[..n], (tile.spread, tile.sizes), &tile.pace);
         let p = Rows { at: tile.scores.cast(), scales };
-        if let Some([_, v]) = wide {
-            codes::widen::<S>(tile.v, CHUNK / 2 * plan.shape.head_dim, v);
-        }
         tile.ask_between::<S>(2);
         let mut sums = [0.0; FACTORS];
         reduce::<S, false>(tile.spread, &mut sums, n);
@@ -320,6 +290,19 @@ fn block_size<S: Simd>(rows: usize) -> usize {
     sizes[rows] as usize
 }
 
+/// Whether the block of this row finds out what its sums and those of the others [begin](Coded::begin) with.
+#[inline(always)]
+fn finds_begin<S: Dots, F: Form>(tile: &Tile<'_, F>, row: usize) -> bool {
+    S::DIGITS && F::CODES && row == 0 && !tile.met
+}
+
+/// The size of such a block: there are registers for a row less.
+#[inline(always)]
+fn first_size<S: Simd>(rows: usize) -> usize {
+    let sizes: [u8; GROUP + 1] = const { block_sizes(S::ROWS - 1) };
+    sizes[rows] as usize
+}
+
 /// Scores of `R` query rows from `from` of the group.
 ///
 /// # Safety
@@ -355,9 +338,24 @@ unsafe fn tokens<S: Dots, const R: usize, const V: usize>(
     unsafe {
         let x = q.at.add(from * APART);
         let scores = tile.scores.add(from * CHUNK + token);
-        let mut sums = [[S::four(&0); V]; R];
-        let k = tile.form.wide().map_or(tile.k, |[k, _]| k.cast_const().cast());
-        short_sums::<S, _, APART, R, V>(&mut sums, tile, ahead, (k, token, CHUNK), x, pairs);
+        let (mut begin, k) = ([S::four(&0); V], (tile.k, token, CHUNK));
+        let finds = finds_begin::<S, _>(tile, from);
+        let kept = tile.form.coded().filter(|_| S::DIGITS).map(|coded| coded.begin.add(token));
+        if let Some(kept) = kept.filter(|_| !finds) {
+            for (v, begin) in begin.iter_mut().enumerate() {
+                *begin = S::words(kept.add(v * S::LANES));
+            }
+        }
+        let sums = if const { R < S::ROWS } && finds {
+            products::<S, _, true, APART, { codes::SECOND }, R, V>(tile, &mut begin, ahead, k, x, pairs)
+        } else {
+            products::<S, _, false, APART, { codes::SECOND }, R, V>(tile, &mut begin, ahead, k, x, pairs)
+        };
+        if let Some(kept) = kept.filter(|_| finds) {
+            for (v, &begin) in begin.iter().enumerate() {
+                S::store_words(kept.add(v * S::LANES), begin);
+            }
+        }
         let mut of_tokens = [S::splat(1.0); V];
         if !tile.in_codes() {
             for (v, scale) in of_tokens.iter_mut().enumerate() {
@@ -377,32 +375,40 @@ unsafe fn tokens<S: Dots, const R: usize, const V: usize>(
     }
 }
 
-/// Products of `R` rows of x and `V` vectors of codes or of 16 bits, from pair `column` on in `steps` steps of `stride` pairs.
+/// Products of `R` rows of x and `V` vectors of codes or of 16 bits, from column `column` on, for `pairs` rows of so many pairs;
+/// sums start with `begin`, which is [found out](code_dots) here if `FINDS`.
 ///
 /// # Safety
 /// As [`group`].
 #[inline(always)]
-unsafe fn short_sums<S: Dots, F: Form, const ROW: usize, const R: usize, const V: usize>(
-    sums: &mut [[S::I; V]; R],
-    tile: &Tile<'_, F>,
+unsafe fn products<
+    S: Dots,
+    F: Form,
+    const FINDS: bool,
+    const ROW: usize,
+    const SECOND: usize,
+    const R: usize,
+    const V: usize,
+>(
+    _: &Tile<'_, F>,
+    begin: &mut [S::I; V],
     ahead: Ahead,
     (w, column, stride): (*const u8, usize, usize),
     x: *const u32,
-    steps: usize,
-) {
+    pairs: usize,
+) -> [[S::I; V]; R] {
+    let mut sums = [*begin; R];
     // SAFETY: passed on.
     unsafe {
-        if F::CODES && tile.form.wide().is_none() {
-            let w = w.add(2 * column);
-            asking!(ahead, 2 * V * S::LANES, short_dots::<S, true, ROW, R, V>(sums, w, stride, x, steps));
-        } else if F::CODES {
-            let w = w.add(4 * column);
-            asking!(ahead, 2 * V * S::LANES, short_dots::<S, false, ROW, R, V>(sums, w, stride, x, steps));
+        let w = w.add(4 * column);
+        if F::CODES {
+            let both = (&mut sums, begin);
+            asking!(S, R, ahead, 2 * V * S::LANES, code_dots::<S, FINDS, ROW, SECOND, R, V>(both, w, stride, x, pairs));
         } else {
-            let w = w.add(4 * column);
-            asking!(ahead, 4 * V * S::LANES, short_dots::<S, false, ROW, R, V>(sums, w, stride, x, steps));
+            asking!(S, R, ahead, 4 * V * S::LANES, short_dots::<S, ROW, R, V>(&mut sums, w, stride, x, pairs));
         }
     }
+    sums
 }
 
 /// `O = O * alpha + p V` for `R` query rows from `from` of the group, whose first one is `at` of the band, and some of the
@@ -522,9 +528,8 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
     unsafe {
         let o = tile.state.o.add((at + from) * shape.padded() + column);
         let x = p.at.add(from * CHUNK);
-        let mut sums = [[S::four(&0); V]; R];
-        let v = tile.form.wide().map_or(tile.v, |[_, v]| v.cast_const().cast());
-        short_sums::<S, _, CHUNK, R, V>(&mut sums, tile, ahead, (v, column, shape.head_dim), x, PAIRS);
+        let (mut nothing, v) = ([S::four(&0); V], (tile.v, column, shape.head_dim));
+        let sums = products::<S, _, false, CHUNK, { shorts::SECOND }, R, V>(tile, &mut nothing, ahead, v, x, PAIRS);
         for (r, sums) in sums.iter().enumerate() {
             // A row that sees nothing keeps its state: adding zeros could still turn -0 into 0.
             if masks[from + r] == 0 {

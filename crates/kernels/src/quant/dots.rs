@@ -19,6 +19,8 @@ pub(crate) trait Dots: Simd {
     /// Whether `WIDE` codes are made unsigned each time they are multiplied, with 128 as their centre: where many rows meet
     /// them, once before is better.
     const FLIPS: bool = false;
+    /// Whether signed bytes are multiplied with bytes of what they meet, in place of being widened.
+    const DIGITS: bool = false;
 
     unsafe fn words(p: *const u32) -> Self::I;
     unsafe fn store_words(p: *mut u32, x: Self::I);
@@ -29,6 +31,7 @@ pub(crate) trait Dots: Simd {
     unsafe fn and(x: Self::I, mask: u32) -> Self::I;
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn xor(x: Self::I, mask: u32) -> Self::I;
+    unsafe fn minus(a: Self::I, b: Self::I) -> Self::I;
     /// To the left by `by` bits, to the right where it is negative; zeros come in.
     unsafe fn shift(x: Self::I, by: i32) -> Self::I;
     /// The lowest byte, which has a sign.
@@ -42,33 +45,50 @@ pub(crate) trait Dots: Simd {
     unsafe fn dot<const WIDE: bool>(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
     /// The sum, exactly.
     unsafe fn total<const WIDE: bool>(acc: Self::I) -> Self::F;
-    /// `LANES` pairs of signed bytes as pairs of 16 bits.
-    unsafe fn widened(p: *const u8) -> Self::I;
-    /// As [`Simd::step`], of pairs of signed bytes at `w` with `CODES`, else of 16 bits, vector after vector, with pairs of 16
-    /// bits, whose rows are `ROW` words apart; exactly, while the sums fit 32 bits.
-    unsafe fn step_shorts<const CODES: bool, const ROW: usize, const R: usize, const V: usize>(
+    /// As [`Simd::step`], of pairs of 16 bits at `w`, vector after vector, with others, whose rows are `ROW` words apart;
+    /// exactly, while the sums fit 32 bits.
+    unsafe fn step_shorts<const ROW: usize, const R: usize, const V: usize>(
         acc: &mut [[Self::I; V]; R],
         w: *const u8,
         x: *const u32,
     );
     /// Two steps, the second one of what is `apart` bytes behind `w`.
     #[inline(always)]
-    unsafe fn two_steps_shorts<const CODES: bool, const ROW: usize, const R: usize, const V: usize>(
+    unsafe fn two_steps_shorts<const ROW: usize, const R: usize, const V: usize>(
         acc: &mut [[Self::I; V]; R],
         w: *const u8,
         apart: usize,
         x: *const u32,
     ) {
-        Self::step_shorts::<CODES, ROW, R, V>(acc, w, x);
-        Self::step_shorts::<CODES, ROW, R, V>(acc, w.add(apart), x.add(1));
+        Self::step_shorts::<ROW, R, V>(acc, w, x);
+        Self::step_shorts::<ROW, R, V>(acc, w.add(apart), x.add(1));
     }
-    /// Stores `LANES` numbers of at most 32767 in size as 16 bits, ties to even.
-    unsafe fn store_shorts(p: *mut u32, x: Self::F);
-    /// [`Dots::store_shorts`] of two vectors.
+    /// `LANES` pairs of numbers of at most 32767 in size as 16 bits, ties to even.
+    unsafe fn shorts(x: [Self::F; 2]) -> Self::I;
+    /// What fours of signed bytes meet: `x * by`, at most 32767 in size, as 16 bits, ties to even. Those for the even bytes of
+    /// the fours and those for the odd ones; or, with [`Dots::DIGITS`], the higher bytes of all and the lower ones. These have
+    /// no sign: of what is `SIGNED` the higher ones are 128 more than they should be.
     #[inline(always)]
-    unsafe fn store_two_shorts(p: *mut u32, [a, b]: [Self::F; 2]) {
-        Self::store_shorts(p, a);
-        Self::store_shorts(p.add(Self::LANES / 2), b);
+    unsafe fn for_codes<const SIGNED: bool>(x: [Self::F; 4], by: Self::F) -> [Self::I; 2] {
+        let [a, b, c, d] = Self::low_shorts(x, by, ROUND);
+        [Self::or(Self::and(a, 0xffff), Self::shift(c, 16)), Self::or(Self::and(b, 0xffff), Self::shift(d, 16))]
+    }
+    /// `x * by + round` as words, whose lower 16 bits are the nearest integers, ties to even, if `round` is [`ROUND`].
+    #[inline(always)]
+    unsafe fn low_shorts(x: [Self::F; 4], by: Self::F, round: f32) -> [Self::I; 4] {
+        x.map(|x| Self::bits(Self::fma(x, by, Self::splat(round))))
+    }
+    unsafe fn bits(x: Self::F) -> Self::I;
+    /// Adds the products of fours of signed bytes at `w`, vector after vector, with rows of [what they meet](Dots::for_codes),
+    /// the first or the `SECOND`, which are `ROW` words apart; exactly, while the sums fit 32 bits.
+    unsafe fn step_codes<const SECOND: bool, const ROW: usize, const R: usize, const V: usize>(
+        acc: &mut [[Self::I; V]; R],
+        w: *const u8,
+        x: *const u32,
+    );
+    /// With [`Dots::DIGITS`]: adds 128 times the sum of each four of signed bytes.
+    unsafe fn add_codes(_acc: Self::I, _w: *const u8) -> Self::I {
+        unreachable!("codes are widened")
     }
 
     /// `x * inverse` (at most 127 in size) as signed bytes, ties to even, and [`super::rows::Group::halves`].
@@ -119,6 +139,10 @@ impl Dots for Portable {
         x.map(|x| x ^ mask)
     }
     #[inline(always)]
+    unsafe fn minus(a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
+        std::array::from_fn(|i| a[i].wrapping_sub(b[i]))
+    }
+    #[inline(always)]
     unsafe fn shift(x: [u32; 4], by: i32) -> [u32; 4] {
         if by < 0 { x.map(|x| x >> -by) } else { x.map(|x| x << by) }
     }
@@ -159,39 +183,59 @@ impl Dots for Portable {
         Self::float(acc)
     }
     #[inline(always)]
-    unsafe fn widened(p: *const u8) -> [u32; 4] {
-        let pair = |[a, b]: [i8; 2]| a as i16 as u16 as u32 | (b as u32) << 16;
-        p.cast::<[[i8; 2]; 4]>().read_unaligned().map(pair)
-    }
-    #[inline(always)]
-    unsafe fn step_shorts<const CODES: bool, const ROW: usize, const R: usize, const V: usize>(
+    unsafe fn step_shorts<const ROW: usize, const R: usize, const V: usize>(
         acc: &mut [[[u32; 4]; V]; R],
         w: *const u8,
         x: *const u32,
     ) {
         for v in 0..V {
-            let pairs = if CODES {
-                Self::widened(w.add(2 * v * Self::LANES))
-            } else {
-                Self::words(w.add(4 * v * Self::LANES).cast())
-            };
+            let pairs = Self::words(w.add(4 * v * Self::LANES).cast());
             for (r, acc) in acc.iter_mut().enumerate() {
-                let x = *x.add(r * ROW);
-                let halves = |x: u32| (x as i16 as i32, x as i32 >> 16);
-                let (first, second) = halves(x);
-                for (sum, pair) in acc[v].iter_mut().zip(pairs) {
-                    let (a, b) = halves(pair);
-                    let products = (first * a).wrapping_add(second * b);
-                    *sum = sum.wrapping_add(products as u32);
-                }
+                add_products(&mut acc[v], pairs, *x.add(r * ROW));
             }
         }
     }
     #[inline(always)]
-    unsafe fn store_shorts(p: *mut u32, x: Self::F) {
-        let mut floats = [0.0; 4];
+    unsafe fn shorts(x: [Self::F; 2]) -> [u32; 4] {
+        let mut floats = [0.0; 8];
+        for (i, x) in x.into_iter().enumerate() {
+            Self::store(floats.as_mut_ptr().add(4 * i), x);
+        }
+        let short = |x: f32| (x + ROUND).to_bits() & 0xffff;
+        std::array::from_fn(|i| short(floats[2 * i]) | short(floats[2 * i + 1]) << 16)
+    }
+    #[inline(always)]
+    unsafe fn bits(x: Self::F) -> [u32; 4] {
+        let mut floats = [0.0_f32; 4];
         Self::store(floats.as_mut_ptr(), x);
-        p.cast::<[u16; 4]>().write_unaligned(floats.map(|x| (x + ROUND).to_bits() as u16));
+        floats.map(f32::to_bits)
+    }
+    #[inline(always)]
+    unsafe fn step_codes<const SECOND: bool, const ROW: usize, const R: usize, const V: usize>(
+        acc: &mut [[[u32; 4]; V]; R],
+        w: *const u8,
+        x: *const u32,
+    ) {
+        for v in 0..V {
+            let pairs = Self::words(w.add(4 * v * Self::LANES).cast()).map(|fours| {
+                let fours = if SECOND { fours >> 8 } else { fours };
+                fours as i8 as u16 as u32 | ((fours >> 16) as i8 as u32) << 16
+            });
+            for (r, acc) in acc.iter_mut().enumerate() {
+                add_products(&mut acc[v], pairs, *x.add(r * ROW));
+            }
+        }
+    }
+}
+
+/// Adds the products of pairs of 16 bits.
+#[inline(always)]
+fn add_products(sums: &mut [u32; 4], pairs: [u32; 4], x: u32) {
+    let halves = |x: u32| (x as i16 as i32, x as i32 >> 16);
+    let (first, second) = halves(x);
+    for (sum, pair) in sums.iter_mut().zip(pairs) {
+        let (a, b) = halves(pair);
+        *sum = sum.wrapping_add((first * a).wrapping_add(second * b) as u32);
     }
 }
 
@@ -202,7 +246,7 @@ mod x86 {
     use std::ptr;
 
     use super::{Dots, GROUP};
-    use crate::simd::{Avx2, Avx512, Simd};
+    use crate::simd::{Avx2, Avx512, ROUND, Simd};
 
     /// Its argument. Left to itself, the compiler turns chains of additions into trees, whose leaves it keeps in memory.
     #[target_feature(enable = "avx2")]
@@ -237,6 +281,46 @@ mod x86 {
             )
         };
         acc
+    }
+
+    /// `acc` and the products of unsigned bytes with signed ones.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn add_products_of_bytes(mut acc: __m512i, unsigned: __m512i, signed: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe {
+            asm!(
+                "vpdpbusd {0}, {1}, {2}",
+                inout(zmm_reg) acc, in(zmm_reg) unsigned, in(zmm_reg) signed,
+                options(pure, nomem, nostack, preserves_flags)
+            )
+        };
+        acc
+    }
+
+    /// `a`, but of `b` the bits of the mask.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn merged(a: __m512i, b: __m512i, mask: u32) -> __m512i {
+        _mm512_ternarylogic_epi32::<0b1101_1000>(a, b, _mm512_set1_epi32(mask as i32))
+    }
+
+    /// The products of `V` vectors of pairs with `R` rows, `ROW` words apart.
+    ///
+    /// # Safety
+    /// AVX2 is available and the rows are valid for a word.
+    #[inline(always)]
+    unsafe fn add_products_of_pairs<const ROW: usize, const R: usize, const V: usize>(
+        acc: &mut [[__m256i; V]; R],
+        pairs: [__m256i; V],
+        x: *const u32,
+    ) {
+        for (r, sums) in acc.iter_mut().enumerate() {
+            let x = _mm256_set1_epi32(*x.add(r * ROW) as i32);
+            for (sum, pair) in sums.iter_mut().zip(pairs) {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pair, x));
+            }
+        }
     }
 
     /// Writes [`Dots::two_steps_shorts`] for so many rows by four vectors. The first row and the fourth are broadcast by each
@@ -367,6 +451,10 @@ mod x86 {
             _mm256_xor_si256(x, _mm256_set1_epi32(mask as i32))
         }
         #[inline(always)]
+        unsafe fn minus(a: __m256i, b: __m256i) -> __m256i {
+            _mm256_sub_epi32(a, b)
+        }
+        #[inline(always)]
         unsafe fn shift(x: __m256i, by: i32) -> __m256i {
             if by < 0 {
                 _mm256_srl_epi32(x, _mm_cvtsi32_si128(-by))
@@ -416,41 +504,39 @@ mod x86 {
             Self::float(if VNNI || WIDE { acc } else { _mm256_madd_epi16(acc, _mm256_set1_epi16(1)) })
         }
         #[inline(always)]
-        unsafe fn widened(p: *const u8) -> __m256i {
-            _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()))
-        }
-        #[inline(always)]
-        unsafe fn step_shorts<const CODES: bool, const ROW: usize, const R: usize, const V: usize>(
+        unsafe fn step_shorts<const ROW: usize, const R: usize, const V: usize>(
             acc: &mut [[__m256i; V]; R],
             w: *const u8,
             x: *const u32,
         ) {
             let mut pairs = [_mm256_setzero_si256(); V];
             for (v, pair) in pairs.iter_mut().enumerate() {
-                *pair = if CODES {
-                    Self::widened(w.add(2 * v * Self::LANES))
-                } else {
-                    Self::words(w.add(4 * v * Self::LANES).cast())
-                };
+                *pair = Self::words(w.add(4 * v * Self::LANES).cast());
             }
-            for (r, sums) in acc.iter_mut().enumerate() {
-                let x = _mm256_set1_epi32(*x.add(r * ROW) as i32);
-                for (sum, pair) in sums.iter_mut().zip(pairs) {
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pair, x));
-                }
-            }
+            add_products_of_pairs::<ROW, R, V>(acc, pairs, x);
         }
         #[inline(always)]
-        unsafe fn store_shorts(p: *mut u32, x: Self::F) {
-            let words = _mm256_cvtps_epi32(x);
-            let shorts = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
-            _mm_storeu_si128(p.cast(), shorts)
-        }
-        #[inline(always)]
-        unsafe fn store_two_shorts(p: *mut u32, [a, b]: [__m256; 2]) {
+        unsafe fn shorts([a, b]: [__m256; 2]) -> __m256i {
             // Four of `a`, four of `b`, in each half.
             let shorts = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
-            _mm256_storeu_si256(p.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(shorts))
+            _mm256_permute4x64_epi64::<0b11_01_10_00>(shorts)
+        }
+        #[inline(always)]
+        unsafe fn bits(x: __m256) -> __m256i {
+            _mm256_castps_si256(x)
+        }
+        #[inline(always)]
+        unsafe fn step_codes<const SECOND: bool, const ROW: usize, const R: usize, const V: usize>(
+            acc: &mut [[__m256i; V]; R],
+            w: *const u8,
+            x: *const u32,
+        ) {
+            let mut pairs = [_mm256_setzero_si256(); V];
+            for (v, pair) in pairs.iter_mut().enumerate() {
+                let codes = Self::words(w.add(4 * v * Self::LANES).cast());
+                *pair = _mm256_srai_epi16::<8>(if SECOND { codes } else { _mm256_slli_epi16::<8>(codes) });
+            }
+            add_products_of_pairs::<ROW, R, V>(acc, pairs, x);
         }
         #[inline(always)]
         unsafe fn encode(x: &[f32; GROUP], inverse: f32) -> ([u32; GROUP / 4], [u32; 2]) {
@@ -462,6 +548,7 @@ mod x86 {
     impl<const BF16: bool> Dots for Avx512<BF16> {
         type I = __m512i;
         const FLIPS: bool = true;
+        const DIGITS: bool = true;
 
         #[inline(always)]
         unsafe fn words(p: *const u32) -> __m512i {
@@ -490,6 +577,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn xor(x: __m512i, mask: u32) -> __m512i {
             _mm512_xor_si512(x, _mm512_set1_epi32(mask as i32))
+        }
+        #[inline(always)]
+        unsafe fn minus(a: __m512i, b: __m512i) -> __m512i {
+            _mm512_sub_epi32(a, b)
         }
         #[inline(always)]
         unsafe fn shift(x: __m512i, by: i32) -> __m512i {
@@ -526,17 +617,13 @@ mod x86 {
             Self::float(acc)
         }
         #[inline(always)]
-        unsafe fn widened(p: *const u8) -> __m512i {
-            _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast()))
-        }
-        #[inline(always)]
-        unsafe fn two_steps_shorts<const CODES: bool, const ROW: usize, const R: usize, const V: usize>(
+        unsafe fn two_steps_shorts<const ROW: usize, const R: usize, const V: usize>(
             acc: &mut [[__m512i; V]; R],
             w: *const u8,
             apart: usize,
             x: *const u32,
         ) {
-            if const { !CODES && V == 4 && R >= 4 && R <= 6 } {
+            if const { V == 4 && R >= 4 && R <= 6 } {
                 let acc = ptr::from_mut(acc);
                 return match R {
                     4 => two_steps_of_4::<ROW>(&mut *acc.cast(), w, apart, x),
@@ -544,22 +631,18 @@ mod x86 {
                     _ => two_steps_of_6::<ROW>(&mut *acc.cast(), w, apart, x),
                 };
             }
-            Self::step_shorts::<CODES, ROW, R, V>(acc, w, x);
-            Self::step_shorts::<CODES, ROW, R, V>(acc, w.add(apart), x.add(1));
+            Self::step_shorts::<ROW, R, V>(acc, w, x);
+            Self::step_shorts::<ROW, R, V>(acc, w.add(apart), x.add(1));
         }
         #[inline(always)]
-        unsafe fn step_shorts<const CODES: bool, const ROW: usize, const R: usize, const V: usize>(
+        unsafe fn step_shorts<const ROW: usize, const R: usize, const V: usize>(
             acc: &mut [[__m512i; V]; R],
             w: *const u8,
             x: *const u32,
         ) {
             let mut pairs = [_mm512_setzero_si512(); V];
             for (v, pair) in pairs.iter_mut().enumerate() {
-                *pair = if CODES {
-                    Self::widened(w.add(2 * v * Self::LANES))
-                } else {
-                    Self::words(w.add(4 * v * Self::LANES).cast())
-                };
+                *pair = Self::words(w.add(4 * v * Self::LANES).cast());
             }
             for (r, sums) in acc.iter_mut().enumerate() {
                 let x = _mm512_set1_epi32(*x.add(r * ROW) as i32);
@@ -569,15 +652,43 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn store_shorts(p: *mut u32, x: Self::F) {
-            _mm256_storeu_si256(p.cast(), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x)))
-        }
-        #[inline(always)]
-        unsafe fn store_two_shorts(p: *mut u32, [a, b]: [__m512; 2]) {
+        unsafe fn shorts([a, b]: [__m512; 2]) -> __m512i {
             // Four of `a`, four of `b`, in each quarter.
             let shorts = _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
-            let order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-            _mm512_storeu_si512(p.cast(), _mm512_permutexvar_epi64(order, shorts))
+            _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), shorts)
+        }
+        #[inline(always)]
+        unsafe fn for_codes<const SIGNED: bool>(x: [__m512; 4], by: __m512) -> [__m512i; 2] {
+            let [a, b, c, d] = Self::low_shorts(x, by, if SIGNED { ROUND + 32_768.0 } else { ROUND });
+            let even = merged(a, _mm512_slli_epi32::<16>(c), 0xffff_0000);
+            let odd = merged(b, _mm512_slli_epi32::<16>(d), 0xffff_0000);
+            let high = merged(_mm512_srli_epi32::<8>(even), odd, 0xff00_ff00);
+            [high, merged(even, _mm512_slli_epi32::<8>(odd), 0xff00_ff00)]
+        }
+        #[inline(always)]
+        unsafe fn bits(x: __m512) -> __m512i {
+            _mm512_castps_si512(x)
+        }
+        #[inline(always)]
+        unsafe fn step_codes<const SECOND: bool, const ROW: usize, const R: usize, const V: usize>(
+            acc: &mut [[__m512i; V]; R],
+            w: *const u8,
+            x: *const u32,
+        ) {
+            let mut codes = [_mm512_setzero_si512(); V];
+            for (v, codes) in codes.iter_mut().enumerate() {
+                *codes = Self::words(w.add(4 * v * Self::LANES).cast());
+            }
+            for (r, sums) in acc.iter_mut().enumerate() {
+                let x = _mm512_set1_epi32(*x.add(r * ROW) as i32);
+                for (sum, codes) in sums.iter_mut().zip(codes) {
+                    *sum = add_products_of_bytes(*sum, x, codes);
+                }
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_codes(acc: __m512i, w: *const u8) -> __m512i {
+            add_products_of_bytes(acc, _mm512_set1_epi8(-128), Self::words(w.cast()))
         }
         #[inline(always)]
         unsafe fn encode(x: &[f32; GROUP], inverse: f32) -> ([u32; GROUP / 4], [u32; 2]) {
