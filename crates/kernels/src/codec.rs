@@ -1,8 +1,8 @@
 //! How K and V of a head are stored: integers, and what they are multiplied with.
 //!
 //! K has a row for each element and a column for each token, V a row for each token and a column for each element; two rows of
-//! either, or four, lie side by side as instructions multiply them. A value is `code * scale`, `scale` the bf16 number at or above `largest / most` of
-//! what shares it, the code the nearest integer, ties to even.
+//! either, or four, lie side by side as instructions multiply them. A value is `code * scale`, `scale` the bf16 number at or
+//! above `largest / most` of what shares it, the code the nearest integer, ties to even.
 //!
 //! kv16, what tokens are written in: codes of 16 bits, a scale for each token's K and one for its V, so that a token does not
 //! depend on the others of its chunk. Half a unit is 2^-17 of K's length as a vector, or 2^-16 of its largest element if that is
@@ -38,7 +38,7 @@ const LARGEST: f32 = 3e38;
 pub(crate) struct Head {
     /// kv8, else kv16.
     pub eight: bool,
-    /// kv8: `[dk/4][64][4]`. kv16: `[dk/2][64][2]`.
+    /// kv8: `[dk/4][64][4]`, of which what is not there is 0. kv16: `[dk/2][64][2]`.
     pub k: *const u8,
     /// kv8: `[dk]`. kv16: `[64]`.
     pub k_scales: *const u16,

@@ -29,9 +29,9 @@ impl std::error::Error for OutOfMemory {}
 /// A pool of one class holds every chunk in 16 bits. A pool of two holds sealed chunks in 8 bits, with the ids from 0 on,
 /// and open ones in 16 bits with the ids after them: rows are written to open chunks, and [`KvPool::seal`] encodes.
 ///
-/// K of a head is `[dk/2][64][2]`: pair `p` holds elements `p` and `p + dk/2` of a token's key, the two that RoPE turns
-/// together. V is `[32][dv][2]`: pair `t` holds tokens `2t` and `2t + 1`. In 16 bits each is followed by a scale for each
-/// token.
+/// In 16 bits K of a head is `[dk/2][64][2]`: pair `p` holds elements `p` and `p + dk/2` of a token's key, the two that RoPE
+/// turns together. V is `[32][dv][2]`: pair `t` holds tokens `2t` and `2t + 1`. Each is followed by a scale for each token. In
+/// 8 bits they are as [`ChunkLayout`] says.
 pub struct KvPool {
     layout: ChunkLayout,
     chunks: u32,

@@ -20,7 +20,7 @@ const LINES: usize = 4;
 /// Vectors of a row side by side.
 const TOGETHER: usize = 4;
 
-/// Words from what the even bytes of K's codes meet in a query row to what the odd ones do.
+/// Words from what codes of K meet first in a query row to what they meet then (see [`Dots::for_codes`]).
 pub(super) const SECOND: usize = APART / 2;
 
 /// Query rows `at..at + n` of the band times the scales of K, as the rows of the group in 16 bits, and what these stand for,

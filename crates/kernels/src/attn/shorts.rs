@@ -7,7 +7,7 @@ use super::tile::{EXPS, FACTORS, Form, exponentials, reduce};
 use crate::quant::dots::Dots;
 use crate::simd::{Ask, PANEL};
 
-/// Words from what the even bytes of V's codes meet in a row of weights to what the odd ones do.
+/// Words from what codes of V meet first in a row of weights to what they meet then (see [`Dots::for_codes`]).
 pub(super) const SECOND: usize = CHUNK / 4;
 
 /// Smallest largest element of a row that is told from nothing: of what is smaller the scale would be subnormal, and the

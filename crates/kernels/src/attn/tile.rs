@@ -296,10 +296,15 @@ fn finds_begin<S: Dots, F: Form>(tile: &Tile<'_, F>, row: usize) -> bool {
     S::DIGITS && F::CODES && row == 0 && !tile.met
 }
 
-/// The size of such a block: there are registers for a row less.
+/// Rows of such a block, at most: two steps at once take registers for the codes of both.
+const fn first_rows<S: Simd>() -> usize {
+    if S::ROWS > 2 { S::ROWS - 2 } else { 1 }
+}
+
+/// The size of such a block.
 #[inline(always)]
 fn first_size<S: Simd>(rows: usize) -> usize {
-    let sizes: [u8; GROUP + 1] = const { block_sizes(S::ROWS - 1) };
+    let sizes: [u8; GROUP + 1] = const { block_sizes(first_rows::<S>()) };
     sizes[rows] as usize
 }
 
@@ -334,7 +339,7 @@ unsafe fn tokens<S: Dots, const R: usize, const V: usize>(
 ) {
     let pairs = tile.job.plan.shape.head_dim / 2;
     let ahead = tile.ahead_of_k(token, V * S::LANES, pairs, from);
-    // SAFETY: K has `pairs` steps of 64 words, or pairs of codes; q has `R` rows.
+    // SAFETY: K has `pairs` steps of 64 words, or half as many in codes; q has `R` rows.
     unsafe {
         let x = q.at.add(from * APART);
         let scores = tile.scores.add(from * CHUNK + token);
@@ -346,7 +351,7 @@ unsafe fn tokens<S: Dots, const R: usize, const V: usize>(
                 *begin = S::words(kept.add(v * S::LANES));
             }
         }
-        let sums = if const { R < S::ROWS } && finds {
+        let sums = if const { R <= first_rows::<S>() } && finds {
             products::<S, _, true, APART, { codes::SECOND }, R, V>(tile, &mut begin, ahead, k, x, pairs)
         } else {
             products::<S, _, false, APART, { codes::SECOND }, R, V>(tile, &mut begin, ahead, k, x, pairs)
@@ -523,7 +528,7 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
 ) {
     let shape = tile.job.plan.shape;
     let ahead = tile.ahead_of_v(column, V * S::LANES, PAIRS, from);
-    // SAFETY: V has 32 steps of `head_dim` words, or pairs of codes, and a vector of room behind. The state has
+    // SAFETY: V has 32 steps of `head_dim` words, or 16 in codes, and a vector of room behind. The state has
     // `at + from + R` rows with room for whole vectors.
     unsafe {
         let o = tile.state.o.add((at + from) * shape.padded() + column);
