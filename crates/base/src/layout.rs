@@ -85,8 +85,8 @@ pub struct LayerLayout {
 ///
 /// Kv16: K is pair-interleaved `[dk/2][64][2]`, V `[32][dv][2]`, the same from the first token (appending is a scatter) and
 /// on every ISA path; the scales of the tokens, `[64]`, are behind either. Kv8: a byte for each element, four to a word, K
-/// `[dk/4][64][4]` of elements `i`, `i + dk/4`, .. (`dk/4` rounded up, and zeros for what is not there), V `[16][dv][4]` of tokens `i`, `i + 16`, ..; the scales are behind the codes,
-/// K's `[dk]`, V's `[64]`.
+/// `[dk/4][64][4]` of elements `i`, `i + dk/4`, .. (`dk/4` rounded up, and zeros for what is not there), V `[16][dv][4]` of
+/// tokens `i`, `i + 16`, ..; the scales are behind the codes, K's `[dk]`, V's `[64]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ChunkLayout {
     pub codec: Codec,

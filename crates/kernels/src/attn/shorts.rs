@@ -143,7 +143,8 @@ pub(super) unsafe fn short_dots<S: Dots, const ROW: usize, const R: usize, const
 }
 
 /// The same with fours of codes, of which a step has a pair of either half of the rows: what these meet is `SECOND` words apart.
-/// Bytes that have no sign are met in K by `begin`: what sums begin with, if that is known, or what is to be found out.
+/// Queries without sign are too large, and their sums begin with what makes up for it. `begin` is that, or with `FINDS`, which
+/// only [`Dots::DIGITS`] have, becomes that.
 ///
 /// # Safety
 /// As [`short_dots`].
