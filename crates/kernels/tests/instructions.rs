@@ -138,7 +138,7 @@ const GUARDS: [Guard; 13] = [
         products: &["vpmaddubsw"],
         with: &["vfmadd"],
         committed: &[
-            ((8, 8), 124),
+            ((8, 8), 159),
             ((8, 16), 130),
             ((16, 2), 146),
             ((16, 4), 193),

@@ -16,8 +16,8 @@ use crate::simd::{Portable, ROUND, Simd};
 pub(crate) trait Dots: Simd {
     /// A word for each of `LANES` outputs.
     type I: Copy;
-    /// Whether `WIDE` codes are made unsigned each time they are multiplied, with 128 as their centre: where many rows meet
-    /// them, once before is better.
+    /// Whether all sums are of 32 bits, and `WIDE` codes are made unsigned each time they are multiplied, with 128 as their
+    /// centre: where many rows meet them, once before is better.
     const FLIPS: bool = false;
     /// Whether signed bytes are multiplied with bytes of what they meet, in place of being widened.
     const DIGITS: bool = false;

@@ -5,24 +5,29 @@ use std::mem::MaybeUninit;
 
 use super::PackedQuant;
 use super::QuantKind::{self, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
+use super::ahead::ask_for_group;
 use super::block::MAX_LEN;
 use super::dots::Dots;
-use super::kernel::{add_scaled, add_step, start, unroll};
+use super::kernel::{NOWHERE, add_scaled, add_step, start, unroll};
 use super::packed::GROUP;
 use super::rows::Group;
-use super::unpack::{By4, By4Min, By5, By5Min, By6, By8, Form, HEADS, Heads, Packed, prefetch, unpack_heads};
+use super::unpack::{By4, By4Min, By5, By5Min, By6, By8, Form, HEADS, Heads, Packed, unpack_heads};
 use crate::Isa;
 use crate::simd::{FarRows, PANEL, at};
 
-/// Rows of a tile that are multiplied this way; more of them are worth unpacking. Measured on AVX2, with weights that come
-/// from memory: with some dozens of rows bytes are not worth a copy, but five bits are costly to bring together. Elsewhere
-/// by a model, or because as few rows have no better way.
+/// Rows of a tile that are multiplied this way; more of them are worth unpacking. Measured on AVX2 and on AVX-512 with
+/// weights that come from memory: with some dozens of rows of AVX2 bytes are not worth a copy, but five bits are costly to
+/// bring together. Elsewhere by a model, or because as few rows have no better way.
 pub(crate) fn few_of(isa: Isa, kind: QuantKind) -> usize {
     match (isa, kind) {
         (Isa::Avx2, Q8_0) => usize::MAX,
         (Isa::Avx2, Q6K) => 16,
         (Isa::Avx2, Q4_0 | Q4K) => 12,
-        (Isa::Avx2, Q5_0 | Q5K) | (_, Q8_0 | Q6K) => 8,
+        (Isa::Avx2, Q5_0 | Q5K) => 8,
+        (Isa::Avx512 | Isa::Avx512Vnni, Q4_0) => 16,
+        (Isa::Avx512 | Isa::Avx512Vnni, Q5_0 | Q4K | Q5K) => 12,
+        (Isa::Avx512 | Isa::Avx512Vnni, Q6K) => 10,
+        (_, Q8_0 | Q6K) => 8,
         _ => 4,
     }
 }
@@ -31,10 +36,12 @@ pub(crate) fn few_of(isa: Isa, kind: QuantKind) -> usize {
 /// take turns line by line keep more of memory busy than one place with all its lines asked for ahead, by a quarter
 /// where nothing else bounds it: the hardware looks ahead by itself in each, within a page. The sums of all have to fit
 /// the registers.
-const fn streams<S: Dots>(rows: usize) -> usize {
-    match (S::LANES, rows) {
-        (8, 1) | (16, 1 | 2) => STREAMS,
-        (8, 2) | (16, 3 | 4) => STREAMS / 2,
+const fn streams<S: Dots>(kind: QuantKind, rows: usize) -> usize {
+    match (S::LANES, rows, kind) {
+        (8, 1, _) | (16, 1 | 2, _) => STREAMS,
+        // Of 5 and 6 bits more is kept in registers until codes are whole.
+        (16, 3 | 4, Q5_0 | Q5K | Q6K) => 1,
+        (8, 2, _) | (16, 3 | 4, _) => STREAMS / 2,
         _ => 1,
     }
 }
@@ -81,7 +88,7 @@ unsafe fn all_panels<S: Dots, F: Form, const WIDE: bool>(
     sums: *mut f32,
 ) {
     // Each stream goes through consecutive panels: what the hardware reads ahead at the end of one is the next one's.
-    let streams = streams::<S>(rows);
+    let streams = streams::<S>(F::KIND, rows);
     let each = (end - first) / streams;
     let whole = each * streams;
     // SAFETY: the panels and their sums are there.
@@ -159,6 +166,8 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
     // From a panel's codes and heads to those of the next.
     let (codes_apart, heads_apart) = (apart * groups * F::CODES, apart * (groups / F::BLOCK) * F::HEADS);
     let panels = V * S::LANES / PANEL;
+    // What is kept of it would be one more line of x in use, where weights come from memory: 4 rows are 4 % slower.
+    let centre = (F::KIND.centre() as i16, NOWHERE);
     // SAFETY: the contract above.
     unsafe {
         let codes = w.codes().as_ptr().add(panel * groups * F::CODES);
@@ -175,7 +184,7 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
             for g in 0..F::AT_ONCE {
                 let (codes, x) = (codes.add((first + g) * F::CODES), x.after(first + g));
                 if panels == 1 {
-                    prefetch::<S, F>(codes, heads, of_block + g);
+                    ask_for_group::<S, F>(codes, heads, of_block + g);
                 } else if F::AT_ONCE > 1 && g % 2 == 0 {
                     // Too few lines for the hardware to see that they go on.
                     for p in 0..panels {
@@ -184,9 +193,9 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
                 }
                 for half in 0..halves {
                     let mut dots = if halves == 2 {
-                        start::<S, WIDE, true, R, V>(F::KIND.centre() as i16, x, half)
+                        start::<S, WIDE, true, R, V>(centre, x, half)
                     } else {
-                        start::<S, WIDE, false, R, V>(F::KIND.centre() as i16, x, half)
+                        start::<S, WIDE, false, R, V>(centre, x, half)
                     };
                     unroll!(s in 0 1 2 3 4 5 6 7 {
                         if s < steps {

@@ -1,5 +1,7 @@
 //! Rows of activations against a piece of some panels.
 
+use std::mem::offset_of;
+
 use super::QuantKind::{Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
 use super::dots::Dots;
 use super::packed::GROUP;
@@ -10,10 +12,10 @@ use crate::simd::{FarRows, PANEL, at, block_sizes};
 
 /// Rows of the largest block with VNNI. On AVX-512 its sums, as integers and as f32, are 24 of 32 registers. On
 /// AVX-VNNI the integers alone are 12 of 16, and the f32 go to memory: fewer than ten would wait for their products.
-const ROWS: usize = 6;
+pub(crate) const ROWS: usize = 6;
 
 /// Rows that one tile handles at most.
-pub(crate) const TILE_ROWS: usize = 96;
+pub(crate) const TILE_ROWS: usize = 256;
 
 /// No division for each block.
 const SIZES: [u8; TILE_ROWS + 1] = block_sizes(ROWS);
@@ -154,7 +156,7 @@ unsafe fn block<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool,
 ) -> usize {
     // Here and not where it is used: formats share this code, and looking it up would take a jump for every row and
     // group.
-    let centre = std::hint::black_box(piece.centre);
+    let centre = (std::hint::black_box(piece.centre), std::hint::black_box(kept(piece.centre)));
     // SAFETY: the contract above.
     unsafe {
         let mut acc = [[S::splat(0.0); V]; R];
@@ -168,6 +170,7 @@ unsafe fn block<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool,
         for g in 0..piece.groups {
             let next = x.from(R, g);
             let x = x.from(0, g);
+            piece.due.ask::<S>();
             // The next rows: of more of them than the L1 cache holds, each takes some lines only, far from the others'.
             for r in 0..R {
                 S::prefetch_near(next.row(r).cast());
@@ -201,7 +204,7 @@ unsafe fn block<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool,
 unsafe fn add_sums<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool, const R: usize, const V: usize>(
     acc: &mut [[S::F; V]; R],
     piece: &Piece,
-    centre: i16,
+    centre: (i16, usize),
     g: usize,
     half: usize,
     x: FarRows<Group>,
@@ -228,13 +231,26 @@ unsafe fn add_sums<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
     }
 }
 
-/// What the products of a group or one of its halves are added to.
+/// Where a group keeps what sums of products with codes around this centre begin with, in bytes.
+const fn kept(centre: i16) -> usize {
+    let i = match centre {
+        8 => 0,
+        128 => 1,
+        _ => return NOWHERE,
+    };
+    offset_of!(Group, starts) + i * size_of::<i32>()
+}
+
+/// It is worked out.
+pub(crate) const NOWHERE: usize = usize::MAX;
+
+/// What the products of a group or one of its halves are added to: what is [`kept`] of the centre.
 ///
 /// # Safety
 /// The ISA of `S` is available; x has `R` rows.
 #[inline(always)]
 pub(crate) unsafe fn start<S: Dots, const WIDE: bool, const HALVES: bool, const R: usize, const V: usize>(
-    centre: i16,
+    (centre, kept): (i16, usize),
     x: FarRows<Group>,
     half: usize,
 ) -> [[S::I; V]; R] {
@@ -243,6 +259,10 @@ pub(crate) unsafe fn start<S: Dots, const WIDE: bool, const HALVES: bool, const 
         let mut dots = [[S::four(&0); V]; R];
         for (r, dots) in dots.iter_mut().enumerate() {
             let x = x.row(r);
+            if S::FLIPS && !HALVES && kept != NOWHERE {
+                *dots = [S::four(x.byte_add(kept).cast()); V];
+                continue;
+            }
             let sum = if HALVES { &raw const (*x).halves[half] } else { &raw const (*x).whole };
             *dots = [S::start::<WIDE>(sum, centre); V];
         }

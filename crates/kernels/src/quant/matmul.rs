@@ -3,9 +3,10 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
+use super::ahead::Due;
 use super::dots::Dots;
 use super::few::{STREAMS, few_of, few_rows};
-use super::kernel::{Outputs, Sums, TILE_ROWS, add_products};
+use super::kernel::{Outputs, ROWS, Sums, TILE_ROWS, add_products};
 use super::packed::GROUP;
 use super::rows::Group;
 use super::unpack::{GROUPS, PANELS, Unpacked, panels_at_once, unpack, unpack_codes};
@@ -112,7 +113,7 @@ unsafe fn tile_rows<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
             let x = FarRows::new(job.x.as_ptr().add(tile.rows.0 * job.groups), job.groups);
             let part = &mut sums[..(panels.1 - panels.0) * rows * PANEL];
             if !few {
-                many_rows::<S>(job, panels, x, tile.rows, part);
+                many_rows::<S>(job, panels, tile.panels.1, x, tile.rows, part);
                 continue;
             }
             few_rows::<S>(job.w, panels, x, rows, part.as_mut_ptr());
@@ -137,7 +138,8 @@ impl Job<'_> {
     }
 }
 
-/// Writes the outputs of some rows and panels; x is from the first of the rows on, and `sums` have `[panels][rows][16]`.
+/// Writes the outputs of some rows and panels, of a tile that ends with panel `last`; x is from the first of the rows on, and
+/// `sums` have `[panels][rows][16]`.
 ///
 /// # Safety
 /// The ISA of `S` is available; the panels are there, and the rows; nobody else writes their outputs.
@@ -145,6 +147,7 @@ impl Job<'_> {
 unsafe fn many_rows<S: Dots>(
     job: &Job<'_>,
     panels: (usize, usize),
+    last: usize,
     x: FarRows<Group>,
     (row, end): (usize, usize),
     sums: &mut [f32],
@@ -156,7 +159,20 @@ unsafe fn many_rows<S: Dots>(
         let parts = sums.chunks_mut(at_once * rows * PANEL);
         for (first, sums) in (panels.0..panels.1).step_by(at_once).zip(parts) {
             // What is left of two is computed twice, which is rare enough.
-            let panels = (first, (first + at_once).min(panels.1) - 1);
+            let pair = |first: usize, end: usize| (first, (first + at_once).min(end) - 1);
+            // The same groups of the next panels, the next groups of the first ones, or what the tile goes on with.
+            let (next, of) = match (first + at_once, group + groups) {
+                (next, _) if next < panels.1 => (next, group),
+                (_, next) if next < job.groups => (panels.0, next),
+                _ => (panels.1, 0),
+            };
+            let due = if next < last {
+                let turns = rows.div_ceil(ROWS) * groups;
+                Due::new::<S>(job.w, pair(next, last), of, GROUPS.min(job.groups - of), turns)
+            } else {
+                Due::NOTHING
+            };
+            let panels = pair(first, panels.1);
             let mut outputs = job.outputs(row, first);
             outputs.columns = outputs.columns.min((panels.1 + 1 - first) * PANEL);
             let sums = Sums {
@@ -168,6 +184,7 @@ unsafe fn many_rows<S: Dots>(
             // SAFETY: passed on; what is unpacked is written before it is read.
             unsafe {
                 let mut piece = unpack::<S>(job.w, panels, group, groups, room.as_mut_ptr().cast());
+                piece.due = due;
                 unpack_codes::<S>(&mut piece);
                 add_products::<S>(&piece, x.from(0, group), rows, sums);
             }

@@ -1,6 +1,7 @@
 //! Matrices in the block formats of ggml, multiplied in integers: packed weights of 4, 5, 6 or 8 bits against
 //! activations of 8 bits.
 
+mod ahead;
 mod block;
 pub(crate) mod dots;
 mod encode;

@@ -32,6 +32,8 @@ pub(crate) struct Group {
     /// elements 0 and 1 of the fours and the upper for 2 and 3.
     pub halves: [u32; 2],
     pub whole: u32,
+    /// Minus 8 and minus 128 times the sum of the codes.
+    pub starts: [i32; 2],
 }
 
 impl QuantRows {
@@ -155,5 +157,5 @@ unsafe fn quantise_group<S: Dots>(x: &[f32; GROUP]) -> Group {
         | (halves[0] & 0xffff_0000).wrapping_add(halves[1] & 0xffff_0000);
     let scale = largest / 127.0;
     let sum = (whole as i16 as i32) + (whole as i32 >> 16);
-    Group { codes, scale, sum: scale * sum as f32, halves, whole }
+    Group { codes, scale, sum: scale * sum as f32, halves, whole, starts: [-8 * sum, -128 * sum] }
 }

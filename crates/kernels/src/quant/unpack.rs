@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 
 use super::PackedQuant;
 use super::QuantKind::{self, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
+use super::ahead::Due;
 use super::dots::Dots;
 use super::kernel::unroll;
 use super::packed::GROUP;
@@ -11,12 +12,6 @@ use crate::simd::PANEL;
 
 /// Groups that are unpacked at once: a block of the formats that have large ones, and small enough for the L1 cache.
 pub(crate) const GROUPS: usize = 8;
-
-/// Bytes between the codes that are unpacked and those that are asked for.
-const AHEAD: usize = 4096;
-
-/// The same for the words beside them.
-const AHEAD_HEADS: usize = 512;
 
 /// What the heads of a group give for a panel: its scale, or those of its halves, or its scale and what it is lifted by.
 pub(crate) type Heads = [[f32; PANEL]; 2];
@@ -54,6 +49,8 @@ pub(crate) struct Piece {
     pub apart: usize,
     /// One for each panel.
     pub room: *mut Unpacked,
+    /// What comes after it.
+    pub due: Due,
 }
 
 /// How codes lie.
@@ -173,7 +170,6 @@ unsafe fn unpack_form<S: Dots, F: Form>(
                 let all = panel * of_row + group + g;
                 let (block, of_block) = (all / F::BLOCK, all % F::BLOCK);
                 let heads = w.heads().as_ptr().add(block * F::HEADS);
-                prefetch::<S, F>(w.codes().as_ptr().add(all * F::CODES), heads, of_block);
                 // Pieces are whole blocks.
                 let lanes = if of_block.is_multiple_of(F::AT_ONCE) { PANEL } else { 0 };
                 for lane in (0..lanes).step_by(S::LANES) {
@@ -190,22 +186,8 @@ unsafe fn unpack_form<S: Dots, F: Form>(
             codes,
             apart: (panels.1 - panels.0) * of_row * F::CODES,
             room,
+            due: Due::NOTHING,
         }
-    }
-}
-
-/// Asks for what comes later of codes and heads, as much as a group has.
-///
-/// # Safety
-/// The ISA of `S` is available.
-#[inline(always)]
-pub(crate) unsafe fn prefetch<S: Dots, F: Form>(codes: *const u32, heads: *const u16, of_block: usize) {
-    // SAFETY: any address is allowed.
-    unsafe {
-        for line in (0..F::CODES).step_by(PANEL) {
-            S::prefetch(codes.wrapping_add(line).wrapping_byte_add(AHEAD));
-        }
-        S::prefetch(heads.wrapping_add(of_block * PANEL).wrapping_byte_add(AHEAD_HEADS).cast());
     }
 }
 

@@ -1,0 +1,124 @@
+//! What is asked for of weights before they are read.
+
+use std::cell::Cell;
+
+use super::PackedQuant;
+use super::dots::Dots;
+use super::packed::GROUP;
+use super::unpack::{Form, panels_at_once};
+use crate::simd::{LINE, PANEL};
+
+/// Bytes between the codes that are read and those that are asked for, where few rows meet them.
+const AHEAD: usize = 4096;
+
+/// The same for the words beside them.
+const AHEAD_HEADS: usize = 512;
+
+/// Asks for what comes later of codes and heads, as much as a group has.
+///
+/// # Safety
+/// The ISA of `S` is available.
+#[inline(always)]
+pub(crate) unsafe fn ask_for_group<S: Dots, F: Form>(codes: *const u32, heads: *const u16, of_block: usize) {
+    // SAFETY: any address is allowed.
+    unsafe {
+        for line in (0..F::CODES).step_by(PANEL) {
+            S::prefetch(codes.wrapping_add(line).wrapping_byte_add(AHEAD));
+        }
+        S::prefetch(heads.wrapping_add(of_block * PANEL).wrapping_byte_add(AHEAD_HEADS).cast());
+    }
+}
+
+/// Addresses from and to which something lies.
+type Place = [usize; 2];
+
+/// The next piece, which is asked for in the course of the products of another one: a little at a time. Requests that come
+/// faster than memory answers are dropped by some CPUs, and hold up what others read meanwhile.
+pub(crate) struct Due {
+    now: Cell<Place>,
+    then: Cell<[Place; 3]>,
+    /// Lines of a turn.
+    each: usize,
+}
+
+impl Due {
+    pub const NOTHING: Due = Due { now: Cell::new([0; 2]), then: Cell::new([[0; 2]; 3]), each: 0 };
+
+    /// Codes and heads of `groups` groups from `group` on of [`panels_at_once`] of these panels, in so many turns.
+    pub fn new<S: Dots>(w: &PackedQuant, panels: (usize, usize), group: usize, groups: usize, turns: usize) -> Due {
+        let (kind, of_row) = (w.kind(), w.k() / GROUP);
+        let block = kind.block_len() / GROUP;
+        let (codes, heads) = (kind.bits() * PANEL * size_of::<u32>(), kind.heads() * PANEL * size_of::<u16>());
+        let mut places = [[0; 2]; 4];
+        for (i, panel) in [panels.0, panels.1].into_iter().take(panels_at_once::<S>()).enumerate() {
+            let first = panel * of_row + group;
+            let place = |from: usize, bytes: usize| [from, from + bytes];
+            places[2 * i] = place(w.codes().as_ptr() as usize + first * codes, groups * codes);
+            let first = first / block * heads;
+            places[2 * i + 1] = place(w.heads().as_ptr() as usize + first, groups.div_ceil(block) * heads);
+        }
+        let lines: usize = places.iter().map(|[from, to]| (to - from).div_ceil(LINE)).sum();
+        let [now, then @ ..] = places;
+        Due { now: Cell::new(now), then: Cell::new(then), each: lines.div_ceil(turns) }
+    }
+
+    /// Asks for what is due in a turn: lines of one place, of which some may lie behind its end.
+    ///
+    /// # Safety
+    /// The ISA of `S` is available.
+    #[inline(always)]
+    pub unsafe fn ask<S: Dots>(&self) {
+        let [mut at, end] = self.now.get();
+        if at >= end {
+            return;
+        }
+        for _ in 0..self.each {
+            // SAFETY: any address is allowed.
+            unsafe { S::prefetch(std::ptr::without_provenance(at)) };
+            at += LINE;
+        }
+        if at < end {
+            self.now.set([at, end]);
+        } else {
+            let [next, a, b] = self.then.get();
+            self.now.set(next);
+            self.then.set([a, b, [0; 2]]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::QuantKind;
+    use super::*;
+    use crate::simd::Portable;
+    use crate::{Isa, Pool};
+
+    /// All lines of a piece are asked for, whatever the format, and little else.
+    #[test]
+    fn a_piece_is_asked_for_in_its_turns() {
+        for kind in QuantKind::ALL {
+            let pool = Pool::new(1);
+            let k = 3 * 256;
+            let w = PackedQuant::pack(kind, 40, k, &pool, &|_, row| row.fill(1)).expect("weights");
+            for turns in [1, 7, 16, 128] {
+                let due = Due::new::<Portable>(&w, (1, 1), 8, 8, turns);
+                let [now, then @ ..] = [due.now.get(), due.then.get()[0], due.then.get()[1]];
+                assert_eq!(then[1], [0; 2], "one panel, if vectors are short");
+                let mut asked = 0;
+                for _ in 0..turns + 4 {
+                    let before = due.now.get();
+                    // SAFETY: there is nothing that it needs.
+                    unsafe { due.ask::<Portable>() };
+                    asked += if before[0] < before[1] { due.each } else { 0 };
+                }
+                assert_eq!(due.now.get(), [0; 2], "{kind} in {turns} turns: all of it");
+                let lines = [now, then[0]].map(|[from, to]| (to - from).div_ceil(LINE));
+                let codes = 8 * kind.bits();
+                assert_eq!((now[0] % LINE, lines[0]), (0, codes), "{kind}");
+                assert!(asked >= lines[0] + lines[1] && asked <= lines[0] + lines[1] + 2 * due.each, "{kind}");
+            }
+            assert!(Isa::Portable.is_available());
+        }
+    }
+}
