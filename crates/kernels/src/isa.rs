@@ -1,5 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
+#[cfg(target_arch = "x86_64")]
+use std::sync::OnceLock;
 
 /// An instruction-set path. Results are bit for bit reproducible on one path; paths may differ from each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,6 +77,21 @@ impl Isa {
     /// The path that needs least among those with the bits of this one: what the paths have in common is known by it.
     pub fn bits(self) -> Isa {
         if matches!(self, Isa::Avx512Vnni | Isa::AvxVnni) { Isa::Avx2 } else { self }
+    }
+
+    /// Whether this is a CPU of AMD, which reads memory ahead in a way of its own.
+    #[inline]
+    pub(crate) fn of_amd() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            static AMD: OnceLock<bool> = OnceLock::new();
+            *AMD.get_or_init(|| {
+                let id = std::arch::x86_64::__cpuid(0);
+                [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
+            })
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        false
     }
 
     /// Whether its vectors have 512 bits where that counts.

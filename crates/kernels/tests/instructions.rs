@@ -72,7 +72,7 @@ const GUARDS: [Guard; 13] = [
         products: &["vpmaddwd"],
         with: BROADCASTS,
         committed: &[
-            ((8, 2), 28),
+            ((8, 2), 32),
             ((8, 4), 32),
             ((8, 8), 33),
             ((10, 10), 39),

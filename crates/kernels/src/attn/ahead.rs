@@ -327,7 +327,7 @@ macro_rules! asking {
     ($s:ident, $r:ident, $ahead:expr, $bytes:expr, $f:ident::<$($of:tt),*>($($arg:expr),*)) => {
         match $ahead {
             Ahead::All(next) if const { $bytes > $crate::simd::LINE } => {
-                $f::<$($of),*, _>($($arg),*, ($crate::simd::All(next), $bytes))
+                $f::<$($of),*, _>($($arg),*, ($crate::simd::All::from(next), $bytes))
             }
             Ahead::All(next) => $f::<$($of),*, _>($($arg),*, ($crate::simd::Line(next), $bytes)),
             Ahead::Line(next, apart) if const { super::ahead::may_share::<$s>($r) } => {

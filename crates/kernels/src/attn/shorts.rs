@@ -131,6 +131,12 @@ pub(super) unsafe fn short_dots<S: Dots, const ROW: usize, const R: usize, const
     // SAFETY: the caller's contract; any address may be asked for.
     unsafe {
         for i in (0..pairs - pairs % 2).step_by(2) {
+            if const { A::ALL && S::ASKS_WITHIN && V == 4 && R >= 4 } {
+                let [(first, lines), (second, _)] = [ask.lines(asked, i, pairs), ask.lines(asked, i + 1, pairs)];
+                let asked = ([first, second], lines);
+                S::two_steps_asking::<ROW, R, V>(sums, w.add(i * apart), apart, x.add(i), asked);
+                continue;
+            }
             ask.ask_two::<S>(asked, i, pairs);
             S::two_steps_shorts::<ROW, R, V>(sums, w.add(i * apart), apart, x.add(i));
         }

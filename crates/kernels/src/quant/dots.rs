@@ -63,6 +63,19 @@ pub(crate) trait Dots: Simd {
         Self::step_shorts::<ROW, R, V>(acc, w, x);
         Self::step_shorts::<ROW, R, V>(acc, w.add(apart), x.add(1));
     }
+    /// Whether [`Dots::two_steps_asking`] is there, for four rows or more by four vectors.
+    const ASKS_WITHIN: bool = false;
+    /// The same, and four lines are asked for with each step, one after each of the first rows: from the places on, so many
+    /// bytes apart. All at once some would be dropped.
+    unsafe fn two_steps_asking<const ROW: usize, const R: usize, const V: usize>(
+        _acc: &mut [[Self::I; V]; R],
+        _w: *const u8,
+        _apart: usize,
+        _x: *const u32,
+        _lines: ([*const u8; 2], usize),
+    ) {
+        unreachable!("what is due is asked for between the steps")
+    }
     /// `LANES` pairs of numbers of at most 32767 in size as 16 bits, ties to even.
     unsafe fn shorts(x: [Self::F; 2]) -> Self::I;
     /// What fours of signed bytes meet: `x * by`, at most 32767 in size, as 16 bits, ties to even. Those for the even bytes of
@@ -323,10 +336,18 @@ mod x86 {
         }
     }
 
-    /// Writes [`Dots::two_steps_shorts`] for so many rows by four vectors. The first row and the fourth are broadcast by each
-    /// product: four instructions instead of five, and three loads more, of which a step has room for so many.
+    /// Writes [`Dots::two_steps_shorts`] for so many rows by four vectors, and [`Dots::two_steps_asking`]. The first row and the
+    /// fourth are broadcast by each product: four instructions instead of five, and three loads more, of which a step has room
+    /// for so many.
     macro_rules! two_steps {
-        ($name:ident, $rows:literal, $([$how:ident $r:tt $a:ident $b:ident $c:ident $d:ident])*) => {
+        ($name:ident $asking:ident, $rows:literal, $($row:tt)*) => {
+            two_steps!(plain $name (pure, readonly, nostack, preserves_flags) () () $rows, $($row)*);
+            two_steps!(asking $asking (readonly, nostack, preserves_flags) (from: [*const u8; 2], lines: usize)
+                (first = in(reg) from[0], then = in(reg) from[1], line = in(reg) lines, line3 = in(reg) 3 * lines)
+                $rows, $($row)*);
+        };
+        ($kind:ident $name:ident $options:tt ($($arg:ident: $ty:ty),*) ($($of:ident = in(reg) $value:expr),*) $rows:literal,
+            $([$how:ident $r:tt $ask:tt $a:ident $b:ident $c:ident $d:ident])*) => {
             #[inline]
             #[target_feature(enable = "avx512f,avx512vnni")]
             unsafe fn $name<const ROW: usize>(
@@ -334,13 +355,14 @@ mod x86 {
                 w: *const u8,
                 apart: usize,
                 x: *const u32,
+                $($arg: $ty),*
             ) {
                 let (_x, _0, _1, _2, _3): (__m512i, __m512i, __m512i, __m512i, __m512i);
                 asm!(
                     two_steps!(w ""),
-                    $(two_steps!($how $r "" $a $b $c $d),)*
+                    $(two_steps!($how $r "" $a $b $c $d), two_steps!($kind "first" $ask),)*
                     two_steps!(w " + {apart}"),
-                    $(two_steps!($how $r " + 4" $a $b $c $d),)*
+                    $(two_steps!($how $r " + 4" $a $b $c $d), two_steps!($kind "then" $ask),)*
                     $(
                         $a = inout(zmm_reg) acc[$r][0],
                         $b = inout(zmm_reg) acc[$r][1],
@@ -355,8 +377,9 @@ mod x86 {
                     w = in(reg) w,
                     apart = in(reg) apart,
                     x = in(reg) x,
+                    $($of = in(reg) $value,)*
                     row = const 4 * ROW,
-                    options(pure, readonly, nostack, preserves_flags)
+                    options $options
                 );
             }
         };
@@ -386,13 +409,18 @@ mod x86 {
         (product $r:literal $step:literal $w:literal $a:ident) => {
             concat!("vpdpwssd {", stringify!($a), "}, ", $w, ", dword ptr [{x} + ", $r, " * {row}", $step, "]{{1to16}}")
         };
+        (asking $from:literal $line:literal) => { concat!("prefetcht0 [{", $from, "}", $line, "]") };
+        ($kind:ident $from:literal $line:tt) => { "" };
     }
-    two_steps!(two_steps_of_4, 4,
-        [within 0 a b c d] [apart 1 e f g h] [apart 2 i j k l] [within 3 m n o p]);
-    two_steps!(two_steps_of_5, 5,
-        [within 0 a b c d] [apart 1 e f g h] [apart 2 i j k l] [within 3 m n o p] [apart 4 q r s t]);
-    two_steps!(two_steps_of_6, 6,
-        [within 0 a b c d] [apart 1 e f g h] [apart 2 i j k l] [within 3 m n o p] [apart 4 q r s t] [apart 5 u v y z]);
+    two_steps!(two_steps_of_4 asking_steps_of_4, 4,
+        [within 0 "" a b c d] [apart 1 " + {line}" e f g h] [apart 2 " + 2 * {line}" i j k l]
+        [within 3 " + {line3}" m n o p]);
+    two_steps!(two_steps_of_5 asking_steps_of_5, 5,
+        [within 0 "" a b c d] [apart 1 " + {line}" e f g h] [apart 2 " + 2 * {line}" i j k l]
+        [within 3 " + {line3}" m n o p] [apart 4 () q r s t]);
+    two_steps!(two_steps_of_6 asking_steps_of_6, 6,
+        [within 0 "" a b c d] [apart 1 " + {line}" e f g h] [apart 2 " + 2 * {line}" i j k l]
+        [within 3 " + {line3}" m n o p] [apart 4 () q r s t] [apart 5 () u v y z]);
 
     #[target_feature(enable = "avx2")]
     #[inline]
@@ -615,6 +643,24 @@ mod x86 {
         #[inline(always)]
         unsafe fn total<const WIDE: bool>(acc: __m512i) -> Self::F {
             Self::float(acc)
+        }
+        const ASKS_WITHIN: bool = true;
+
+        #[inline(always)]
+        unsafe fn two_steps_asking<const ROW: usize, const R: usize, const V: usize>(
+            acc: &mut [[__m512i; V]; R],
+            w: *const u8,
+            apart: usize,
+            x: *const u32,
+            (from, lines): ([*const u8; 2], usize),
+        ) {
+            assert!(const { V == 4 && R >= 4 && R <= 6 });
+            let acc = ptr::from_mut(acc);
+            match R {
+                4 => asking_steps_of_4::<ROW>(&mut *acc.cast(), w, apart, x, from, lines),
+                5 => asking_steps_of_5::<ROW>(&mut *acc.cast(), w, apart, x, from, lines),
+                _ => asking_steps_of_6::<ROW>(&mut *acc.cast(), w, apart, x, from, lines),
+            }
         }
         #[inline(always)]
         unsafe fn two_steps_shorts<const ROW: usize, const R: usize, const V: usize>(

@@ -234,6 +234,13 @@ pub(crate) const LINE: usize = 64;
 
 /// What a loop asks for while it computes: it is brought into the L2 cache.
 pub(crate) trait Ask: Copy {
+    /// Whether it is for as many bytes as are read, so that a loop may ask in the midst of its products.
+    const ALL: bool = false;
+    /// Where the lines of a step lie: the first one, and bytes from each to the next.
+    #[inline(always)]
+    fn lines(self, _bytes: usize, _i: usize, _steps: usize) -> (*const u8, usize) {
+        unreachable!("lines of each step")
+    }
     /// Asks for what is due in step `i` of `steps`, each of which reads `bytes`.
     ///
     /// # Safety
@@ -280,17 +287,38 @@ impl Ask for Line {
     }
 }
 
-/// As many bytes as are read, from here on. Where a step has several lines (or one and a half) they are as many places that
-/// are read from end to end: the hardware goes ahead of each of them.
+/// As many bytes as are read, from here on. Where a step has several lines (or one and a half) they are, on most CPUs, as many
+/// places that are read from end to end: the hardware goes ahead of each of them. On those of AMD they follow each other: four
+/// places take a sixth longer there.
 #[derive(Clone, Copy)]
-pub(crate) struct All(pub *const u8);
+pub(crate) struct All {
+    from: *const u8,
+    follow: bool,
+}
+
+impl All {
+    #[inline(always)]
+    pub fn from(from: *const u8) -> Self {
+        All { from, follow: Isa::of_amd() }
+    }
+}
 
 impl Ask for All {
+    const ALL: bool = true;
+
     #[inline(always)]
     unsafe fn ask<S: Simd>(self, bytes: usize, i: usize, steps: usize) {
-        for place in 0..bytes.div_ceil(LINE) {
-            S::prefetch(self.0.wrapping_add((place * steps + i) * LINE).cast());
+        let (first, apart) = self.lines(bytes, i, steps);
+        for line in 0..bytes.div_ceil(LINE) {
+            S::prefetch_near(first.wrapping_add(line * apart).cast());
         }
+    }
+
+    #[inline(always)]
+    fn lines(self, bytes: usize, i: usize, steps: usize) -> (*const u8, usize) {
+        let lines = bytes.div_ceil(LINE);
+        let (step, apart) = if self.follow { (lines * LINE, LINE) } else { (LINE, steps * LINE) };
+        (self.from.wrapping_add(i * step), apart)
     }
 }
 
