@@ -321,13 +321,13 @@ impl<F: Form> Tile<'_, F> {
     }
 }
 
-/// Calls `$f::<.., _>($args, (ask, $bytes))` for `$r` rows, which asks for what `$ahead` says; `$bytes` are read in a step. Forms
-/// that cannot occur are not compiled.
+/// Calls `$f::<.., _>($args, (ask, $bytes))` for `$r` rows, which asks for what `$ahead` says; `$bytes` are read in each of
+/// `$steps` steps. Forms that cannot occur are not compiled.
 macro_rules! asking {
-    ($s:ident, $r:ident, $ahead:expr, $bytes:expr, $f:ident::<$($of:tt),*>($($arg:expr),*)) => {
+    ($s:ident, $r:ident, $ahead:expr, $bytes:expr, $steps:expr, $f:ident::<$($of:tt),*>($($arg:expr),*)) => {
         match $ahead {
             Ahead::All(next) if const { $bytes > $crate::simd::LINE } => {
-                $f::<$($of),*, _>($($arg),*, ($crate::simd::All::from(next), $bytes))
+                $f::<$($of),*, _>($($arg),*, ($crate::simd::All::new(next, $bytes, $steps), $bytes))
             }
             Ahead::All(next) => $f::<$($of),*, _>($($arg),*, ($crate::simd::Line(next), $bytes)),
             Ahead::Line(next, apart) if const { super::ahead::may_share::<$s>($r) } => {

@@ -132,7 +132,7 @@ pub(super) unsafe fn short_dots<S: Dots, const ROW: usize, const R: usize, const
     unsafe {
         for i in (0..pairs - pairs % 2).step_by(2) {
             if const { A::ALL && S::ASKS_WITHIN && V == 4 && R >= 4 } {
-                let [(first, lines), (second, _)] = [ask.lines(asked, i, pairs), ask.lines(asked, i + 1, pairs)];
+                let [(first, lines), (second, _)] = [ask.lines(i), ask.lines(i + 1)];
                 let asked = ([first, second], lines);
                 S::two_steps_asking::<ROW, R, V>(sums, w.add(i * apart), apart, x.add(i), asked);
                 continue;

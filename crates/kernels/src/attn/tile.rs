@@ -408,9 +408,16 @@ unsafe fn products<
         let w = w.add(4 * column);
         if F::CODES {
             let both = (&mut sums, begin);
-            asking!(S, R, ahead, 2 * V * S::LANES, code_dots::<S, FINDS, ROW, SECOND, R, V>(both, w, stride, x, pairs));
+            asking!(
+                S,
+                R,
+                ahead,
+                2 * V * S::LANES,
+                pairs,
+                code_dots::<S, FINDS, ROW, SECOND, R, V>(both, w, stride, x, pairs)
+            );
         } else {
-            asking!(S, R, ahead, 4 * V * S::LANES, short_dots::<S, ROW, R, V>(&mut sums, w, stride, x, pairs));
+            asking!(S, R, ahead, 4 * V * S::LANES, pairs, short_dots::<S, ROW, R, V>(&mut sums, w, stride, x, pairs));
         }
     }
     sums

@@ -236,9 +236,9 @@ pub(crate) const LINE: usize = 64;
 pub(crate) trait Ask: Copy {
     /// Whether it is for as many bytes as are read, so that a loop may ask in the midst of its products.
     const ALL: bool = false;
-    /// Where the lines of a step lie: the first one, and bytes from each to the next.
+    /// Where the lines of step `i` lie: the first one, and bytes from each to the next.
     #[inline(always)]
-    fn lines(self, _bytes: usize, _i: usize, _steps: usize) -> (*const u8, usize) {
+    fn lines(self, _i: usize) -> (*const u8, usize) {
         unreachable!("lines of each step")
     }
     /// Asks for what is due in step `i` of `steps`, each of which reads `bytes`.
@@ -293,13 +293,18 @@ impl Ask for Line {
 #[derive(Clone, Copy)]
 pub(crate) struct All {
     from: *const u8,
-    follow: bool,
+    /// Bytes from step to step, and from one of its lines to the next.
+    step: usize,
+    line: usize,
 }
 
 impl All {
+    /// What `steps` steps ask for that read so many bytes each.
     #[inline(always)]
-    pub fn from(from: *const u8) -> Self {
-        All { from, follow: Isa::of_amd() }
+    pub fn new(from: *const u8, bytes: usize, steps: usize) -> All {
+        let lines = bytes.div_ceil(LINE);
+        let (step, line) = if Isa::of_amd() { (lines * LINE, LINE) } else { (LINE, steps * LINE) };
+        All { from, step, line }
     }
 }
 
@@ -307,18 +312,16 @@ impl Ask for All {
     const ALL: bool = true;
 
     #[inline(always)]
-    unsafe fn ask<S: Simd>(self, bytes: usize, i: usize, steps: usize) {
-        let (first, apart) = self.lines(bytes, i, steps);
+    unsafe fn ask<S: Simd>(self, bytes: usize, i: usize, _: usize) {
+        let (first, apart) = self.lines(i);
         for line in 0..bytes.div_ceil(LINE) {
             S::prefetch_near(first.wrapping_add(line * apart).cast());
         }
     }
 
     #[inline(always)]
-    fn lines(self, bytes: usize, i: usize, steps: usize) -> (*const u8, usize) {
-        let lines = bytes.div_ceil(LINE);
-        let (step, apart) = if self.follow { (lines * LINE, LINE) } else { (LINE, steps * LINE) };
-        (self.from.wrapping_add(i * step), apart)
+    fn lines(self, i: usize) -> (*const u8, usize) {
+        (self.from.wrapping_add(i * self.step), self.line)
     }
 }
 
