@@ -170,7 +170,7 @@ unsafe fn many_rows<S: Dots>(
                 let turns = rows.div_ceil(ROWS) * groups;
                 Due::new::<S>(job.w, pair(next, last), of, GROUPS.min(job.groups - of), turns)
             } else {
-                Due::NOTHING
+                Due::nothing()
             };
             let panels = pair(first, panels.1);
             let mut outputs = job.outputs(row, first);

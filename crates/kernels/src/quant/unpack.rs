@@ -186,7 +186,7 @@ unsafe fn unpack_form<S: Dots, F: Form>(
             codes,
             apart: (panels.1 - panels.0) * of_row * F::CODES,
             room,
-            due: Due::NOTHING,
+            due: Due::nothing(),
         }
     }
 }
