@@ -130,11 +130,13 @@ pub(super) unsafe fn short_dots<S: Dots, const ROW: usize, const R: usize, const
     let apart = 4 * stride;
     // SAFETY: the caller's contract; any address may be asked for.
     unsafe {
+        let within = const { A::ALL && S::ASKS_WITHIN && V == 4 && R >= 4 };
+        let (mut lines, step, line) = if within { ask.lines() } else { (w, 0, 0) };
         for i in (0..pairs - pairs % 2).step_by(2) {
-            if const { A::ALL && S::ASKS_WITHIN && V == 4 && R >= 4 } {
-                let [(first, lines), (second, _)] = [ask.lines(i), ask.lines(i + 1)];
-                let asked = ([first, second], lines);
+            if within {
+                let asked = ([lines, lines.wrapping_add(step)], line);
                 S::two_steps_asking::<ROW, R, V>(sums, w.add(i * apart), apart, x.add(i), asked);
+                lines = lines.wrapping_add(2 * step);
                 continue;
             }
             ask.ask_two::<S>(asked, i, pairs);

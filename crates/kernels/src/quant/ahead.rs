@@ -74,11 +74,9 @@ impl Due {
         if at >= end {
             return;
         }
-        for _ in 0..self.each {
-            // SAFETY: any address is allowed.
-            unsafe { S::prefetch(std::ptr::without_provenance(at)) };
-            at += LINE;
-        }
+        // SAFETY: any address is allowed.
+        unsafe { S::prefetch_lines(std::ptr::without_provenance(at), self.each) };
+        at += self.each * LINE;
         if at < end {
             self.now.set([at, end]);
         } else {

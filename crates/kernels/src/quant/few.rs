@@ -17,7 +17,8 @@ use crate::simd::{FarRows, PANEL, at};
 
 /// Rows of a tile that are multiplied this way; more of them are worth unpacking. Measured on AVX2 and on AVX-512 with
 /// weights that come from memory: with some dozens of rows of AVX2 bytes are not worth a copy, but five bits are costly to
-/// bring together. Elsewhere by a model, or because as few rows have no better way.
+/// bring together (on AVX-512 they were tried with 8 rows alone, and are taken to be as four). Elsewhere by a model, or
+/// because as few rows have no better way.
 pub(crate) fn few_of(isa: Isa, kind: QuantKind) -> usize {
     match (isa, kind) {
         (Isa::Avx2, Q8_0) => usize::MAX,
@@ -166,7 +167,7 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
     // From a panel's codes and heads to those of the next.
     let (codes_apart, heads_apart) = (apart * groups * F::CODES, apart * (groups / F::BLOCK) * F::HEADS);
     let panels = V * S::LANES / PANEL;
-    // What is kept of it would be one more line of x in use, where weights come from memory: 4 rows are 4 % slower.
+    // To load what is kept of it gains nothing where weights come from memory.
     let centre = (F::KIND.centre() as i16, NOWHERE);
     // SAFETY: the contract above.
     unsafe {

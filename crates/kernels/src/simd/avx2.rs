@@ -1,6 +1,7 @@
+use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{AT_ONCE, Rows, Simd, at};
+use super::{AT_ONCE, LINE, Rows, Simd, at};
 use crate::Isa;
 
 /// 8 lanes; bf16 products as two FMAs on widened operands. `VNNI`: integer products have an instruction of their own.
@@ -24,6 +25,21 @@ unsafe fn round(x: __m256) -> __m256i {
     let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
     let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
     _mm256_and_si256(_mm256_blendv_epi8(up, quiet, nan), _mm256_set1_epi32(0xffff_0000_u32 as i32))
+}
+
+/// As [`Simd::prefetch_lines`]. Left to itself, the compiler unrolls a loop that seldom goes round twice.
+#[inline(always)]
+#[expect(clippy::pointers_in_nomem_asm_block, reason = "nothing is read or written there")]
+pub(super) unsafe fn prefetch_lines(p: *const u32, n: usize) {
+    asm!(
+        "2:",
+        "prefetcht1 byte ptr [{p}]",
+        "add {p}, {line}",
+        "dec {n}",
+        "jnz 2b",
+        p = inout(reg) p => _, n = inout(reg) n => _, line = const LINE,
+        options(nomem, nostack)
+    );
 }
 
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
@@ -130,6 +146,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn prefetch_near(p: *const u32) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn prefetch_lines(p: *const u32, n: usize) {
+        prefetch_lines(p, n)
     }
     #[inline(always)]
     unsafe fn step<const R: usize, const V: usize>(

@@ -3,6 +3,7 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 use std::ptr;
 
+use super::avx2::prefetch_lines;
 use super::{AT_ONCE, Avx2, Rows, Simd, at, meets_widened};
 use crate::Isa;
 
@@ -262,6 +263,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     unsafe fn prefetch_near(p: *const u32) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn prefetch_lines(p: *const u32, n: usize) {
+        prefetch_lines(p, n)
     }
     #[inline(always)]
     unsafe fn step_widened<const R: usize, const V: usize, const FIRST: bool>(

@@ -126,6 +126,13 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn prefetch(p: *const u32);
     /// The same in the L1 cache.
     unsafe fn prefetch_near(p: *const u32);
+    /// Asks for `n > 0` consecutive lines in the L2 cache.
+    #[inline(always)]
+    unsafe fn prefetch_lines(p: *const u32, n: usize) {
+        for line in 0..n {
+            Self::prefetch(p.wrapping_byte_add(line * LINE));
+        }
+    }
 
     /// Lane by lane into an array, for reductions; unused lanes are zero.
     #[inline(always)]
@@ -232,13 +239,13 @@ pub(crate) const fn at<S: Simd>(v: usize, panel: usize) -> usize {
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
-/// What a loop asks for while it computes: it is brought into the L2 cache.
+/// What a loop asks for while it computes.
 pub(crate) trait Ask: Copy {
     /// Whether it is for as many bytes as are read, so that a loop may ask in the midst of its products.
     const ALL: bool = false;
-    /// Where the lines of step `i` lie: the first one, and bytes from each to the next.
+    /// Where the lines of the first step lie, and bytes from step to step and from one of its lines to the next.
     #[inline(always)]
-    fn lines(self, _i: usize) -> (*const u8, usize) {
+    fn lines(self) -> (*const u8, usize, usize) {
         unreachable!("lines of each step")
     }
     /// Asks for what is due in step `i` of `steps`, each of which reads `bytes`.
@@ -313,15 +320,15 @@ impl Ask for All {
 
     #[inline(always)]
     unsafe fn ask<S: Simd>(self, bytes: usize, i: usize, _: usize) {
-        let (first, apart) = self.lines(i);
+        let first = self.from.wrapping_add(i * self.step);
         for line in 0..bytes.div_ceil(LINE) {
-            S::prefetch_near(first.wrapping_add(line * apart).cast());
+            S::prefetch_near(first.wrapping_add(line * self.line).cast());
         }
     }
 
     #[inline(always)]
-    fn lines(self, i: usize) -> (*const u8, usize) {
-        (self.from.wrapping_add(i * self.step), self.line)
+    fn lines(self) -> (*const u8, usize, usize) {
+        (self.from, self.step, self.line)
     }
 }
 
