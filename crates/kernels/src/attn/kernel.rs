@@ -7,7 +7,7 @@ use kvist_base::{CHUNK, RunList};
 
 use super::Queries;
 use super::ahead::{Asks, Pace, Upcoming};
-use super::plan::{APART, AttnPlan, Task, state_len};
+use super::plan::{APART, AttnPlan, AttnShape, Task, state_len};
 use super::queries::query;
 use super::steps::Step;
 use super::tile::{Coded, Form, GROUP, InCodes, InShorts, State, Tile, group};
@@ -34,8 +34,8 @@ pub(super) struct Scratch {
     q_scales: Words,
     shifts: Vec<Option<u32>>,
     state: Words,
-    /// m and l of the folded state; its O is the output.
-    folded: Vec<f32>,
+    /// The folded state.
+    folded: Words,
     /// Scores of a group, `[query row][64]`; a row's weights in 16 bits take their place.
     scores: Aligned<[f32; GROUP * CHUNK]>,
     /// What a row's scores are reduced to before lanes meet, `[query row][PANEL]`.
@@ -65,7 +65,7 @@ thread_local! {
             q_scales: Words::new(),
             shifts: Vec::new(),
             state: Words::new(),
-            folded: Vec::new(),
+            folded: Words::new(),
             scores: Aligned([0.0; GROUP * CHUNK]),
             spread: Aligned([0.0; GROUP * PANEL]),
             sizes: Aligned([0.0; GROUP * PANEL]),
@@ -104,10 +104,7 @@ unsafe fn whole_task<S: Dots>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
         scratch.coded.q.grow(n * shape.apart_f32() + 2 * PANEL);
         scratch.coded.rows.grow(GROUP * APART);
     }
-    if scratch.folded.len() < 2 * n {
-        scratch.folded.resize(2 * n, 0.0);
-    }
-    scratch.folded[..n].fill(f32::NEG_INFINITY);
+    scratch.folded.grow(len);
     // SAFETY: states lie in the scratch or in this part's place of `partials`, each of `len` elements. The band's rows
     // and this head of the output are written by the task that folds, and there is one.
     unsafe {
@@ -120,6 +117,9 @@ unsafe fn whole_task<S: Dots>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
             }
         };
         let state = |i: u32| State::new(shape, states.add(i as usize * len), n);
+        let folded = State::new(shape, scratch.folded.as_mut_ptr(), n);
+        // Of a row of which nothing was seen, nothing else is read.
+        std::slice::from_raw_parts_mut(folded.m, n).fill(f32::NEG_INFINITY);
         let mut upcoming = Upcoming::new(job, task);
         while let Some(step) = upcoming.begin() {
             match step {
@@ -127,7 +127,7 @@ unsafe fn whole_task<S: Dots>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
                 Step::Visit { state: i, run, chunk } => {
                     visit::<S>(job, &band.rows, (run, chunk), task.head, scratch, state(i), &mut upcoming);
                 }
-                Step::Fold { state: i } => fold::<S>(job, &band.rows, task.head, scratch, state(i)),
+                Step::Fold { state: i } => fold::<S>(folded, state(i), n, shape),
             }
         }
         if let Some(part) = task.part {
@@ -136,10 +136,10 @@ unsafe fn whole_task<S: Dots>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
             }
             for i in 0..band.parts.len() {
                 let part = job.plan.fold_order(task, i);
-                fold::<S>(job, &band.rows, task.head, scratch, State::new(shape, partial(part), n));
+                fold::<S>(folded, State::new(shape, partial(part), n), n, shape);
             }
         }
-        finish::<S>(job, &band.rows, task.head, scratch);
+        finish(job, &band.rows, task.head, folded);
     }
 }
 
@@ -287,78 +287,73 @@ unsafe fn prepare_queries<S: Dots>(
     }
 }
 
-/// First element of query row `i` of the band in the output.
-fn output(job: &Job<'_>, rows: &Range<u32>, head: usize, i: usize) -> usize {
-    let (shape, group) = (job.plan.shape, job.plan.shape.group());
-    ((rows.start as usize + i / group) * shape.heads + head * group + i % group) * shape.head_dim
-}
-
-/// Folds a segment's state into the rows' state so far, whose O is the output.
+/// Folds a segment's state of `n` rows into the rows' state so far.
 ///
 /// # Safety
-/// As [`whole_task`]; the band's rows of this head in the output belong to the caller.
+/// The ISA of `S` is available; both states have `n` rows and belong to the caller.
 #[inline(always)]
-unsafe fn fold<S: Simd>(job: &Job<'_>, rows: &Range<u32>, head: usize, scratch: &mut Scratch, state: State) {
-    let shape = job.plan.shape;
-    let n = rows.len() * shape.group();
-    let (folded_m, folded_l) = scratch.folded[..2 * n].split_at_mut(n);
+unsafe fn fold<S: Simd>(folded: State, state: State, n: usize, shape: AttnShape) {
     let mut factors = [[0.0; PANEL]; 2];
-    for i in 0..n {
-        // SAFETY: `i` is a row of the state, and the output row is the caller's.
-        unsafe {
-            // Of a vector of rows at once, before the first of them changes.
-            if i.is_multiple_of(S::LANES) {
-                let rows = S::LANES.min(n - i);
-                let (old, new) = (S::load_n(folded_m.as_ptr().add(i), rows), S::load_n(state.m.add(i), rows));
-                let top = S::max(new, old);
-                for (factors, m) in factors.iter_mut().zip([old, new]) {
-                    S::store(factors.as_mut_ptr(), S::exp2(S::sub(m, top)));
+    // SAFETY: rows of both states, which have whole vectors; m and l are not written beyond `n`.
+    unsafe {
+        for first in (0..n).step_by(S::LANES) {
+            let rows = S::LANES.min(n - first);
+            let (old, new) = (S::load_n(folded.m.add(first), rows), S::load_n(state.m.add(first), rows));
+            let top = S::max(new, old);
+            for (factors, m) in factors.iter_mut().zip([old, new]) {
+                S::store(factors.as_mut_ptr(), S::exp2(S::sub(m, top)));
+            }
+            for i in 0..rows {
+                let [a, b] = factors.map(|factors| factors[i]);
+                let i = first + i;
+                let (m, l) = (*state.m.add(i), *state.l.add(i));
+                let (folded_m, folded_l) = (folded.m.add(i), folded.l.add(i));
+                let at = i * shape.padded();
+                let (to, o) = (folded.o.add(at), state.o.add(at));
+                if m == f32::NEG_INFINITY {
+                    continue;
                 }
-            }
-            let [a, b] = factors.map(|factors| factors[i % S::LANES]);
-            let (m, l, o) = (*state.m.add(i), *state.l.add(i), state.o.add(i * shape.padded()));
-            if m == f32::NEG_INFINITY {
-                continue;
-            }
-            let out = job.out.get().add(output(job, rows, head, i));
-            if folded_m[i] == f32::NEG_INFINITY {
-                (folded_m[i], folded_l[i]) = (m, l);
-                std::ptr::copy_nonoverlapping(o, out, shape.head_dim);
-                continue;
-            }
-            let top = if m > folded_m[i] { m } else { folded_m[i] };
-            (folded_m[i], folded_l[i]) = (top, folded_l[i] * a + l * b);
-            let whole = shape.head_dim / S::LANES * S::LANES;
-            for at in (0..whole).step_by(S::LANES) {
-                let new = S::mul(S::load(o.add(at)), S::splat(b));
-                S::store(out.add(at), S::fma(S::load(out.add(at)), S::splat(a), new));
-            }
-            if whole < shape.head_dim {
-                let lanes = shape.head_dim - whole;
-                let new = S::mul(S::load_n(o.add(whole), lanes), S::splat(b));
-                S::store_n(out.add(whole), lanes, S::fma(S::load_n(out.add(whole), lanes), S::splat(a), new));
+                if *folded_m == f32::NEG_INFINITY {
+                    (*folded_m, *folded_l) = (m, l);
+                    for at in (0..shape.padded()).step_by(S::LANES) {
+                        S::store(to.add(at), S::load(o.add(at)));
+                    }
+                    continue;
+                }
+                let top = if m > *folded_m { m } else { *folded_m };
+                (*folded_m, *folded_l) = (top, *folded_l * a + l * b);
+                for at in (0..shape.padded()).step_by(S::LANES) {
+                    let new = S::mul(S::load(o.add(at)), S::splat(b));
+                    S::store(to.add(at), S::fma(S::load(to.add(at)), S::splat(a), new));
+                }
             }
         }
     }
 }
 
-/// Divides by l; zeros where nothing was seen.
+/// Writes the output of the band's rows: O divided by l; zeros where nothing was seen.
 ///
 /// # Safety
-/// As [`fold`].
+/// As [`whole_task`]; `folded` is the state of the rows, whose output belongs to the caller.
 #[inline(always)]
-unsafe fn finish<S: Simd>(job: &Job<'_>, rows: &Range<u32>, head: usize, scratch: &Scratch) {
-    let dim = job.plan.shape.head_dim;
-    let n = rows.len() * job.plan.shape.group();
-    for i in 0..n {
-        let (m, l) = (scratch.folded[i], scratch.folded[n + i]);
-        // SAFETY: the output row is the caller's.
-        let out = unsafe { job.out.slice(output(job, rows, head, i), dim) };
-        if m == f32::NEG_INFINITY || l == 0.0 {
-            out.fill(0.0);
-        } else {
-            let scale = 1.0 / l;
-            out.iter_mut().for_each(|x| *x *= scale);
+unsafe fn finish(job: &Job<'_>, rows: &Range<u32>, head: usize, folded: State) {
+    let (shape, group) = (job.plan.shape, job.plan.shape.group());
+    let mut i = 0;
+    for row in rows.clone() {
+        for of_row in 0..group {
+            let at = ((row as usize * shape.heads) + head * group + of_row) * shape.head_dim;
+            // SAFETY: row `i` of the state, and the caller's output.
+            let (m, l, o, out) = unsafe {
+                let o = std::slice::from_raw_parts(folded.o.add(i * shape.padded()), shape.head_dim);
+                (*folded.m.add(i), *folded.l.add(i), o, job.out.slice(at, shape.head_dim))
+            };
+            if m == f32::NEG_INFINITY || l == 0.0 {
+                out.fill(0.0);
+            } else {
+                let scale = 1.0 / l;
+                out.iter_mut().zip(o).for_each(|(out, o)| *out = o * scale);
+            }
+            i += 1;
         }
     }
 }

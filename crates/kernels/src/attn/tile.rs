@@ -215,8 +215,10 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
         if let Some(cap) = plan.cap {
             cap_scores::<S>(tile.scores, n, cap);
         }
-        for (r, &mask) in masks[..n].iter().enumerate() {
-            largest_of_row::<S>(tile.scores.add(r * CHUNK), mask, tile.spread.add(r * PANEL));
+        if plan.cap.is_some() || tile.run.masks.is_some() {
+            for (r, &mask) in masks[..n].iter().enumerate() {
+                largest_of_row::<S>(tile.scores.add(r * CHUNK), mask, tile.spread.add(r * PANEL));
+            }
         }
         reduce::<S, true>(tile.spread, &mut largest, n);
         if plan.canary == Canary::BlockWideRescale {
@@ -308,7 +310,7 @@ fn first_size<S: Simd>(rows: usize) -> usize {
     sizes[rows] as usize
 }
 
-/// Scores of `R` query rows from `from` of the group.
+/// Scores of `R` query rows from `from` of the group; the largest of a row is one of its lanes of `spread`.
 ///
 /// # Safety
 /// As [`group`].
@@ -369,13 +371,18 @@ unsafe fn tokens<S: Dots, const R: usize, const V: usize>(
         }
         // By reference: by value the sums would go to the stack first.
         for (r, sums) in sums.iter().enumerate() {
+            let spread = tile.spread.add((from + r) * PANEL);
+            let mut largest = if token == 0 { S::splat(f32::NEG_INFINITY) } else { S::load(spread) };
             for (v, (&sum, scale)) in sums.iter().zip(of_tokens).enumerate() {
                 let mut score = S::mul(S::float(sum), S::splat(q.scales[from + r]));
                 if !tile.in_codes() {
                     score = S::mul(score, scale);
                 }
                 S::store(scores.add(r * CHUNK + v * S::LANES), score);
+                // What is no number raises nothing, here as in `raise`: no score is above the maximum.
+                largest = S::max(score, largest);
             }
+            S::store(spread, largest);
         }
     }
 }
@@ -459,7 +466,7 @@ unsafe fn cap_scores<S: Simd>(scores: *mut f32, n: usize, cap: f32) {
     }
 }
 
-/// Scores of the slots that the row does not see become -inf. The largest score is one of the lanes of `spread`.
+/// Scores of the slots that the row does not see become -inf. The largest of the others is one of the lanes of `spread`.
 ///
 /// # Safety
 /// The ISA of `S` is available, `scores` valid for a chunk and `spread` for a vector.
@@ -474,7 +481,6 @@ unsafe fn largest_of_row<S: Simd>(scores: *mut f32, mask: u64, spread: *mut f32)
                 s = S::select((mask >> i) as u32 & ((1 << S::LANES) - 1), s, S::splat(f32::NEG_INFINITY));
                 S::store(scores.add(i), s);
             }
-            // What is no number raises nothing, here as in `raise`: no score is above the maximum.
             largest = S::max(s, largest);
         }
         S::store(spread, largest);
