@@ -170,7 +170,6 @@ impl Shared {
             return Ok(Turn::Worked);
         }
         if waiting {
-            self.write_keys()?;
             self.settle(w)?;
         }
         let mut turn = self.write_extent(w, now)?;
@@ -195,7 +194,8 @@ impl Shared {
         Ok(turn)
     }
 
-    /// Domains' keys are on the medium before anything sealed under them.
+    /// Domains' keys are on the medium before anything sealed under them: to be called when it is known what that is. Of what
+    /// was found to wait before, a domain that has just been made may not be part, and its chunks be written all the same.
     fn write_keys(&self) -> io::Result<()> {
         let (path, bytes) = {
             let mut state = self.state();
@@ -273,7 +273,7 @@ impl Shared {
 
     fn write_extent(&self, w: &mut Writer, now: Micros) -> io::Result<Turn> {
         let Some(batch) = self.batch() else { return Ok(Turn::Idle(None)) };
-        let written = self.append_extent(w, &batch, now);
+        let written = self.write_keys().and_then(|()| self.append_extent(w, &batch, now));
         let mut state = self.state();
         state.writing.clear();
         match written {
@@ -357,6 +357,7 @@ impl Shared {
             next.map(|(domain, meta)| (domain, meta, state.index.domains[domain].keys.clone()))
         };
         let Some((domain, meta, keys)) = next else { return Ok(Turn::Idle(None)) };
+        self.write_keys()?;
         let placed = self.append_note(w, &meta, &keys, now)?;
         let mut state = self.state();
         match placed {
