@@ -118,7 +118,7 @@ unsafe fn whole_task<S: Dots>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
         };
         let state = |i: u32| State::new(shape, states.add(i as usize * len), n);
         let folded = State::new(shape, scratch.folded.as_mut_ptr(), n);
-        // Of a row of which nothing was seen, nothing else is read.
+        // Whatever else there is of a row of which nothing was seen counts for nothing.
         std::slice::from_raw_parts_mut(folded.m, n).fill(f32::NEG_INFINITY);
         let mut upcoming = Upcoming::new(job, task);
         while let Some(step) = upcoming.begin() {
@@ -341,7 +341,7 @@ unsafe fn finish(job: &Job<'_>, rows: &Range<u32>, head: usize, folded: State) {
     let mut i = 0;
     for row in rows.clone() {
         for of_row in 0..group {
-            let at = ((row as usize * shape.heads) + head * group + of_row) * shape.head_dim;
+            let at = (row as usize * shape.heads + head * group + of_row) * shape.head_dim;
             // SAFETY: row `i` of the state, and the caller's output.
             let (m, l, o, out) = unsafe {
                 let o = std::slice::from_raw_parts(folded.o.add(i * shape.padded()), shape.head_dim);

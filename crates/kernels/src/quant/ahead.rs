@@ -47,6 +47,7 @@ impl Due {
     }
 
     /// Codes and heads of `groups` groups from `group` on of [`panels_at_once`] of these panels, in so many turns.
+    #[inline(never)]
     pub fn new<S: Dots>(w: &PackedQuant, panels: (usize, usize), group: usize, groups: usize, turns: usize) -> Due {
         let (kind, of_row) = (w.kind(), w.k() / GROUP);
         let block = kind.block_len() / GROUP;
@@ -59,9 +60,13 @@ impl Due {
             let first = first / block * heads;
             places[2 * i + 1] = place(w.heads().as_ptr() as usize + first, groups.div_ceil(block) * heads);
         }
-        let lines: usize = places.iter().map(|[from, to]| (to - from).div_ceil(LINE)).sum();
+        let lines = places.map(|[from, to]| (to - from).div_ceil(LINE));
+        let all: usize = lines.iter().sum();
+        // A turn ends with a place: `each - 1` lines of each place's last one may lie behind it.
+        let (each, places_of) = (all.div_ceil(turns), lines.len());
+        let each = if each > 1 && turns > places_of { (all - places_of).div_ceil(turns - places_of) } else { each };
         let [now, then @ ..] = places;
-        Due { now: Cell::new(now), then: Cell::new(then), each: lines.div_ceil(turns) }
+        Due { now: Cell::new(now), then: Cell::new(then), each }
     }
 
     /// Asks for what is due in a turn: lines of one place, of which some may lie behind its end.
@@ -94,29 +99,35 @@ mod tests {
     use crate::Pool;
     use crate::simd::Portable;
 
-    /// All lines of a piece are asked for, whatever the format, and little else.
+    /// All lines of a piece are asked for, whatever the format, in so many turns if there is one for each place, and little
+    /// else. Turns end with places: lines over turns, rounded up, once left the last places of two panels out.
     #[test]
     fn a_piece_is_asked_for_in_its_turns() {
         for kind in QuantKind::ALL {
             let pool = Pool::new(1);
             let k = 3 * 256;
             let w = PackedQuant::pack(kind, 40, k, &pool, &|_, row| row.fill(1)).expect("weights");
-            for turns in [1, 7, 16, 128] {
-                let due = Due::new::<Portable>(&w, (1, 1), 8, 8, turns);
-                let [now, then @ ..] = [due.now.get(), due.then.get()[0], due.then.get()[1]];
-                assert_eq!(then[1], [0; 2], "one panel, if vectors are short");
-                let mut asked = 0;
-                for _ in 0..turns + 4 {
-                    let before = due.now.get();
-                    // SAFETY: there is nothing that it needs.
-                    unsafe { due.ask::<Portable>() };
-                    asked += if before[0] < before[1] { due.each } else { 0 };
+            for turns in [1, 5, 7, 16, 24, 128] {
+                let mut pieces = vec![(1, Due::new::<Portable>(&w, (1, 1), 8, 8, turns))];
+                #[cfg(target_arch = "x86_64")]
+                pieces.push((2, Due::new::<crate::simd::Avx512>(&w, (0, 1), 8, 8, turns)));
+                for (panels, due) in pieces {
+                    let [a, b, c] = due.then.get();
+                    let places = [due.now.get(), a, b, c];
+                    assert!(places[2 * panels..].iter().all(|place| *place == [0; 2]), "{panels} panels");
+                    let mut asked = 0;
+                    for _ in 0..turns.max(2 * panels) {
+                        let before = due.now.get();
+                        // SAFETY: there is nothing that it needs.
+                        unsafe { due.ask::<Portable>() };
+                        asked += if before[0] < before[1] { due.each } else { 0 };
+                    }
+                    assert_eq!(due.now.get(), [0; 2], "{kind}, {panels} panels in {turns} turns: all of it");
+                    let lines = places.map(|[from, to]| (to - from).div_ceil(LINE));
+                    assert_eq!((places[0][0] % LINE, lines[0]), (0, 8 * kind.bits()), "{kind}");
+                    let all: usize = lines.iter().sum();
+                    assert!(asked >= all && asked <= all + 2 * panels * due.each, "{kind}");
                 }
-                assert_eq!(due.now.get(), [0; 2], "{kind} in {turns} turns: all of it");
-                let lines = [now, then[0]].map(|[from, to]| (to - from).div_ceil(LINE));
-                let codes = 8 * kind.bits();
-                assert_eq!((now[0] % LINE, lines[0]), (0, codes), "{kind}");
-                assert!(asked >= lines[0] + lines[1] && asked <= lines[0] + lines[1] + 2 * due.each, "{kind}");
             }
         }
     }

@@ -31,6 +31,7 @@ unsafe fn round(x: __m256) -> __m256i {
 #[inline(always)]
 #[expect(clippy::pointers_in_nomem_asm_block, reason = "nothing is read or written there")]
 pub(super) unsafe fn prefetch_lines(p: *const u32, n: usize) {
+    debug_assert!(n > 0);
     asm!(
         "2:",
         "prefetcht1 byte ptr [{p}]",
