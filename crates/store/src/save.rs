@@ -194,8 +194,8 @@ impl Shared {
         Ok(turn)
     }
 
-    /// Domains' keys are on the medium before anything sealed under them: to be called when it is known what that is. Of what
-    /// was found to wait before, a domain that has just been made may not be part, and its chunks be written all the same.
+    /// Domains' keys are on the medium before anything sealed under them: called when it is known what is sealed next. A domain
+    /// may be made, and its chunks queued, at any moment before that.
     fn write_keys(&self) -> io::Result<()> {
         let (path, bytes) = {
             let mut state = self.state();

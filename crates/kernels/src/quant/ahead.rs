@@ -47,7 +47,6 @@ impl Due {
     }
 
     /// Codes and heads of `groups` groups from `group` on of [`panels_at_once`] of these panels, in so many turns.
-    #[inline(never)]
     pub fn new<S: Dots>(w: &PackedQuant, panels: (usize, usize), group: usize, groups: usize, turns: usize) -> Due {
         let (kind, of_row) = (w.kind(), w.k() / GROUP);
         let block = kind.block_len() / GROUP;
