@@ -1,153 +1,19 @@
-//! What is asked for of the next chunks while one is read.
+//! How a group of query rows asks for the next chunks while it meets one.
 
 use std::cell::Cell;
-use std::ops::Range;
 
 use kvist_base::CHUNK;
 
-use super::kernel::Job;
-use super::plan::Task;
-use super::steps::{Step, query_rows};
 use super::tile::{Form, Tile};
-use crate::codec::Head;
+use super::upcoming::{Asks, NOWHERE, Place, blocks_of, bytes, share_in_asking};
 use crate::simd::{Ask, LINE, Simd};
-
-/// With so many row blocks all of them share in asking. The first one alone would ask for more than memory brings meanwhile,
-/// and its own operands would wait behind that.
-const SHARERS: usize = 4;
-
-/// Visits ahead of which chunks are asked for at most, and bytes that they take: these stay in the L2 cache until then.
-const WINDOW: usize = 5;
-const WINDOW_BYTES: usize = 160 << 10;
-
-/// Row blocks of `n` query rows of a group.
-pub(super) fn blocks_of<S: Simd>(n: usize) -> usize {
-    n.div_ceil(S::ROWS)
-}
-
-/// Whether so many row blocks share in asking.
-fn share_in_asking(blocks: usize) -> bool {
-    blocks >= SHARERS
-}
-
-/// The steps of a task that are still to come.
-pub(super) struct Upcoming<'a> {
-    job: &'a Job<'a>,
-    head: usize,
-    /// Rows of the band.
-    rows: &'a Range<u32>,
-    steps: &'a [Step],
-    /// Visits among the first so many steps were asked for, and no other.
-    asked: usize,
-    window: usize,
-}
-
-impl<'a> Upcoming<'a> {
-    pub fn new(job: &'a Job<'a>, task: &Task) -> Upcoming<'a> {
-        let (begin, _, end) = job.kv.layout().tile(job.layer, task.head);
-        Upcoming {
-            job,
-            head: task.head,
-            rows: &job.plan.bands[task.band].rows,
-            steps: &job.plan.steps[task.steps.clone()],
-            asked: 0,
-            window: (WINDOW_BYTES / (end - begin)).clamp(2, WINDOW),
-        }
-    }
-
-    /// The next step.
-    pub fn begin(&mut self) -> Option<Step> {
-        let (&step, rest) = self.steps.split_first()?;
-        self.steps = rest;
-        self.asked = self.asked.saturating_sub(1);
-        Some(step)
-    }
-
-    /// What a group of `n` of a visit's `all` query rows asks for while it meets the K and V `here`, in codes or not: the
-    /// next chunk that was not asked for, or two if its row blocks share and those of no other group of the visit do. Few
-    /// rows take a chunk faster than memory brings another one: they leave to who shares what can wait for that. It is
-    /// asked for only if the group [does so](Self::have_asked).
-    pub fn asks<S: Simd>(&self, codes: bool, here: (*const u8, *const u8), n: usize, all: usize) -> Asks {
-        let mut asks = Asks { asked: self.asked, ..Asks::NOTHING };
-        let share = |n: usize| share_in_asking(blocks_of::<S>(n));
-        let shared = share(n);
-        let most = if shared && !share(all - n) { 2 } else { 1 };
-        let (runs, group) = (self.job.runs, self.job.plan.shape.group());
-        let visits = self.steps.iter().enumerate().filter_map(|(i, step)| match *step {
-            Step::Visit { run, chunk, .. } => Some((i, &runs.runs[run as usize], chunk)),
-            _ => None,
-        });
-        let mut count = 0;
-        for (i, run, chunk) in visits.take(self.window) {
-            if i < self.asked {
-                if !shared && share(query_rows(run, self.rows, group)) {
-                    break;
-                }
-                continue;
-            }
-            let id = runs.chunks[(run.chunks.start + chunk) as usize];
-            let next = self.job.kv.head(id, self.job.layer, self.head);
-            if shared {
-                asks.places[count] = place(&next);
-            } else {
-                asks.follow(codes, here, &next);
-            }
-            asks.asked = i + 1;
-            count += 1;
-            if count == most {
-                break;
-            }
-        }
-        asks
-    }
-
-    /// What [`Upcoming::asks`] said was done.
-    pub fn have_asked(&mut self, asks: &Asks) {
-        self.asked = asks.asked;
-    }
-}
-
-/// Addresses from and to which something lies.
-type Place = [usize; 2];
-
-/// Where the K and V of a chunk are, with their scales.
-fn place(head: &Head) -> Place {
-    [head.k as usize, head.v_scales as usize + CHUNK * size_of::<u16>()]
-}
-
-/// What a group asks for.
-#[derive(Clone, Copy)]
-pub(super) struct Asks {
-    /// By few row blocks, of which the first one asks: bytes from K of the chunk that it meets to what is asked for while
-    /// it reads K, as many bytes as it reads. The same of V.
-    k: Option<isize>,
-    v: Option<isize>,
-    /// By those that share.
-    places: [Place; 2],
-    /// What [`Upcoming::asked`] will be.
-    asked: usize,
-}
-
-impl Asks {
-    pub const NOTHING: Asks = Asks { k: None, v: None, places: [[0; 2]; 2], asked: 0 };
-
-    /// What comes after the K and V of a chunk, in codes or not.
-    fn follow(&mut self, codes: bool, (k, v): (*const u8, *const u8), next: &Head) {
-        let from = |here: *const u8, next: *const u8| Some(next as isize - here as isize);
-        self.k = from(k, next.k);
-        // K and V of codes take what K alone takes in 16 bits.
-        self.v = if next.eight && !codes { None } else { from(v, next.v) };
-    }
-}
 
 /// What is asked for in the course of a loop.
 #[derive(Clone, Copy)]
 pub(super) enum Ahead {
     Nothing,
-    /// From here on, so many bytes with two steps: those of a line at most.
-    Line(*const u8, usize),
-    /// The same of two lines.
-    Lines(*const u8, usize),
+    /// From here on, so many bytes with two steps: those of [so many](most) lines, at most.
+    Paced(*const u8, usize),
     /// As many bytes as are read, from here on.
     All(*const u8),
 }
@@ -169,63 +35,120 @@ impl<const LINES: usize> Ask for Paced<LINES> {
     }
 }
 
-/// Lines that a row asks for between scores and outputs, at most, while loops have room for the rest.
-const BETWEEN: usize = 6;
+/// Lines that loops ask for with two steps of `width` pairs, at most. A core waits for so many at a time: with more of them on their
+/// way its own operands wait as well, wherever they come from, and what there is no room for is dropped.
+pub(super) const fn most(width: usize) -> usize {
+    (4 * width).div_ceil(WIDTH)
+}
 
-/// How what row blocks share in asking for is spread over all that a group does. A core waits for a dozen lines at a time:
-/// with more of them on their way its own operands wait as well, wherever they come from.
+/// Places that a group asks for, at most.
+pub(super) const PLACES: usize = 6;
+
+/// How what is asked for is spread over all that a group does.
 #[derive(Default)]
 pub(super) struct Pace {
-    /// What is still to be asked for.
-    places: Cell<[Place; 2]>,
+    places: [Place; PLACES],
+    /// What is still to be asked for of the place before this one.
+    place: Cell<usize>,
+    left: Cell<Place>,
     /// New bytes with two steps for each pair of a step's vectors, in 1/2^16.
     rate: usize,
     /// Lines for each row between scores and outputs.
     between: usize,
+    /// Lines between loops, of few rows.
+    burst: usize,
+}
+
+/// Parts in which few rows ask between their loops.
+const PARTS: usize = 4;
+
+/// Pairs of a step's vectors in the widest loops.
+const WIDTH: usize = 64;
+
+/// Of so many row blocks, what all loops multiply: K has `dim / 2` steps of 64 pairs, V 32 of `dim`.
+fn pairs(blocks: usize, dim: usize) -> usize {
+    2 * blocks * CHUNK * (dim / 2)
 }
 
 impl Pace {
-    /// For `rows` rows in so many blocks, of this head size.
-    fn new(places: [Place; 2], rows: usize, blocks: usize, dim: usize) -> Pace {
-        /// Pairs of a step's vectors in the widest loops.
-        const WIDTH: usize = 64;
-        let lines = places.map(|[from, to]| (to - from).div_ceil(LINE));
-        // The loop in which the first place ends goes on behind it.
-        let lines = lines[0] + if lines[1] > 0 { lines[1] + (dim / 2).max(CHUNK / 2) } else { 0 };
-        // Of all loops: K has `dim / 2` steps of 64 pairs, V 32 of `dim`.
-        let pairs = 2 * blocks * CHUNK * (dim / 2);
-        let room = 2 * (pairs / 2 / WIDTH);
-        let between = lines.div_ceil(4 * rows).min(BETWEEN).max(lines.saturating_sub(room).div_ceil(rows));
-        let left = lines.saturating_sub(between * rows);
-        Pace { places: Cell::new(places), rate: ((left * LINE * 2) << 16) / pairs, between }
+    /// Bytes that so many row blocks of this head size can ask for: three lines with two steps, which is nearly as fast as memory
+    /// brings them, and in between.
+    pub fn room(blocks: usize, dim: usize) -> usize {
+        3 * (pairs(blocks, dim) / 2 / WIDTH) * LINE * 8 / 7
     }
 
-    /// The next `bytes`, or what else is left of a place.
-    #[inline(always)]
-    fn take(&self, bytes: usize) -> Option<*const u8> {
-        let [[mut from, mut to], then] = self.places.get();
-        let mut later = then;
-        if from >= to {
-            [from, to] = then;
-            later = [0; 2];
-            if from >= to {
-                return None;
-            }
+    /// For `rows` rows in so many blocks, of this head size.
+    fn new(places: [Place; PLACES], rows: usize, blocks: usize, dim: usize) -> Pace {
+        let lines: usize = places.iter().map(|&place| bytes(place).div_ceil(LINE)).sum();
+        let mut pace = Pace { places, ..Pace::default() };
+        if !share_in_asking(blocks) {
+            pace.burst = lines.div_ceil(PARTS);
+            return pace;
         }
-        self.places.set([[from + bytes, to], later]);
-        Some(std::ptr::without_provenance(from))
+        // Scores become weights in an eighth of the time.
+        pace.between = lines.div_ceil(8 * rows);
+        let left = lines.saturating_sub(pace.between * rows);
+        // The loop in which a place ends asks for no other.
+        let ends = places.iter().filter(|&&place| bytes(place) > 0).count().saturating_sub(1);
+        pace.rate = ((left * LINE * 2) << 16) / (pairs(blocks, dim) - ends * CHUNK * (dim / 2));
+        pace
+    }
+
+    /// What is left of the next place.
+    #[inline(always)]
+    fn next(&self) -> Place {
+        let left = self.left.get();
+        if left[0] < left[1] {
+            return left;
+        }
+        let next = (self.place.get()..PLACES).find(|&i| bytes(self.places[i]) > 0);
+        self.place.set(next.map_or(PLACES, |i| i + 1));
+        self.left.set(next.map_or(NOWHERE, |i| self.places[i]));
+        self.left.get()
     }
 
     /// What a loop asks for in so many steps of `width` pairs.
     #[inline(always)]
     fn of_loop(&self, width: usize, steps: usize) -> Ahead {
-        // Up, so that nothing is left.
-        let bytes = (((self.rate * width) >> 16) + 1).min(2 * LINE);
-        match self.take(steps / 2 * bytes) {
-            None => Ahead::Nothing,
-            Some(next) if bytes <= LINE => Ahead::Line(next, bytes),
-            Some(next) => Ahead::Lines(next, bytes),
+        let ([from, to], turns) = (self.next(), steps / 2);
+        if from >= to || turns == 0 {
+            return Ahead::Nothing;
         }
+        // Up, so that nothing is left.
+        let bytes = (((self.rate * width) >> 16) + 1).min(most(width) * LINE).min((to - from).div_ceil(turns));
+        self.left.set([from + turns * bytes, to]);
+        Ahead::Paced(std::ptr::without_provenance(from), bytes)
+    }
+
+    /// Asks for so many lines, of two places at most.
+    ///
+    /// # Safety
+    /// The ISA of `S` is available.
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(&self, lines: usize) {
+        // SAFETY: passed on.
+        unsafe {
+            let some = self.ask_of_one::<S>(lines);
+            if some < lines {
+                self.ask_of_one::<S>(lines - some);
+            }
+        }
+    }
+
+    /// The same of one place, and how many it were.
+    ///
+    /// # Safety
+    /// As [`Pace::ask`].
+    #[inline(always)]
+    unsafe fn ask_of_one<S: Simd>(&self, lines: usize) -> usize {
+        let [from, to] = self.next();
+        let lines = lines.min((to - from).div_ceil(LINE));
+        if lines > 0 {
+            // SAFETY: any address may be asked for; some lines.
+            unsafe { S::prefetch_lines(std::ptr::without_provenance(from), lines) };
+            self.left.set([from + lines * LINE, to]);
+        }
+        lines
     }
 
     /// Asks for what is due with each row between scores and outputs.
@@ -234,13 +157,10 @@ impl Pace {
     /// The ISA of `S` is available.
     #[inline(always)]
     pub unsafe fn with_row<S: Simd>(&self) {
-        if self.between == 0 {
-            return;
-        }
-        if let Some(next) = self.take(self.between * LINE) {
-            for line in 0..self.between {
-                // SAFETY: any address may be asked for.
-                unsafe { S::prefetch(next.wrapping_add(line * LINE).cast()) };
+        // SAFETY: passed on.
+        unsafe {
+            if self.between > 0 {
+                self.ask::<S>(self.between);
             }
         }
     }
@@ -256,10 +176,7 @@ impl<F: Form> Tile<'_, F> {
     pub fn ask<S: Simd>(&mut self, n: usize, asks: Asks) {
         self.blocks = blocks_of::<S>(n);
         self.asks = asks;
-        self.pace = match asks.places {
-            [[_, 0], _] => Pace::default(),
-            places => Pace::new(places, n, self.blocks, self.job.plan.shape.head_dim),
-        };
+        self.pace = Pace::new(asks.places, n, self.blocks, self.job.plan.shape.head_dim);
     }
 
     /// Whether row blocks of the running group share in asking.
@@ -303,38 +220,50 @@ impl<F: Form> Tile<'_, F> {
         self.asks.k.map(|next| self.k.wrapping_offset(next))
     }
 
-    /// Asks for some lines of the next V between scores and outputs, if row blocks do not share: with few rows that is a tenth
-    /// of the time, in which memory would have nothing to do. Part `part` of three.
+    /// Few rows ask for some lines between their loops, in [`PARTS`]: of the next V, since with few rows that is a tenth of the
+    /// time, in which memory would have nothing to do; or what is left to them.
     ///
     /// # Safety
     /// The ISA of `S` is available.
     #[inline(always)]
     pub unsafe fn ask_between<S: Simd>(&self, part: usize) {
         const LINES: usize = 8;
-        if let Some(next) = self.asks.v {
-            let next = self.v.wrapping_offset(next);
-            for line in part * LINES..(part + 1) * LINES {
-                // SAFETY: any address may be asked for.
-                unsafe { S::prefetch(next.wrapping_add(line * LINE).cast()) };
+        // SAFETY: any address may be asked for.
+        unsafe {
+            match self.asks.v {
+                Some(next) if part > 0 => {
+                    let next = self.v.wrapping_offset(next).wrapping_add((part - 1) * LINES * LINE);
+                    S::prefetch_lines(next.cast(), LINES);
+                }
+                None if self.pace.burst > 0 => self.pace.ask::<S>(self.pace.burst),
+                _ => {}
             }
         }
     }
 }
 
-/// Calls `$f::<.., _>($args, (ask, $bytes))` for `$r` rows, which asks for what `$ahead` says; `$bytes` are read in each of
-/// `$steps` steps. Forms that cannot occur are not compiled.
+/// Calls `$f::<.., _>($args, (ask, $bytes))` for `$r` rows and steps of `$width` pairs, which asks for what `$ahead` says; `$bytes`
+/// are read in each of `$steps` steps. Forms that cannot occur are not compiled.
 macro_rules! asking {
-    ($s:ident, $r:ident, $ahead:expr, $bytes:expr, $steps:expr, $f:ident::<$($of:tt),*>($($arg:expr),*)) => {
+    ($s:ident, $r:ident, $width:expr, $ahead:expr, $bytes:expr, $steps:expr, $f:ident::<$($of:tt),*>($($arg:expr),*)) => {
         match $ahead {
             Ahead::All(next) if const { $bytes > $crate::simd::LINE } => {
                 $f::<$($of),*, _>($($arg),*, ($crate::simd::All::new(next, $bytes, $steps), $bytes))
             }
             Ahead::All(next) => $f::<$($of),*, _>($($arg),*, ($crate::simd::Line(next), $bytes)),
-            Ahead::Line(next, apart) if const { super::ahead::may_share::<$s>($r) } => {
-                $f::<$($of),*, _>($($arg),*, (super::ahead::Paced::<1>(next, apart), $bytes))
-            }
-            Ahead::Lines(next, apart) if const { super::ahead::may_share::<$s>($r) } => {
-                $f::<$($of),*, _>($($arg),*, (super::ahead::Paced::<2>(next, apart), $bytes))
+            Ahead::Paced(next, apart) if const { super::ahead::may_share::<$s>($r) } => {
+                match apart.div_ceil($crate::simd::LINE) {
+                    4 if const { super::ahead::most($width) >= 4 } => {
+                        $f::<$($of),*, _>($($arg),*, (super::ahead::Paced::<4>(next, apart), $bytes))
+                    }
+                    3 if const { super::ahead::most($width) >= 3 } => {
+                        $f::<$($of),*, _>($($arg),*, (super::ahead::Paced::<3>(next, apart), $bytes))
+                    }
+                    2 if const { super::ahead::most($width) >= 2 } => {
+                        $f::<$($of),*, _>($($arg),*, (super::ahead::Paced::<2>(next, apart), $bytes))
+                    }
+                    _ => $f::<$($of),*, _>($($arg),*, (super::ahead::Paced::<1>(next, apart), $bytes)),
+                }
             }
             _ => $f::<$($of),*, _>($($arg),*, ($crate::simd::Nothing, $bytes)),
         }
@@ -344,86 +273,15 @@ pub(super) use asking;
 
 #[cfg(test)]
 mod tests {
-    use kvist_base::{ChunkId, ChunkLayout, Codec, LayerKind};
-
-    use super::super::Queries;
-    use super::super::steps::tests::{built, tree};
-    use super::super::tile::GROUP;
     use super::*;
-    use crate::KvPool;
-    use crate::buffer::SharedMut;
     use crate::simd::Portable;
-
-    const KINDS: [LayerKind; 1] = [LayerKind::Gqa { heads: 2, dk: 64, dv: 64 }];
-
-    #[test]
-    fn each_chunk_is_asked_for_once_and_before_it_is_met() {
-        let kv = KvPool::new(ChunkLayout::new(Codec::Kv16, &KINDS), 64).expect("memory");
-        for (rows, group) in [(1, 1), (9, 1), (32, 1), (47, 1), (32, 4), (70, 2)] {
-            for (common, own) in [(0, 20), (5, 0), (8, 1), (12, 9), (20, 30), (40, 2)] {
-                let runs = tree(rows, common, own);
-                for threads in [1, 2, 16] {
-                    let plan = built(&runs, rows, group, threads);
-                    let q = Queries { data: &[], shifts: &[] };
-                    let (out, partials) = (SharedMut::new(&mut []), SharedMut::new(&mut []));
-                    let job = Job { plan: &plan, runs: &runs, kv: &kv, layer: 0, q: &q, out, partials };
-                    for task in &plan.tasks {
-                        let (mut met, mut asked) = (Vec::new(), Vec::new());
-                        let mut upcoming = Upcoming::new(&job, task);
-                        loop {
-                            let was_asked = upcoming.asked > 0;
-                            let Some(step) = upcoming.begin() else { break };
-                            let Step::Visit { run, chunk, .. } = step else { continue };
-                            assert!(met.is_empty() || was_asked, "{rows} rows, {common} + {own}");
-                            let run = &runs.runs[run as usize];
-                            let id = runs.chunks[(run.chunks.start + chunk) as usize];
-                            let Head { k, v, .. } = kv.head(id, 0, task.head);
-                            met.push(k as usize);
-                            let all = query_rows(run, upcoming.rows, group);
-                            for at in (0..all).step_by(GROUP) {
-                                let asks = upcoming.asks::<Portable>(false, (k, v), GROUP.min(all - at), all);
-                                asked.extend(asks.places.iter().map(|place| place[0]).filter(|&place| place > 0));
-                                asked.extend(asks.k.map(|next| k.wrapping_offset(next) as usize));
-                                upcoming.have_asked(&asks);
-                            }
-                        }
-                        assert_eq!(asked, met.get(1..).unwrap_or(&[]), "{rows} rows, {common} + {own}");
-                    }
-                }
-            }
-        }
-    }
-
-    /// Codes of 8 bits take half the bytes of 16: K of 16 bits brings a chunk of codes.
-    #[test]
-    fn few_rows_ask_for_a_chunk_of_codes_while_they_read_k() {
-        let kv = KvPool::with_codec(ChunkLayout::new(Codec::Kv8, &KINDS), 2, 2).expect("memory");
-        let [codes, shorts] = [0, 2].map(|chunk| kv.head(ChunkId(chunk), 0, 1));
-        let mut asks = Asks::NOTHING;
-        asks.follow(false, (shorts.k, shorts.v), &codes);
-        let from = shorts.k.wrapping_offset(asks.k.expect("a place")) as usize;
-        assert_eq!((from, asks.v), (codes.k as usize, None));
-        assert!(from + 64 * 64 * 2 >= codes.v as usize + 64 * 64 - 64 * 4, "all but the last lines of V");
-    }
-
-    #[test]
-    fn a_place_ends_behind_the_scales() {
-        let kv = KvPool::with_codec(ChunkLayout::new(Codec::Kv8, &KINDS), 2, 2).expect("memory");
-        for chunk in [0, 2] {
-            let [[from, to], [next, _]] = [0, 1].map(|head| place(&kv.head(ChunkId(chunk), 0, head)));
-            assert_eq!((from < to, to), (true, next));
-        }
-    }
 
     /// Lines that a loop asks for.
     fn lines(ahead: Ahead, steps: usize) -> Vec<usize> {
-        let (next, bytes, lines) = match ahead {
-            Ahead::Line(next, bytes) => (next as usize, bytes, 1),
-            Ahead::Lines(next, bytes) => (next as usize, bytes, 2),
-            _ => return Vec::new(),
-        };
-        assert!(bytes <= lines * LINE);
-        (0..steps / 2).flat_map(|i| (0..lines).map(move |line| (next + i * bytes) / LINE + line)).collect()
+        let Ahead::Paced(next, bytes) = ahead else { return Vec::new() };
+        let lines = bytes.div_ceil(LINE);
+        assert!(lines <= most(WIDTH));
+        (0..steps / 2).flat_map(|i| (0..lines).map(move |line| (next as usize + i * bytes) / LINE + line)).collect()
     }
 
     /// As loops of all widths do, between which rows ask as well: for each line, and for little else.
@@ -434,10 +292,15 @@ mod tests {
         {
             let blocks = rows.div_ceil(6);
             let [narrow, wide] = [2 * (CHUNK * dim + dim + CHUNK), 2 * (2 * CHUNK * dim + 2 * CHUNK)];
-            for sizes in [vec![wide], vec![narrow], vec![wide, wide], vec![wide, narrow], vec![]] {
-                let mut places = [[0; 2]; 2];
+            let part = wide / 3 / LINE * LINE;
+            for sizes in [vec![wide], vec![narrow], vec![wide, wide], vec![wide, narrow], vec![0, wide, part], vec![]] {
+                let mut places = [NOWHERE; PLACES];
                 for (i, (place, bytes)) in places.iter_mut().zip(&sizes).enumerate() {
                     *place = [1 << (20 + i), (1 << (20 + i)) + bytes];
+                }
+                let wanted: usize = sizes.iter().map(|bytes| bytes.div_ceil(LINE)).sum();
+                if wanted * LINE > Pace::room(blocks, dim) {
+                    continue;
                 }
                 let pace = Pace::new(places, rows, blocks, dim);
                 let mut asked = Vec::new();
@@ -445,11 +308,17 @@ mod tests {
                     asked.extend(lines(pace.of_loop(width, dim / 2), dim / 2));
                 }
                 for _ in 0..rows {
-                    let next = pace.take(pace.between * LINE).map_or(0..0, |next| {
-                        let line = next as usize / LINE;
-                        line..line + pace.between
-                    });
-                    asked.extend(next);
+                    let before = pace.next();
+                    // SAFETY: any address may be asked for.
+                    unsafe { pace.with_row::<Portable>() };
+                    let ends = if before == NOWHERE { before } else { [before[0], pace.left.get()[0]] };
+                    if (before[0]..before[1] + LINE).contains(&ends[1]) {
+                        asked.extend(ends[0] / LINE..ends[1].div_ceil(LINE));
+                    } else if before != NOWHERE {
+                        let then = places[pace.place.get() - 1][0];
+                        asked.extend(before[0] / LINE..before[1].div_ceil(LINE));
+                        asked.extend(then / LINE..ends[1] / LINE);
+                    }
                 }
                 for _ in 0..blocks * dim / width {
                     asked.extend(lines(pace.of_loop(width, CHUNK / 2), CHUNK / 2));
@@ -460,7 +329,6 @@ mod tests {
                 for line in places.iter().flat_map(|[from, to]| from / LINE..to.div_ceil(LINE)) {
                     assert!(asked.binary_search(&line).is_ok(), "{case}: line {line}");
                 }
-                let wanted: usize = sizes.iter().map(|bytes| bytes / LINE).sum();
                 assert!(asked.len() <= wanted + wanted / 8 + 16 * sizes.len(), "{case}: {} of {wanted}", asked.len());
             }
         }

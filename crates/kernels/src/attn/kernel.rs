@@ -6,11 +6,12 @@ use std::ops::Range;
 use kvist_base::{CHUNK, RunList};
 
 use super::Queries;
-use super::ahead::{Asks, Pace, Upcoming};
+use super::ahead::Pace;
 use super::plan::{APART, AttnPlan, AttnShape, Task, state_len};
 use super::queries::query;
 use super::steps::Step;
 use super::tile::{Coded, Form, GROUP, InCodes, InShorts, State, Tile, group};
+use super::upcoming::{Asks, Upcoming};
 use crate::buffer::{Aligned, SharedMut, Words};
 use crate::codec::Head;
 use crate::quant::dots::Dots;
@@ -213,7 +214,7 @@ unsafe fn visit<S: Dots>(
 unsafe fn groups<S: Dots>(mut tile: Tile<'_, impl Form>, rows: Range<usize>, upcoming: &mut Upcoming<'_>) {
     for at in rows.clone().step_by(GROUP) {
         let n = GROUP.min(rows.end - at);
-        let asks = upcoming.asks::<S>(tile.in_codes(), (tile.k, tile.v), n, rows.len());
+        let asks = upcoming.asks::<S>(tile.in_codes(), (tile.k, tile.v), n, rows.end - at);
         tile.ask::<S>(n, asks);
         // SAFETY: passed on.
         if unsafe { group::<S, _>(&tile, at, n) } {

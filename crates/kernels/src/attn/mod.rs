@@ -13,6 +13,7 @@ mod queries;
 mod shorts;
 mod steps;
 mod tile;
+mod upcoming;
 
 use kvist_base::{LayerKind, RunList};
 

@@ -7,12 +7,13 @@
 
 use kvist_base::{CHUNK, Run};
 
-use super::ahead::{Ahead, Asks, Pace, asking};
+use super::ahead::{Ahead, Pace, asking};
 use super::block::{cover, tile_block};
 use super::codes;
 use super::kernel::Job;
 use super::plan::{APART, AttnShape, Canary};
 use super::shorts::{self, code_dots, short_dots};
+use super::upcoming::Asks;
 use crate::codec::{MOST_OF_8, MOST_OF_V};
 use crate::elementwise::cap_lanes;
 use crate::quant::dots::Dots;
@@ -198,6 +199,7 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
     let mut alpha = [1.0; FACTORS];
     // SAFETY: rows `at..at + n` lie in the band; `scores` has room for `n` rows, `spread` for `GROUP`.
     unsafe {
+        tile.ask_between::<S>(0);
         let mut q = Rows { at: tile.q.add(at * APART), scales: [1.0; FACTORS] };
         if let Some(coded) = tile.form.coded() {
             let scales = codes::queries::<S>(coded, (tile.k_scales, tile.sizes), plan.shape, at, n, tile.first_of_k());
@@ -211,7 +213,7 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             tile_block!(S, size, scores(tile, &q, row));
             row += size;
         }
-        tile.ask_between::<S>(0);
+        tile.ask_between::<S>(1);
         if let Some(cap) = plan.cap {
             cap_scores::<S>(tile.scores, n, cap);
         }
@@ -228,12 +230,12 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
             }
         }
         raise::<S>(tile.state.m.add(at), &mut largest, &mut alpha, n);
-        tile.ask_between::<S>(1);
+        tile.ask_between::<S>(2);
         let v = (tile.v_scales, if F::CODES { MOST_OF_8 } else { MOST_OF_V });
         let scales =
             shorts::weights::<S, F>(v, tile.scores, &largest, &masks[..n], (tile.spread, tile.sizes), &tile.pace);
         let p = Rows { at: tile.scores.cast(), scales };
-        tile.ask_between::<S>(2);
+        tile.ask_between::<S>(3);
         let mut sums = [0.0; FACTORS];
         reduce::<S, false>(tile.spread, &mut sums, n);
         for i in (0..n).step_by(S::LANES) {
@@ -418,13 +420,22 @@ unsafe fn products<
             asking!(
                 S,
                 R,
+                V * S::LANES,
                 ahead,
                 2 * V * S::LANES,
                 pairs,
                 code_dots::<S, FINDS, ROW, SECOND, R, V>(both, w, stride, x, pairs)
             );
         } else {
-            asking!(S, R, ahead, 4 * V * S::LANES, pairs, short_dots::<S, ROW, R, V>(&mut sums, w, stride, x, pairs));
+            asking!(
+                S,
+                R,
+                V * S::LANES,
+                ahead,
+                4 * V * S::LANES,
+                pairs,
+                short_dots::<S, ROW, R, V>(&mut sums, w, stride, x, pairs)
+            );
         }
     }
     sums
