@@ -5,7 +5,7 @@ use std::cell::Cell;
 use kvist_base::CHUNK;
 
 use super::tile::{Form, Tile};
-use super::upcoming::{Asks, NOWHERE, Place, blocks_of, bytes, share_in_asking};
+use super::upcoming::{Asks, NOWHERE, PLACES, Place, blocks_of, bytes, share_in_asking};
 use crate::simd::{Ask, LINE, Simd};
 
 /// What is asked for in the course of a loop.
@@ -35,14 +35,11 @@ impl<const LINES: usize> Ask for Paced<LINES> {
     }
 }
 
-/// Lines that loops ask for with two steps of `width` pairs, at most. A core waits for so many at a time: with more of them on their
-/// way its own operands wait as well, wherever they come from, and what there is no room for is dropped.
+/// Lines that loops ask for with two steps of `width` pairs, at most: one in six cycles. Memory does not bring more, a core's
+/// own operands wait behind them, wherever they come from, and what there is no room for is dropped.
 pub(super) const fn most(width: usize) -> usize {
     (4 * width).div_ceil(WIDTH)
 }
-
-/// Places that a group asks for, at most.
-pub(super) const PLACES: usize = 6;
 
 /// How what is asked for is spread over all that a group does.
 #[derive(Default)]
@@ -214,14 +211,14 @@ impl<F: Form> Tile<'_, F> {
         }
     }
 
-    /// The first lines of the next K, if row blocks do not share in asking for it.
+    /// The first lines of the next K, for few rows that follow.
     #[inline(always)]
     pub fn first_of_k(&self) -> Option<*const u8> {
         self.asks.k.map(|next| self.k.wrapping_offset(next))
     }
 
-    /// Few rows ask for some lines between their loops, in [`PARTS`]: of the next V, since with few rows that is a tenth of the
-    /// time, in which memory would have nothing to do; or what is left to them.
+    /// Few rows ask for some lines between their loops: what is left to them, in [`PARTS`]; or, if they follow, of the next V, in all
+    /// parts but the first, since that is a tenth of their time, in which memory would have nothing to do.
     ///
     /// # Safety
     /// The ISA of `S` is available.

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use kvist_base::{CHUNK, Run};
 
-use super::ahead::{PLACES, Pace};
+use super::ahead::Pace;
 use super::kernel::Job;
 use super::plan::Task;
 use super::steps::{Step, query_rows};
@@ -19,14 +19,17 @@ use crate::simd::{LINE, Simd};
 /// and its own operands would wait behind that.
 const SHARERS: usize = 4;
 
+const _: () = assert!(2 * SHARERS >= PLACES, "each place may end in a loop of its own");
+
 /// Visits ahead of which chunks are asked for at most, and bytes that they take: these stay in the L2 cache until then.
 const WINDOW: usize = 5;
 const WINDOW_BYTES: usize = 168 << 10;
 
-const _: () = assert!(WINDOW < PLACES, "and the rest of a chunk");
+/// Places that a group asks for, at most: those chunks, and the rest of one.
+pub(super) const PLACES: usize = WINDOW + 1;
 
 /// Bytes that few rows ask for between their loops, at most.
-pub(super) const BURSTS: usize = 128 * LINE;
+const BURSTS: usize = 128 * LINE;
 
 /// Row blocks of `n` query rows of a group.
 pub(super) fn blocks_of<S: Simd>(n: usize) -> usize {
@@ -55,8 +58,8 @@ fn place(head: &Head) -> Place {
 /// What a group asks for.
 #[derive(Clone, Copy)]
 pub(super) struct Asks {
-    /// By few rows that no visit of many follows: bytes from K of the chunk that they meet to what is asked for while they read
-    /// K, as many bytes as they read. The same of V.
+    /// By few rows that follow: bytes from K of the chunk that they meet to what is asked for while they read K, as many bytes as
+    /// they read. The same of V.
     pub k: Option<isize>,
     pub v: Option<isize>,
     /// In the course of the group.
@@ -143,10 +146,13 @@ impl<'a> Upcoming<'a> {
             (places[count], ends[count]) = (place(&self.head(run, chunk)), end);
             count += 1;
         }
-        let all: usize = places[..count].iter().copied().map(bytes).sum();
-        // More than few rows can ask for between their loops: they follow.
-        if !shares && bytes(self.rest) == 0 && next.is_some_and(|few| all > (few + 1) * BURSTS) {
-            return self.follow(codes, here);
+        // More than few rows can ask for between their loops they follow, once the rest is asked for.
+        let mut all: usize = places[..count].iter().copied().map(bytes).sum();
+        if !shares && next.is_some_and(|few| all > (few + 1) * BURSTS) {
+            if bytes(self.rest) == 0 {
+                return self.follow(codes, here);
+            }
+            (count, all) = (1, bytes(self.rest));
         }
         let mut due =
             if shares { (all * n).div_ceil(left).min(Pace::room(blocks_of::<S>(n), dim)) } else { all.min(BURSTS) };
@@ -273,8 +279,9 @@ mod tests {
     fn what_many_rows_meet_next_is_asked_for_across_what_few_meet() {
         let kv = KvPool::new(ChunkLayout::new(Codec::Kv16, &KINDS), 2200).expect("memory");
         let whole = bytes(place(&kv.head(ChunkId(0), 0, 0)));
-        for (common, own, most) in [(32, 1, 2), (32, 2, 2), (16, 2, 3)] {
-            let [of_each] = &asked_of_each(&kv, 32, 1, (common, own), 1)[..1] else { unreachable!("a task") };
+        for (rows, common, own, most) in [(32, 32, 1, 2), (32, 32, 2, 2), (32, 16, 2, 3), (8, 24, 9, 2), (8, 16, 9, 2)]
+        {
+            let [of_each] = &asked_of_each(&kv, rows, 1, (common, own), 1)[..1] else { unreachable!("a task") };
             let asked: usize = of_each.iter().sum();
             assert!(asked >= (of_each.len() - 1) * whole * 9 / 10, "{common} + {own}: {of_each:?} of {whole}");
             assert!(of_each.iter().filter(|&&asked| asked == 0).count() < most, "{common} + {own}: {of_each:?}");
