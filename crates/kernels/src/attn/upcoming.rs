@@ -2,7 +2,7 @@
 //!
 //! Memory is to be busy all the time, and never with more than it has room for: what it has no room for is dropped, and waited
 //! for when it is read. Chunks that many rows meet take arithmetic, rows' own ones memory. So what has to be there when the
-//! next of many rows begins is asked for all the way up to it, by each visit as much as it takes of the time.
+//! next of many rows begins is asked for all the way up to it: by many rows as much as memory brings meanwhile, the rest by few.
 
 use std::ops::Range;
 
