@@ -45,7 +45,7 @@ pub(super) const fn most(width: usize) -> usize {
 #[derive(Default)]
 pub(super) struct Pace {
     places: [Place; PLACES],
-    /// What is still to be asked for of the place before this one.
+    /// Which place is next, and what is left of the one before it.
     place: Cell<usize>,
     left: Cell<Place>,
     /// New bytes with two steps for each pair of a step's vectors, in 1/2^16.
