@@ -58,7 +58,7 @@ fn attention(isa: Isa, coded: bool, shape: AttnShape, rows: usize, tokens: usize
     for (layer, chunk) in (0..layers).flat_map(|layer| (0..chunks).map(move |chunk| (layer, chunk))) {
         let written = ChunkId(if coded { chunks } else { chunk });
         let slots: Vec<_> = (0..CHUNK as u8).map(|slot| Some(Slot { chunk: written, slot })).collect();
-        kv.write(&pool, layer, &slots, &numbers, &numbers);
+        kv.write(isa, &pool, layer, &slots, &numbers, &numbers);
         if coded {
             kv.seal(&pool, layer, &[Seal { from: written, to: ChunkId(chunk) }]);
         }
@@ -103,6 +103,6 @@ fn products(isa: Isa, kind: &str, k: usize, n: usize, rows: usize) {
     let fill = |_: usize, row: &mut [u8]| row.chunks_exact_mut(block.len()).for_each(|to| to.copy_from_slice(&block));
     let w = PackedQuant::pack(kind, n, k, &pool, &fill).expect("memory");
     let mut q = QuantRows::new();
-    q.set_bf16(isa, &pool, &x, k);
+    q.set(isa, &pool, &x, k);
     repeat(|| matmul_quant(isa, &pool, &q, &w, &mut y, n, false));
 }

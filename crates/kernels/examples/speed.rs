@@ -113,7 +113,7 @@ fn quant(isa: Isa, pool: &Pool, peak: f64, memory: f64) {
             for rows in [1, 2, 4, 8, 16, 256] {
                 let (x, mut y) = (values(rows * k), vec![0.0; rows * n]);
                 let mut q = QuantRows::new();
-                let quantise = time(pool, || q.set_bf16(isa, pool, &x, k));
+                let quantise = time(pool, || q.set(isa, pool, &x, k));
                 let used = if rows <= 8 { &copies[..] } else { &copies[..1] };
                 let seconds = time(pool, || {
                     used.iter().for_each(|w| matmul_quant(isa, pool, &q, w, &mut y, n, false));
@@ -143,11 +143,11 @@ fn attention(isa: Isa, pool: &Pool, shape: AttnShape, rows: usize, tokens: usize
     for layer in 0..layers {
         for chunk in 0..chunks as u32 {
             let slots: Vec<_> = (0..CHUNK as u8).map(|slot| Some(Slot { chunk: ChunkId(chunk), slot })).collect();
-            kv.write(pool, layer, &slots, &numbers, &numbers);
+            kv.write(isa, pool, layer, &slots, &numbers, &numbers);
         }
         let from = ChunkId(chunks as u32);
         let slots: Vec<_> = (0..CHUNK as u8).map(|slot| Some(Slot { chunk: from, slot })).collect();
-        kv8.write(pool, layer, &slots, &numbers, &numbers);
+        kv8.write(isa, pool, layer, &slots, &numbers, &numbers);
         let seals: Vec<Seal> = (0..chunks as u32).map(|to| Seal { from, to: ChunkId(to) }).collect();
         kv8.seal(pool, layer, &seals);
     }

@@ -151,14 +151,23 @@ pub(crate) fn encode_value(x: &[f32], put: impl FnMut(usize, i16)) -> u16 {
 fn encode_token(x: &[f32], largest: f32, most: f32, mut put: impl FnMut(usize, i16)) -> u16 {
     let scale = scale(largest, most);
     let unit = unit(scale);
-    x.iter().enumerate().for_each(|(i, &x)| put(i, code(x, unit, most) as i16));
+    // Side by side first: where `put` goes to places of its own, divisions would be one at a time.
+    let mut codes = [0; 32];
+    for (i, x) in x.chunks(codes.len()).enumerate() {
+        codes.iter_mut().zip(x).for_each(|(to, &x)| *to = code(x, unit, most) as i16);
+        codes.iter().take(x.len()).enumerate().for_each(|(j, &code)| put(i * codes.len() + j, code));
+    }
     scale
 }
 
 /// The largest size.
 #[inline(always)]
 fn largest(x: &[f32]) -> f32 {
-    f32::from_bits(x.iter().fold(0, |a, x| a.max(size(*x))))
+    let mut largest = [0; 8];
+    for some in x.chunks(8) {
+        largest.iter_mut().zip(some).for_each(|(largest, &x)| *largest = size(x).max(*largest));
+    }
+    f32::from_bits(largest.into_iter().fold(0, u32::max))
 }
 
 /// The bits of `|x|`, or of what it is stored as.

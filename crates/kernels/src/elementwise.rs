@@ -2,6 +2,9 @@
 
 use crate::buffer::SharedMut;
 use crate::norm::store_bf16_n;
+use crate::quant::bytes::Encode;
+use crate::quant::packed::GROUP;
+use crate::quant::rows::{Group, RowsMut, Target, quantise_group};
 use crate::simd::{Simd, isa_entry};
 use crate::{Isa, Pool};
 
@@ -47,18 +50,23 @@ pub fn soft_cap(isa: Isa, pool: &Pool, x: &mut [f32], cap: f32) {
     });
 }
 
-/// Rounds to bf16.
+/// Writes rows of `k` elements as a matrix reads them.
 ///
 /// # Panics
-/// When the lengths differ or the machine cannot run `isa`.
-pub fn round_bf16(isa: Isa, pool: &Pool, x: &[f32], out: &mut [u16]) {
+/// When a length does not fit or the machine cannot run `isa`.
+pub fn round(isa: Isa, pool: &Pool, x: &[f32], k: usize, out: RowsMut<'_>) {
     isa.require();
-    assert_eq!(x.len(), out.len());
-    let (n, out) = (out.len(), SharedMut::new(out));
+    assert!(k > 0 && x.len().is_multiple_of(k), "{} elements in rows of {k}", x.len());
+    let (n, out) = (x.len(), out.target(isa, x.len() / k, k));
     pool.run(n.div_ceil(TILE), &|t| {
         let (a, b) = (t * TILE, n.min((t + 1) * TILE));
-        // SAFETY: `isa` is available; tiles write disjoint parts of `out`.
-        unsafe { round_part(isa, &x[a..b], out.get().add(a)) };
+        // SAFETY: `isa` is available; tiles write disjoint parts of `out`, and end with groups.
+        unsafe {
+            match out {
+                Target::Bf16(out) => round_part(isa, &x[a..b], out.get().add(a)),
+                Target::Quant(out) => quantise_part(isa, &x[a..b], out.get().add(a / GROUP)),
+            }
+        }
     });
 }
 
@@ -78,7 +86,8 @@ pub fn add_scaled(x: &mut [f32], y: &[f32], factor: f32) {
 
 isa_entry!(fn gate_part(activation: Activation, gate: &[f32], up: &[f32], out: *mut u16) = gated);
 isa_entry!(fn cap_part(x: &mut [f32], cap: f32) = capped);
-isa_entry!(fn round_part(x: &[f32], out: *mut u16) = round);
+isa_entry!(fn round_part(x: &[f32], out: *mut u16) = rounded);
+isa_entry!(fn quantise_part(x: &[f32], out: *mut Group) = quantised, with vnni);
 
 /// # Safety
 /// The ISA of `S` is available, `up` is as long as `gate` and `out` valid for as many elements.
@@ -105,7 +114,7 @@ unsafe fn gated<S: Simd>(activation: Activation, gate: &[f32], up: &[f32], out: 
 /// # Safety
 /// The ISA of `S` is available.
 #[inline(always)]
-unsafe fn gated_lanes<S: Simd>(activation: Activation, gate: S::F, up: S::F) -> S::F {
+pub(crate) unsafe fn gated_lanes<S: Simd>(activation: Activation, gate: S::F, up: S::F) -> S::F {
     use std::f32::consts::{FRAC_2_SQRT_PI, LOG2_E, SQRT_2};
     // SAFETY: passed on.
     unsafe {
@@ -169,7 +178,7 @@ pub(crate) unsafe fn cap_lanes<S: Simd>(x: S::F, slope: f32, cap: f32) -> S::F {
 /// # Safety
 /// The ISA of `S` is available and `out` valid for as many elements as `x`.
 #[inline(always)]
-unsafe fn round<S: Simd>(x: &[f32], out: *mut u16) {
+unsafe fn rounded<S: Simd>(x: &[f32], out: *mut u16) {
     let whole = x.len() / S::LANES * S::LANES;
     // SAFETY: offsets stay inside the slices.
     unsafe {
@@ -179,6 +188,22 @@ unsafe fn round<S: Simd>(x: &[f32], out: *mut u16) {
         let rest = x.len() - whole;
         if rest > 0 {
             store_bf16_n::<S>(out.add(whole), rest, S::load_n(x.as_ptr().add(whole), rest));
+        }
+    }
+}
+
+/// # Safety
+/// The ISA of `S` is available and `out` valid for as many elements as `x`, whole groups.
+#[inline(always)]
+unsafe fn quantised<S: Encode>(x: &[f32], out: *mut Group) {
+    for (g, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
+        let mut short = [0; GROUP];
+        // SAFETY: offsets stay inside the arrays.
+        unsafe {
+            for i in (0..GROUP).step_by(S::LANES) {
+                S::store_bf16(short.as_mut_ptr().add(i), S::load(x.as_ptr().add(i)));
+            }
+            *out.add(g) = quantise_group::<S>(&short);
         }
     }
 }

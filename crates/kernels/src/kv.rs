@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, LayerKind, Seal, Slot};
 
-use crate::Pool;
 use crate::buffer::{Buffer, SharedMut};
 use crate::codec::{self, Head};
+use crate::simd::{Simd, isa_entry};
+use crate::{Isa, Pool};
 
 /// The pool could not be allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,45 +255,27 @@ impl KvPool {
     }
 
     /// Rounds the rows' keys and values (`[row][kv-head][element]`) to 16 bits and stores them in their slots; rows without a
-    /// slot are skipped. What is infinite is stored as the largest value that there is, NaN as 0.
+    /// slot are skipped. What is infinite is stored as the largest value that there is, NaN as 0. The bits are those of every
+    /// ISA path.
     ///
     /// # Panics
-    /// When a length does not fit the layout, or a slot lies outside the pool.
-    pub fn write(&mut self, pool: &Pool, layer: usize, slots: &[Option<Slot>], k: &[f32], v: &[f32]) {
+    /// When a length does not fit the layout, a slot lies outside the pool, or the machine cannot run `isa`.
+    pub fn write(&mut self, isa: Isa, pool: &Pool, layer: usize, slots: &[Option<Slot>], k: &[f32], v: &[f32]) {
+        isa.require();
         let LayerKind::Gqa { heads, dk, dv } = self.layout.layers[layer].kind;
         assert_eq!((k.len(), v.len()), (slots.len() * heads * dk, slots.len() * heads * dv));
         let open = self.open();
         for slot in slots.iter().flatten() {
             assert!(open.contains(&slot.chunk.0) && (slot.slot as usize) < CHUNK, "{slot:?} is outside the pool");
         }
-        let (slab, layout) = (self.slab(), &self.layout);
-        let data = SharedMut(self.data.as_ptr());
-        let head_rows = |head: usize| {
-            let (k_at, v_at, end) = layout.tile(layer, head);
-            for (row, slot) in slots.iter().enumerate() {
-                let Some(Slot { chunk, slot }) = *slot else { continue };
-                let (base, slot) = ((chunk.0 - open.start) as usize * slab, slot as usize);
-                // SAFETY: the chunk was checked above. A tile of the job touches one head of the layer, so tiles
-                // write to disjoint parts, and `self` is borrowed exclusively.
-                let (k_out, v_out) = unsafe {
-                    (data.slice(base + k_at / 2, (v_at - k_at) / 2), data.slice(base + v_at / 2, (end - v_at) / 2))
-                };
-                let (codes, scales) = k_out.split_at_mut(dk * CHUNK);
-                scales[slot] = codec::encode_key(&k[(row * heads + head) * dk..][..dk], |i, code| {
-                    let (pair, half) = if i < dk / 2 { (i, 0) } else { (i - dk / 2, 1) };
-                    codes[(pair * CHUNK + slot) * 2 + half] = code as u16;
-                });
-                let (codes, scales) = v_out.split_at_mut(dv * CHUNK);
-                let pairs = &mut codes[slot / 2 * 2 * dv..][..2 * dv];
-                scales[slot] = codec::encode_value(&v[(row * heads + head) * dv..][..dv], |i, code| {
-                    pairs[2 * i + slot % 2] = code as u16;
-                });
-            }
-        };
+        let writing = Writing { pool: self, data: SharedMut(self.data.as_ptr()), layer, slots, k, v };
+        // SAFETY: `isa` is available, slots and lengths were checked. A job touches one head of the layer, so that jobs write
+        // to disjoint parts, and `self` is borrowed exclusively.
+        let head = |head: usize| unsafe { write_head(isa, &writing, head) };
         if slots.len() < 16 {
-            (0..heads).for_each(head_rows);
+            (0..heads).for_each(head);
         } else {
-            pool.run(heads, &head_rows);
+            pool.run(heads, &head);
         }
     }
 
@@ -353,6 +336,46 @@ impl KvPool {
             let at = data.as_ptr().add(base);
             Head::new(sealed.is_some(), at.add(k / 2).cast(), dk, at.add(v / 2).cast(), dv)
         }
+    }
+}
+
+/// Tokens of a layer that are being written.
+struct Writing<'a> {
+    pool: &'a KvPool,
+    /// All that is not encoded.
+    data: SharedMut<u16>,
+    layer: usize,
+    slots: &'a [Option<Slot>],
+    k: &'a [f32],
+    v: &'a [f32],
+}
+
+isa_entry!(fn write_head(writing: &Writing<'_>, head: usize) = write_rows);
+
+/// # Safety
+/// The ISA of `S` is available, slots lie in the pool, there is a key and a value for each, and nobody else writes this head.
+#[inline(always)]
+unsafe fn write_rows<S: Simd>(writing: &Writing<'_>, head: usize) {
+    let Writing { pool, data, layer, slots, k, v } = *writing;
+    let LayerKind::Gqa { heads, dk, dv } = pool.layout.layers[layer].kind;
+    let (k_at, v_at, end) = pool.layout.tile(layer, head);
+    let (first, slab) = (pool.open().start, pool.slab());
+    for (row, slot) in slots.iter().enumerate() {
+        let Some(Slot { chunk, slot }) = *slot else { continue };
+        let (base, slot) = ((chunk.0 - first) as usize * slab, slot as usize);
+        // SAFETY: the contract above.
+        let (k_out, v_out) =
+            unsafe { (data.slice(base + k_at / 2, (v_at - k_at) / 2), data.slice(base + v_at / 2, (end - v_at) / 2)) };
+        let (codes, scales) = k_out.split_at_mut(dk * CHUNK);
+        scales[slot] = codec::encode_key(&k[(row * heads + head) * dk..][..dk], |i, code| {
+            let (pair, half) = if i < dk / 2 { (i, 0) } else { (i - dk / 2, 1) };
+            codes[(pair * CHUNK + slot) * 2 + half] = code as u16;
+        });
+        let (codes, scales) = v_out.split_at_mut(dv * CHUNK);
+        let pairs = &mut codes[slot / 2 * 2 * dv..][..2 * dv];
+        scales[slot] = codec::encode_value(&v[(row * heads + head) * dv..][..dv], |i, code| {
+            pairs[2 * i + slot % 2] = code as u16;
+        });
     }
 }
 

@@ -26,14 +26,14 @@ mod rope;
 mod simd;
 
 pub use attn::{AttnPlan, AttnShape, Canary, Queries, attend, kv_bytes};
-pub use elementwise::{Activation, add_bias, add_scaled, gate_mul, round_bf16, soft_cap};
+pub use elementwise::{Activation, add_bias, add_scaled, gate_mul, round, soft_cap};
 pub use isa::Isa;
 pub use kv::{ChunkView, KvPool, OutOfMemory};
 pub use matmul::matmul;
 pub use norm::{rms_norm, rms_norm_heads};
 pub use packed::PackedBf16;
 pub use pool::Pool;
-pub use quant::{PackedQuant, QuantError, QuantKind, QuantRows, matmul_quant};
+pub use quant::{PackedQuant, QuantError, QuantKind, QuantRows, RowsMut, gated_quant, matmul_quant};
 pub use rope::{RopeTable, rope, rope_queries};
 
 /// Runs `row(i)` for all rows of `width` elements, several rows to a tile, in the caller when there is little to do.

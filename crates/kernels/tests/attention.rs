@@ -38,7 +38,7 @@ fn fill(kv: &mut KvPool, shape: AttnShape, rng: &mut Rng) {
     let width = CHUNK * shape.kv_heads * shape.head_dim;
     for chunk in kv.open() {
         let slots: Vec<_> = (0..CHUNK as u8).map(|slot| Some(Slot { chunk: ChunkId(chunk), slot })).collect();
-        kv.write(&pool, LAYER, &slots, &rng.normals(width), &rng.normals(width));
+        kv.write(Isa::detect(), &pool, LAYER, &slots, &rng.normals(width), &rng.normals(width));
     }
     let first = kv.open().start;
     let seals: Vec<Seal> = (0..first).map(|i| Seal { from: ChunkId(first + i), to: ChunkId(i) }).collect();
@@ -330,7 +330,7 @@ fn a_tail_of_small_weights_counts() {
         let mut kv = pool_of(shape, 1);
         let slots: Vec<_> = (0..CHUNK as u8).map(|slot| Some(Slot { chunk: ChunkId(0), slot })).collect();
         let k: Vec<f32> = (0..CHUNK * 64).map(|i| if i % 64 == 0 && i > 0 { tail } else { 0.0 }).collect();
-        kv.write(&Pool::new(1), LAYER, &slots, &k, &vec![1.0; CHUNK * 64]);
+        kv.write(Isa::detect(), &Pool::new(1), LAYER, &slots, &k, &vec![1.0; CHUNK * 64]);
         let mut runs = RunList { chunks: vec![ChunkId(0)], ..RunList::default() };
         runs.runs.push(Run { rows: 0..1, place: 0, chunks: 0..1, shift: 0, masks: None });
         let mut q = vec![0; 3 * 64];
@@ -380,7 +380,7 @@ fn a_masked_slot_does_not_count() {
     let huge = vec![f32::MAX; 2 * 64];
     let tail: Vec<u8> = (10..64).collect();
     for slot in tail {
-        kv.write(&Pool::new(1), LAYER, &[Some(Slot { chunk: ChunkId(0), slot })], &huge, &huge);
+        kv.write(Isa::detect(), &Pool::new(1), LAYER, &[Some(Slot { chunk: ChunkId(0), slot })], &huge, &huge);
     }
     let q = rng.bf16s(3 * 4 * 64, 0.3);
     let runs_of = |chunk| RunList {

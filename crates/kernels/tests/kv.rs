@@ -4,7 +4,7 @@ mod common;
 
 use common::Rng;
 use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, LayerKind, Slot};
-use kvist_kernels::{KvPool, Pool, bf16};
+use kvist_kernels::{Isa, KvPool, Pool, bf16};
 
 /// A token's K or V as it is stored: codes and their scale.
 fn stored(x: &[f32], of_k: bool) -> (Vec<f32>, f32) {
@@ -40,7 +40,7 @@ fn token(kv: &KvPool, slot: Slot) -> Vec<f32> {
 fn random_operations() {
     const CHUNKS: u32 = 5;
     let mut rng = Rng(1);
-    let (threads, mut kv) = (Pool::new(3), pool(CHUNKS));
+    let (threads, mut kv, paths) = (Pool::new(3), pool(CHUNKS), Isa::available());
     let width = 2 * (18 + 18) + 3 * (64 + 32);
     let mut model = vec![vec![vec![0.0; width]; CHUNK]; CHUNKS as usize];
     for _ in 0..400 {
@@ -74,7 +74,8 @@ fn random_operations() {
                 for (layer, desc) in kv.layout().clone().layers.iter().enumerate() {
                     let LayerKind::Gqa { heads, dk, dv } = desc.kind;
                     let (k, v) = (rng.normals(rows * heads * dk), rng.normals(rows * heads * dv));
-                    kv.write(&threads, layer, &slots, &k, &v);
+                    let isa = paths[rng.below(paths.len())];
+                    kv.write(isa, &threads, layer, &slots, &k, &v);
                     for (row, slot) in slots.iter().enumerate() {
                         let Some(slot) = slot else { continue };
                         let token = &mut model[slot.chunk.0 as usize][slot.slot as usize];
@@ -108,7 +109,7 @@ fn stored_values_are_finite() {
     let (threads, mut kv) = (Pool::new(1), pool(1));
     let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -f32::MAX];
     let k: Vec<f32> = (0..2 * 18).map(|i| bad[i % 5]).collect();
-    kv.write(&threads, 0, &[Some(Slot { chunk: ChunkId(0), slot: 63 })], &k, &k);
+    kv.write(Isa::detect(), &threads, 0, &[Some(Slot { chunk: ChunkId(0), slot: 63 })], &k, &k);
     let got = token(&kv, Slot { chunk: ChunkId(0), slot: 63 });
     for got in [&got[..18], &got[18..36]] {
         let largest = got[1];
@@ -123,7 +124,7 @@ fn a_layout_as_the_design_says() {
     let (threads, mut kv) = (Pool::new(1), pool(1));
     let k: Vec<f32> = (0..2 * 18).map(|i| i as f32).collect();
     let v: Vec<f32> = (0..2 * 18).map(|i| 100.0 + i as f32).collect();
-    kv.write(&threads, 0, &[Some(Slot { chunk: ChunkId(0), slot: 5 })], &k, &v);
+    kv.write(Isa::detect(), &threads, 0, &[Some(Slot { chunk: ChunkId(0), slot: 5 })], &k, &v);
     let (keys, values) = kv.chunk(ChunkId(0)).tile(0, 1);
     // Head 1, pair 2: elements 2 and 2 + 9. Token 5 is the second of value pair 2. Scales come last.
     let (k_codes, k_scale) = stored(&k[18..], true);

@@ -2,8 +2,11 @@
 
 mod common;
 
-use common::{Rng, bits, nmse, paths};
-use kvist_kernels::{Isa, PackedQuant, Pool, QuantKind, QuantRows, matmul_quant, reference};
+use common::{Rng, bits, narrow, nmse, paths, widen};
+use kvist_kernels::{
+    Activation, Isa, PackedQuant, Pool, QuantKind, QuantRows, RowsMut, bf16, gate_mul, gated_quant, matmul_quant,
+    reference,
+};
 
 /// Outputs and inputs in units of the format's blocks.
 const SHAPES: [(usize, usize); 6] = [(1, 1), (15, 3), (16, 9), (17, 2), (33, 1), (257, 1)];
@@ -31,13 +34,13 @@ fn scales(kind: QuantKind) -> &'static [usize] {
 }
 
 /// Activations whose groups differ in size.
-fn activations(rng: &mut Rng, rows: usize, k: usize) -> Vec<f32> {
+fn activations(rng: &mut Rng, rows: usize, k: usize) -> Vec<u16> {
     let mut x = rng.normals(rows * k);
     x.chunks_exact_mut(32).for_each(|x| {
         let size = (rng.below(9) as f32 - 4.0).exp2();
         x.iter_mut().for_each(|x| *x *= size);
     });
-    x
+    narrow(&x)
 }
 
 struct Case {
@@ -86,10 +89,11 @@ fn extremes_equal_the_scalar_twin() {
     // Zero, the smallest denormal and normal, the largest.
     let halves: [u16; 6] = [0, 1, 0x8001, 0x0400, 0x7bff, 0xfbff];
     let signs: [fn(usize) -> f32; 4] = [|_| 1.0, |_| -1.0, |i| [1.0, -1.0][i % 2], |i| [1.0, 1.0, -1.0, -1.0][i % 4]];
-    let sizes = [1.0, 1e-36, 3e38, 1e-3];
+    let sizes = [1.0, 1.01e-36, 3e38, 1e-3];
     let rows = signs.len() * sizes.len();
     let x: Vec<f32> =
         sizes.iter().flat_map(|size| signs.iter().flat_map(move |sign| (0..k).map(move |i| size * sign(i)))).collect();
+    let x = narrow(&x);
     for kind in QuantKind::ALL {
         for fill in [0x00, 0xff, 0x80, 0x0f, 0xf0, 0x7f] {
             let mut blocks = vec![fill; n * k / kind.block_len() * kind.block_bytes()];
@@ -124,7 +128,7 @@ fn agrees_with_f64() {
         let mut weights = vec![0.0; n * k];
         reference::dequantise(kind, &blocks, &mut weights);
         let mut exact = vec![0.0; rows * n];
-        reference::matmul(&x, &weights, k, &mut exact, false);
+        reference::matmul(&widen(&x), &weights, k, &mut exact, false);
         for (isa, pool) in paths(&[2]) {
             let w = PackedQuant::from_ggml(kind, n, k, &blocks, &pool).unwrap();
             let mut quant = QuantRows::new();
@@ -225,6 +229,49 @@ fn parts_of_a_row_come_from_matrices_of_different_formats() {
     }
 }
 
+/// Gates that multiply while both are in the cache, in tiles of all kinds, give the bits of the steps one by one.
+#[test]
+fn gated_products_are_those_of_the_steps() {
+    let mut rng = Rng(7);
+    for kind in QuantKind::ALL {
+        // More of x than stays in the cache with the longer rows.
+        for (width, k, all) in [(32, 256, 70), (96, 512, 70), (544, 256, 20), (160, 3072, 97)] {
+            let w = blocks(&mut rng, kind, 2 * width * k / kind.block_len());
+            let row = w.len() / (2 * width);
+            let [gate, up] = [0, 32].map(|from| {
+                let turn = |i: usize| w[(64 * i + from) * row..][..32 * row].to_vec();
+                (0..width / 32).flat_map(turn).collect::<Vec<u8>>()
+            });
+            let x = activations(&mut rng, all, k);
+            for (isa, pool) in paths(&[1, 3]) {
+                let pack = |n, blocks: &[u8]| PackedQuant::from_ggml(kind, n, k, blocks, &pool).unwrap();
+                let (w, gate, up) = (pack(2 * width, &w), pack(width, &gate), pack(width, &up));
+                for rows in [1, 2, 3, 5, 17, all] {
+                    let mut quant = QuantRows::new();
+                    quant.set(isa, &pool, &x[..rows * k], k);
+                    let [gate, up] = [&gate, &up].map(|w| {
+                        let mut y = vec![0.0; rows * width];
+                        matmul_quant(isa, &pool, &quant, w, &mut y, width, false);
+                        y
+                    });
+                    for activation in [Activation::Silu, Activation::GeluTanh] {
+                        let (mut want, mut got) = (vec![0; rows * width], vec![1; rows * width]);
+                        gate_mul(isa, &pool, activation, &gate, &up, &mut want);
+                        gated_quant(isa, &pool, &quant, &w, activation, RowsMut::Bf16(&mut got));
+                        assert!(got == want, "{isa} {kind} {rows}x{k}x{width} {activation:?}");
+                        // And as the next matrix reads them.
+                        let bits = want;
+                        let [mut want, mut got] = [(); 2].map(|_| QuantRows::new());
+                        want.set(isa, &pool, &bits, width);
+                        gated_quant(isa, &pool, &quant, &w, activation, RowsMut::Quant(&mut got));
+                        assert!(got == want, "{isa} {kind} {rows}x{k}x{width} {activation:?}, quantised");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_not_finite_stays_in_its_row_and_column() {
     let mut rng = Rng(6);
@@ -233,12 +280,12 @@ fn what_is_not_finite_stays_in_its_row_and_column() {
         let mut blocks = blocks(&mut rng, kind, n * k / kind.block_len());
         let x = activations(&mut rng, rows, k);
         let mut bad = x.clone();
-        bad[3 * k + 5] = f32::NAN;
-        bad[4 * k + 200] = f32::INFINITY;
-        bad[5 * k..6 * k].fill(1e-40);
+        bad[3 * k + 5] = bf16::from_f32(f32::NAN);
+        bad[4 * k + 200] = bf16::from_f32(f32::INFINITY);
+        bad[5 * k..6 * k].fill(bf16::from_f32(1e-40));
         let row = blocks.len() / n;
         for (isa, pool) in paths(&[1]) {
-            let multiply = |blocks: &[u8], x: &[f32]| {
+            let multiply = |blocks: &[u8], x: &[u16]| {
                 let w = PackedQuant::from_ggml(kind, n, k, blocks, &pool).unwrap();
                 let (mut quant, mut y) = (QuantRows::new(), vec![0.0; rows * n]);
                 quant.set(isa, &pool, x, k);
@@ -275,7 +322,7 @@ fn lengths_that_do_not_fit_are_refused() {
     let run = |k: usize, y: usize, stride: usize| {
         let call = std::panic::AssertUnwindSafe(|| {
             let mut quant = QuantRows::new();
-            quant.set(Isa::Portable, &pool, &vec![0.0; 2 * k], k);
+            quant.set(Isa::Portable, &pool, &vec![0; 2 * k], k);
             matmul_quant(Isa::Portable, &pool, &quant, &w, &mut vec![0.0; y], stride, false);
         });
         std::panic::catch_unwind(call).is_ok()

@@ -4,8 +4,8 @@ mod common;
 
 use common::{Rng, bits, nmse, paths, widen};
 use kvist_kernels::{
-    Activation, RopeTable, add_bias, add_scaled, bf16, gate_mul, probe, reference, rms_norm, rms_norm_heads, rope,
-    rope_queries, round_bf16, soft_cap,
+    Activation, QuantRows, RopeTable, RowsMut, add_bias, add_scaled, bf16, gate_mul, probe, reference, rms_norm,
+    rms_norm_heads, rope, rope_queries, round, soft_cap,
 };
 
 /// Whether every element is the f32 result rounded to bf16: half a unit in the last of 8 bits.
@@ -24,12 +24,18 @@ fn norms() {
             reference::rms_norm(&x, &w, 1e-5, &mut want);
 
             let mut out = vec![0; rows * n];
-            rms_norm(isa, &pool, &x, &w, 1e-5, &mut out);
+            rms_norm(isa, &pool, &x, &w, 1e-5, RowsMut::Bf16(&mut out));
             assert!(rounded(&out, &want), "{isa} {n}");
             for row in [0, 33, 69] {
                 let mut alone = vec![0; n];
-                rms_norm(isa, &pool, &x[row * n..][..n], &w, 1e-5, &mut alone);
+                rms_norm(isa, &pool, &x[row * n..][..n], &w, 1e-5, RowsMut::Bf16(&mut alone));
                 assert_eq!(alone, out[row * n..][..n]);
+            }
+            if n % 32 == 0 {
+                let [mut want, mut got] = [(); 2].map(|_| QuantRows::new());
+                want.set(isa, &pool, &out, n);
+                rms_norm(isa, &pool, &x, &w, 1e-5, RowsMut::Quant(&mut got));
+                assert!(got == want, "{isa} {n}, quantised");
             }
 
             let mut heads = x.clone();
@@ -40,7 +46,7 @@ fn norms() {
             assert_eq!(bits(&alone), bits(&heads[5 * n..6 * n]));
         }
         let mut out = vec![1; 16];
-        rms_norm(isa, &pool, &[0.0; 16], &[1.0; 16], 1e-6, &mut out);
+        rms_norm(isa, &pool, &[0.0; 16], &[1.0; 16], 1e-6, RowsMut::Bf16(&mut out));
         assert_eq!(out, [0; 16], "zeros stay zeros");
     }
 }
@@ -67,9 +73,15 @@ fn gates_and_rounding() {
                 assert_eq!(alone[0], out[n - 1]);
             }
 
-            round_bf16(isa, &pool, &gate, &mut out);
+            round(isa, &pool, &gate, n, RowsMut::Bf16(&mut out));
             let scalar: Vec<u16> = gate.iter().map(|&x| bf16::from_f32(x)).collect();
             assert_eq!(out, scalar);
+            for k in [32, 96, 1024] {
+                let (rows, [mut want, mut got]) = (n / k, [(); 2].map(|_| QuantRows::new()));
+                want.set(isa, &pool, &out[..rows * k], k);
+                round(isa, &pool, &gate[..rows * k], k, RowsMut::Quant(&mut got));
+                assert!(got == want, "{isa} {rows} rows of {k}, quantised");
+            }
         }
         let gate = [f32::MAX, -f32::MAX, 300.0, -300.0, 0.0, f32::NAN];
         for activation in [Activation::Silu, Activation::GeluTanh] {
@@ -109,7 +121,6 @@ fn soft_caps() {
 #[test]
 fn rotation() {
     let mut rng = Rng(3);
-    let (_, pool) = paths(&[4]).remove(0);
     for (heads, head_dim, half, amplitude) in
         [(3, 64, 32, 1.0), (2, 128, 64, 1.5), (4, 18, 9, 1.0), (1, 64, 16, 1.2), (2, 32, 0, 1.0)]
     {
@@ -123,13 +134,18 @@ fn rotation() {
         let mut table = RopeTable::default();
         table.fill(&frequencies, amplitude, positions);
         assert_eq!(table.rows(), positions.len());
-        let mut keys = x.clone();
-        rope(&pool, &mut keys, heads, head_dim, &table);
-        assert!(nmse(&keys, &want) <= 1e-10);
-        let mut queries = vec![0; x.len()];
-        rope_queries(&pool, &x, heads, head_dim, &table, 0.25, &mut queries);
-        let scaled: Vec<f32> = keys.iter().map(|x| x * 0.25).collect();
-        assert!(rounded(&queries, &scaled));
+        let mut all: Vec<Vec<f32>> = Vec::new();
+        for (isa, pool) in paths(&[4]) {
+            let mut keys = x.clone();
+            rope(isa, &pool, &mut keys, heads, head_dim, &table);
+            assert!(nmse(&keys, &want) <= 1e-10, "{isa}");
+            let mut queries = vec![0; x.len()];
+            rope_queries(isa, &pool, &x, heads, head_dim, &table, 0.25, &mut queries);
+            let scaled: Vec<f32> = keys.iter().map(|x| x * 0.25).collect();
+            assert!(rounded(&queries, &scaled), "{isa}");
+            all.push(keys);
+        }
+        assert!(all.iter().all(|keys| bits(keys) == bits(&all[0])), "on every path the same");
     }
 }
 

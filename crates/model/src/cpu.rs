@@ -11,18 +11,19 @@ use kvist_kernels::{self as kernels, AttnPlan, AttnShape, Isa, KvPool, Pool, Que
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::forward::{Ops, Scratch, counters, forward};
+use crate::input::Input;
 use crate::matrix::Matrix;
 use crate::model::{Model, PoolSize, context_of};
 use crate::rope::Rotation;
 use crate::rows::for_parts;
-use crate::weights::Weights;
+use crate::weights::{Part, Weights};
 
 /// Runs steps on the CPU.
 pub struct CpuExecutor {
     weights: Arc<Weights<Matrix>>,
     config: Config,
     ops: Cpu,
-    scratch: Scratch<Vec<u16>>,
+    scratch: Scratch<Input>,
     info: ExecutorInfo,
     /// For [`StepPlan::check_with`].
     seen: Vec<u32>,
@@ -170,7 +171,7 @@ struct Cpu {
 
 impl Ops for Cpu {
     type Matrix = Matrix;
-    type Input = Vec<u16>;
+    type Input = Input;
 
     fn prepare(&mut self, prepare: Prepare) {
         match prepare {
@@ -240,21 +241,19 @@ impl Ops for Cpu {
         });
     }
 
-    fn round(&self, x: &[f32], out: &mut Vec<u16>) {
-        out.resize(x.len(), 0);
-        kernels::round_bf16(self.isa, &self.pool, x, out);
+    fn round(&self, x: &[f32], matrix: &Matrix, out: &mut Input) {
+        kernels::round(self.isa, &self.pool, x, matrix.columns(), out.room_for(matrix, x.len()));
     }
 
-    fn norm(&self, x: &[f32], weight: &[f32], out: &mut Vec<u16>) {
-        out.resize(x.len(), 0);
-        kernels::rms_norm(self.isa, &self.pool, x, weight, self.config.norm_eps, out);
+    fn norm(&self, x: &[f32], weight: &[f32], matrix: &Matrix, out: &mut Input) {
+        kernels::rms_norm(self.isa, &self.pool, x, weight, self.config.norm_eps, out.room_for(matrix, x.len()));
     }
 
-    fn matmul(&self, input: &Vec<u16>, rows: usize, matrix: &Matrix, y: &mut [f32]) {
+    fn matmul(&self, input: &Input, rows: usize, matrix: &Matrix, y: &mut [f32]) {
         matrix.matmul(self.isa, &self.pool, input, rows, y, false);
     }
 
-    fn matmul_add(&self, input: &Vec<u16>, rows: usize, matrix: &Matrix, y: &mut [f32]) {
+    fn matmul_add(&self, input: &Input, rows: usize, matrix: &Matrix, y: &mut [f32]) {
         matrix.matmul(self.isa, &self.pool, input, rows, y, true);
     }
 
@@ -288,25 +287,25 @@ impl Ops for Cpu {
     fn rotate_and_write(&mut self, layer: usize, _: &StepPlan, k: &mut [f32], v: &[f32]) {
         let rope = self.config.attention[layer].rope;
         let table = self.births.as_ref().map_or(&self.tables[rope][0], |births| &births[rope]);
-        kernels::rope(&self.pool, k, self.config.kv_heads, self.config.head_dim, table);
+        kernels::rope(self.isa, &self.pool, k, self.config.kv_heads, self.config.head_dim, table);
         if self.canary == Some(Canary::RoundAfterUse) {
             let off: Vec<f32> = k.iter().map(|k| k * (1.0 + 1.0 / 256.0)).collect();
-            return self.kv.write(&self.pool, layer, &self.slots, &off, v);
+            return self.kv.write(self.isa, &self.pool, layer, &self.slots, &off, v);
         }
-        self.kv.write(&self.pool, layer, &self.slots, k, v);
+        self.kv.write(self.isa, &self.pool, layer, &self.slots, k, v);
     }
 
     fn seal(&mut self, layer: usize, plan: &StepPlan) {
         self.kv.seal(&self.pool, layer, &plan.seals);
     }
 
-    fn attend(&mut self, layer: usize, plan: &StepPlan, q: &[f32], out: &mut Vec<u16>) {
+    fn attend(&mut self, layer: usize, plan: &StepPlan, q: &[f32], matrix: &Matrix, out: &mut Input) {
         let Config { heads, head_dim, .. } = self.config;
         let scale = std::f64::consts::LOG2_E / self.config.block.scales.score_divisor;
         let tables = &self.tables[self.config.attention[layer].rope];
         self.queries.resize(self.shifts.len() * q.len(), 0);
         for (table, queries) in tables.iter().zip(self.queries.chunks_exact_mut(q.len())) {
-            kernels::rope_queries(&self.pool, q, heads, head_dim, table, scale as f32, queries);
+            kernels::rope_queries(self.isa, &self.pool, q, heads, head_dim, table, scale as f32, queries);
         }
         let class = self.kv.layout().layers[layer].class;
         let queries = Queries { data: &self.queries, shifts: &self.shifts };
@@ -322,24 +321,34 @@ impl Ops for Cpu {
             &queries,
             &mut self.attended,
         );
-        out.resize(q.len(), 0);
-        kernels::round_bf16(self.isa, &self.pool, &self.attended, out);
+        let (width, out) = (heads * head_dim, out.room_for(matrix, q.len()));
+        kernels::round(self.isa, &self.pool, &self.attended, width, out);
     }
 
     fn after_attention(&mut self, layer: usize, _: &StepPlan, k: &[f32], v: &[f32]) {
         if self.canary == Some(Canary::RoundAfterUse) {
-            self.kv.write(&self.pool, layer, &self.slots, k, v);
+            self.kv.write(self.isa, &self.pool, layer, &self.slots, k, v);
         }
     }
 
-    fn gate_mul(&self, gate_up: &[f32], out: &mut Vec<u16>) {
+    fn gate(&self, input: &mut Input, rows: usize, mlp: &Part<Matrix>, gate_up: &mut Vec<f32>) {
         let (width, activation) = (self.config.intermediate, self.config.block.activation);
-        out.resize(gate_up.len() / 2, 0);
-        for_parts(&self.pool, out, width, |first, part| {
-            for (row, out) in gate_up.chunks_exact(2 * width).skip(first).zip(part.chunks_exact_mut(width)) {
-                kernels::gate_mul(self.isa, &self.pool, activation, &row[..width], &row[width..], out);
-            }
-        });
+        let (matrix, next) = (&mlp.input.matrix, &mlp.output.matrix);
+        if matrix.gate(self.isa, &self.pool, input, rows, activation, next) {
+            return;
+        }
+        gate_up.resize(rows * 2 * width, 0.0);
+        self.matmul(input, rows, matrix, gate_up);
+        let halves = |row: usize| gate_up[row * 2 * width..][..2 * width].split_at(width);
+        let gated = |out: &mut [u16]| {
+            for_parts(&self.pool, out, width, |first, part| {
+                for (row, out) in part.chunks_exact_mut(width).enumerate() {
+                    let (gate, up) = halves(first + row);
+                    kernels::gate_mul(self.isa, &self.pool, activation, gate, up, out);
+                }
+            });
+        };
+        input.fill_bf16(self.isa, &self.pool, next, (rows, width), gated);
     }
 
     fn zero_slot(&mut self, slot: Slot) {

@@ -11,7 +11,7 @@ use crate::weights::{Linear, Part, Weights};
 /// What an executor provides. Buffers are row-major with one row per row of the plan, unless said otherwise.
 pub(crate) trait Ops {
     type Matrix;
-    /// Activations as a matrix reads them: f32, or rounded to bf16.
+    /// Activations as a matrix reads them.
     type Input: Default;
 
     /// Zeroes or copies.
@@ -23,10 +23,10 @@ pub(crate) trait Ops {
 
     /// `x` = the rows' entries in the table.
     fn embed(&self, table: &Self::Matrix, rows: &[Row], x: &mut [f32]);
-    /// `out` = `x` as a matrix reads it.
-    fn round(&self, x: &[f32], out: &mut Self::Input);
-    /// `out` = RMSNorm of each row of `x`.
-    fn norm(&self, x: &[f32], weight: &[f32], out: &mut Self::Input);
+    /// `out` = `x` as `matrix` reads it.
+    fn round(&self, x: &[f32], matrix: &Self::Matrix, out: &mut Self::Input);
+    /// `out` = RMSNorm of each row of `x`, as `matrix` reads it.
+    fn norm(&self, x: &[f32], weight: &[f32], matrix: &Self::Matrix, out: &mut Self::Input);
     /// `y` = `input` times the transposed matrix.
     fn matmul(&self, input: &Self::Input, rows: usize, matrix: &Self::Matrix, y: &mut [f32]);
     /// As [`Ops::matmul`], added to `y`.
@@ -47,12 +47,14 @@ pub(crate) trait Ops {
     fn rotate_and_write(&mut self, layer: usize, plan: &StepPlan, k: &mut [f32], v: &[f32]);
     /// Encodes what the layer holds of the chunks that the step fills.
     fn seal(&mut self, layer: usize, plan: &StepPlan);
-    /// `out` = attention of the queries, rotated by their positions, over the plan's runs: `[row][head][head_dim]`.
-    fn attend(&mut self, layer: usize, plan: &StepPlan, q: &[f32], out: &mut Self::Input);
+    /// `out` = attention of the queries, rotated by their positions, over the plan's runs: `[row][head][head_dim]`, as `matrix`
+    /// reads it.
+    fn attend(&mut self, layer: usize, plan: &StepPlan, q: &[f32], matrix: &Self::Matrix, out: &mut Self::Input);
     /// What a canary does to a layer after its attention; nothing in earnest.
     fn after_attention(&mut self, _layer: usize, _plan: &StepPlan, _k: &[f32], _v: &[f32]) {}
-    /// `out` = activation(gate) * up. `gate_up` is `[row][gate | up]`.
-    fn gate_mul(&self, gate_up: &[f32], out: &mut Self::Input);
+    /// `input` = activation(gate) * up, the two halves of `input` times the transposed first matrix of `mlp`, as the last one
+    /// reads it. `gate_up` is room.
+    fn gate(&self, input: &mut Self::Input, rows: usize, mlp: &Part<Self::Matrix>, gate_up: &mut Vec<f32>);
 
     /// Makes a slot zero in all layers.
     fn zero_slot(&mut self, slot: Slot);
@@ -67,6 +69,7 @@ pub(crate) struct Scratch<I> {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
+    /// `[row][gate | up]`, where they are needed one by one.
     gate_up: Vec<f32>,
     /// What attention or MLP gives, where it cannot be added to `x` as it is.
     branch: Vec<f32>,
@@ -95,7 +98,6 @@ pub(crate) fn forward<O: Ops>(
     q.resize(rows * config.heads * config.head_dim, 0.0);
     k.resize(rows * config.kv_heads * config.head_dim, 0.0);
     v.resize(k.len(), 0.0);
-    gate_up.resize(rows * 2 * config.intermediate, 0.0);
     lost.reset(rows);
 
     prepare(config.layers, ops, plan, residency, lost);
@@ -111,7 +113,11 @@ pub(crate) fn forward<O: Ops>(
         if lost.all() {
             break;
         }
-        enter(ops, &layer.attention, rows, x, input, qkv);
+        read(ops, &layer.attention, x, input);
+        ops.matmul(input, rows, &layer.attention.input.matrix, qkv);
+        if let Some(bias) = &layer.attention.input.bias {
+            ops.add_bias(qkv, bias);
+        }
         ops.split(qkv, q, k, v);
         if let Some([q_norm, k_norm]) = &layer.qk_norm {
             ops.norm_in_place(q, q_norm);
@@ -120,12 +126,13 @@ pub(crate) fn forward<O: Ops>(
         ops.rotate_and_write(l, plan, k, v);
         ops.seal(l, plan);
         fill(l, ops, plan, residency, arriving, lost);
-        ops.attend(l, plan, q, input);
+        ops.attend(l, plan, q, &layer.attention.output.matrix, input);
         ops.after_attention(l, plan, k, v);
         leave(ops, &layer.attention, rows, input, scales.residual, branch, x);
 
-        enter(ops, &layer.mlp, rows, x, input, gate_up);
-        ops.gate_mul(gate_up, input);
+        read(ops, &layer.mlp, x, input);
+        debug_assert!(layer.mlp.input.bias.is_none(), "no family has one there");
+        ops.gate(input, rows, &layer.mlp, gate_up);
         leave(ops, &layer.mlp, rows, input, scales.residual, branch, x);
     }
 
@@ -150,7 +157,7 @@ pub(crate) fn forward<O: Ops>(
     let wanted = wanted as usize;
     out.logits.resize(wanted * config.vocab, 0.0);
     if wanted > 0 {
-        ops.norm(last, &weights.final_norm, input);
+        ops.norm(last, &weights.final_norm, weights.output(), input);
         ops.matmul(input, wanted, weights.output(), &mut out.logits);
         if scales.logit_divisor != 1.0 {
             ops.scale(&mut out.logits, 1.0 / scales.logit_divisor);
@@ -172,15 +179,12 @@ pub(crate) fn forward<O: Ops>(
     }
 }
 
-/// From the residual stream into a part: `y` = its first matrix times what it reads of `x`.
-fn enter<O: Ops>(ops: &O, part: &Part<O::Matrix>, rows: usize, x: &[f32], input: &mut O::Input, y: &mut [f32]) {
+/// `input` = what a part's first matrix reads of the residual stream.
+fn read<O: Ops>(ops: &O, part: &Part<O::Matrix>, x: &[f32], input: &mut O::Input) {
+    let matrix = &part.input.matrix;
     match &part.norm {
-        Some(weight) => ops.norm(x, weight, input),
-        None => ops.round(x, input),
-    }
-    ops.matmul(input, rows, &part.input.matrix, y);
-    if let Some(bias) = &part.input.bias {
-        ops.add_bias(y, bias);
+        Some(weight) => ops.norm(x, weight, matrix, input),
+        None => ops.round(x, matrix, input),
     }
 }
 

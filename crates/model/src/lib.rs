@@ -8,6 +8,7 @@ mod error;
 mod family;
 mod forward;
 mod gguf;
+mod input;
 mod lost;
 mod matrix;
 mod model;

@@ -4,19 +4,27 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
-use kvist_kernels::{self as kernels, Isa, PackedBf16, PackedQuant, Pool, QuantError, QuantKind, QuantRows};
+use kvist_kernels::{
+    self as kernels, Activation, Isa, PackedBf16, PackedQuant, Pool, QuantError, QuantKind, QuantRows,
+};
 use kvist_weights::Format;
 
 use crate::error::{Error, Result};
+use crate::input::Input;
 use crate::model::WeightForm;
 use crate::parameter::Parameter;
 
 pub(crate) enum Matrix {
     Bf16(PackedBf16),
     Quant(PackedQuant),
+    /// Gates and what they multiply, 32 outputs of each in turns: a group of what the next matrix reads.
+    Gated(PackedQuant),
     /// Matrices of different kinds, one below the other.
     Parts(Vec<Matrix>),
 }
+
+/// Rows of gates, and then of what they multiply.
+const TURN: usize = 32;
 
 /// What a parameter becomes in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,19 +74,31 @@ impl Packing {
 }
 
 thread_local! {
-    /// Inputs of the running product as quantised matrices read them; kept, so that a steady step allocates nothing.
+    /// Inputs of the running product as quantised matrices read them, where others read them as well; kept, so that a steady
+    /// step allocates nothing.
     static INPUT: RefCell<QuantRows> = RefCell::default();
     /// Outputs of a part that cannot be written into a longer row.
     static OUTPUT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Matrix {
-    /// Reads and packs parameters that lie one below the other, row by row.
-    pub fn pack(parameters: &[Parameter], form: WeightForm, pool: &Pool) -> Result<Matrix> {
+    /// Reads and packs parameters that lie one below the other, row by row. `gated`: the first half of the rows are gates of the
+    /// second.
+    pub fn pack(parameters: &[Parameter], gated: bool, form: WeightForm, pool: &Pool) -> Result<Matrix> {
         let alike = |a: &Parameter, b: &Parameter| Packing::of(a, form) == Packing::of(b, form);
+        let packing = Packing::of(&parameters[0], form);
+        let half = parameters.iter().map(Parameter::rows).sum::<usize>() / 2;
+        let in_turns = gated && half.is_multiple_of(TURN) && packing != Packing::Bf16;
+        if in_turns && parameters.iter().all(|parameter| alike(&parameters[0], parameter)) {
+            let order = |i: usize| i / (2 * TURN) * TURN + i % TURN + if i % (2 * TURN) < TURN { 0 } else { half };
+            return Ok(match pack(parameters, packing, order, pool)? {
+                Matrix::Quant(matrix) => Matrix::Gated(matrix),
+                other => other,
+            });
+        }
         let mut parts = Vec::new();
         for group in parameters.chunk_by(alike) {
-            parts.push(pack(group, Packing::of(&group[0], form), pool)?);
+            parts.push(pack(group, Packing::of(&group[0], form), |i| i, pool)?);
         }
         Ok(if parts.len() == 1 { parts.remove(0) } else { Matrix::Parts(parts) })
     }
@@ -87,7 +107,7 @@ impl Matrix {
     pub fn rows(&self) -> usize {
         match self {
             Matrix::Bf16(matrix) => matrix.n(),
-            Matrix::Quant(matrix) => matrix.n(),
+            Matrix::Quant(matrix) | Matrix::Gated(matrix) => matrix.n(),
             Matrix::Parts(parts) => parts.iter().map(Matrix::rows).sum(),
         }
     }
@@ -96,7 +116,7 @@ impl Matrix {
     pub fn columns(&self) -> usize {
         match self {
             Matrix::Bf16(matrix) => matrix.k(),
-            Matrix::Quant(matrix) => matrix.k(),
+            Matrix::Quant(matrix) | Matrix::Gated(matrix) => matrix.k(),
             Matrix::Parts(parts) => parts[0].columns(),
         }
     }
@@ -105,7 +125,7 @@ impl Matrix {
     pub fn bytes(&self) -> u64 {
         match self {
             Matrix::Bf16(matrix) => matrix.bytes() as u64,
-            Matrix::Quant(matrix) => matrix.bytes() as u64,
+            Matrix::Quant(matrix) | Matrix::Gated(matrix) => matrix.bytes() as u64,
             Matrix::Parts(parts) => parts.iter().map(Matrix::bytes).sum(),
         }
     }
@@ -114,7 +134,7 @@ impl Matrix {
     pub fn name_forms(&self, out: &mut BTreeSet<String>) {
         match self {
             Matrix::Bf16(_) => drop(out.insert("bf16".into())),
-            Matrix::Quant(matrix) => drop(out.insert(matrix.kind().to_string())),
+            Matrix::Quant(matrix) | Matrix::Gated(matrix) => drop(out.insert(matrix.kind().to_string())),
             Matrix::Parts(parts) => parts.iter().for_each(|part| part.name_forms(out)),
         }
     }
@@ -133,65 +153,115 @@ impl Matrix {
                 }
                 unreachable!("a row of one of the parts")
             }
+            Matrix::Gated(matrix) => {
+                let (half, up) = (matrix.n() / 2, i >= matrix.n() / 2);
+                let j = if up { i - half } else { i };
+                matrix.row(j / TURN * 2 * TURN + j % TURN + if up { TURN } else { 0 }, out)
+            }
         }
     }
 
-    /// `y = x w^T`, or `y += x w^T` with `add`. x is bf16 `[rows][columns]`, y f32 `[rows][outputs]`.
-    pub fn matmul(&self, isa: Isa, pool: &Pool, x: &[u16], rows: usize, y: &mut [f32], add: bool) {
-        if let Matrix::Bf16(matrix) = self {
-            return kernels::matmul(isa, pool, x, rows, matrix, y, add);
+    /// Whether it reads quantised rows, and not rows in bf16.
+    pub fn reads_quantised(&self) -> bool {
+        match self {
+            Matrix::Bf16(_) => false,
+            Matrix::Quant(_) | Matrix::Gated(_) => true,
+            Matrix::Parts(parts) => parts.iter().all(Matrix::reads_quantised),
         }
-        let (stride, parts) = match self {
-            Matrix::Parts(parts) => (self.rows(), parts.as_slice()),
-            _ => (self.rows(), std::slice::from_ref(self)),
+    }
+
+    /// `x` becomes what its products give, one half as gates of the other, if the matrix is for that: as `next` reads it.
+    pub fn gate(
+        &self,
+        isa: Isa,
+        pool: &Pool,
+        x: &mut Input,
+        rows: usize,
+        activation: Activation,
+        next: &Matrix,
+    ) -> bool {
+        let Matrix::Gated(matrix) = self else { return false };
+        x.replace(next, rows * matrix.n() / 2, |x, out| kernels::gated_quant(isa, pool, x, matrix, activation, out));
+        true
+    }
+
+    /// `y = x w^T`, or `y += x w^T` with `add`. x is `[rows][columns]`, y f32 `[rows][outputs]`.
+    pub fn matmul(&self, isa: Isa, pool: &Pool, x: &Input, rows: usize, y: &mut [f32], add: bool) {
+        let columns = self.columns();
+        let bf16 = || x.bf16(rows, columns).expect("rows that a matrix in bf16 reads");
+        let parts = match self {
+            Matrix::Bf16(matrix) => return kernels::matmul(isa, pool, bf16(), rows, matrix, y, add),
+            Matrix::Gated(_) => unreachable!("products with gates are gated"),
+            Matrix::Quant(_) => std::slice::from_ref(self),
+            Matrix::Parts(parts) => parts.as_slice(),
         };
-        INPUT.with_borrow_mut(|input| {
-            input.set_bf16(isa, pool, x, self.columns());
-            let mut first = 0;
-            for part in parts {
-                match part {
-                    Matrix::Quant(matrix) => {
-                        kernels::matmul_quant(isa, pool, input, matrix, &mut y[first..], stride, add);
-                    }
-                    other => OUTPUT.with_borrow_mut(|out| {
-                        out.resize(rows * other.rows(), 0.0);
-                        other.matmul(isa, pool, x, rows, out, false);
-                        let rows = y.chunks_exact_mut(stride).zip(out.chunks_exact(other.rows()));
-                        for (y, out) in rows {
-                            let y = &mut y[first..first + out.len()];
-                            y.iter_mut().zip(out).for_each(|(y, &out)| *y = if add { *y + out } else { out });
-                        }
-                    }),
+        match x.quantised() {
+            Some(quant) => self.matmul_parts(isa, pool, x, quant, parts, rows, y, add),
+            // Some of the parts are in bf16.
+            None => INPUT.with_borrow_mut(|quant| {
+                quant.set(isa, pool, bf16(), columns);
+                self.matmul_parts(isa, pool, x, quant, parts, rows, y, add);
+            }),
+        }
+    }
+
+    /// The same, part by part, with the rows quantised as well.
+    #[expect(clippy::too_many_arguments, reason = "each is a plain size or buffer")]
+    fn matmul_parts(
+        &self,
+        isa: Isa,
+        pool: &Pool,
+        x: &Input,
+        quant: &QuantRows,
+        parts: &[Matrix],
+        rows: usize,
+        y: &mut [f32],
+        add: bool,
+    ) {
+        let (stride, mut first) = (self.rows(), 0);
+        for part in parts {
+            match part {
+                Matrix::Quant(matrix) => {
+                    kernels::matmul_quant(isa, pool, quant, matrix, &mut y[first..], stride, add);
                 }
-                first += part.rows();
+                other => OUTPUT.with_borrow_mut(|out| {
+                    out.resize(rows * other.rows(), 0.0);
+                    other.matmul(isa, pool, x, rows, out, false);
+                    let rows = y.chunks_exact_mut(stride).zip(out.chunks_exact(other.rows()));
+                    for (y, out) in rows {
+                        let y = &mut y[first..first + out.len()];
+                        y.iter_mut().zip(out).for_each(|(y, &out)| *y = if add { *y + out } else { out });
+                    }
+                }),
             }
-        });
+            first += part.rows();
+        }
     }
 }
 
-/// One matrix of parameters that are packed alike.
-fn pack(parts: &[Parameter], packing: Packing, pool: &Pool) -> Result<Matrix> {
+/// One matrix of parameters that are packed alike; `order` gives the row of all of them that a row of the matrix is.
+fn pack(parts: &[Parameter], packing: Packing, order: impl Fn(usize) -> usize + Sync, pool: &Pool) -> Result<Matrix> {
     let (rows, columns) = (parts.iter().map(Parameter::rows).sum(), parts[0].columns());
     let failed = Mutex::new(None);
     let fail = |error| *failed.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
     let packed = match packing {
         Packing::Bf16 => {
             let fill = |i: usize, out: &mut [u16]| {
-                let (part, i) = place(parts, i);
+                let (part, i) = place(parts, order(i));
                 part.row_bf16(i, out).unwrap_or_else(fail);
             };
             PackedBf16::pack(rows, columns, pool, &fill).map(Matrix::Bf16).map_err(|e| memory(e.bytes))
         }
         Packing::Stored(kind) => {
             let fill = |i: usize, out: &mut [u8]| {
-                let (part, i) = place(parts, i);
+                let (part, i) = place(parts, order(i));
                 part.row_bytes(i, out).unwrap_or_else(fail);
             };
             PackedQuant::pack(kind, rows, columns, pool, &fill).map(Matrix::Quant).map_err(refused)
         }
         Packing::Made(kind) => {
             let fill = |i: usize, out: &mut [f32]| {
-                let (part, i) = place(parts, i);
+                let (part, i) = place(parts, order(i));
                 part.row_f32(i, out).unwrap_or_else(fail);
             };
             PackedQuant::quantise(kind, rows, columns, pool, &fill).map(Matrix::Quant).map_err(refused)

@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::cpu::CpuExecutor;
 use crate::error::{Error, Result};
 use crate::matrix::Matrix;
+use crate::parameter::Parameter;
 use crate::source::{Checkpoint, ModelSource};
 use crate::weights::Weights;
 
@@ -57,7 +58,8 @@ impl Model {
     /// The same from an open checkpoint.
     pub fn of(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Model> {
         let pool = Pool::new(options.threads);
-        let weights = Weights::load(checkpoint, |parts| Matrix::pack(parts, options.weights, &pool), options.progress)?;
+        let pack = |parts: &[Parameter], gated| Matrix::pack(parts, gated, options.weights, &pool);
+        let weights = Weights::load(checkpoint, pack, options.progress)?;
         Ok(Model { config: checkpoint.config().clone(), weights: Arc::new(weights) })
     }
 

@@ -7,6 +7,8 @@ pub(crate) struct Stack {
     pub parts: Vec<(&'static str, usize)>,
     pub inputs: usize,
     pub bias: bool,
+    /// The first half of the outputs are gates of the second.
+    pub gated: bool,
 }
 
 /// What a layer consists of, below `model.layers.N.`.
@@ -39,10 +41,10 @@ impl LayerNames {
         const PRE_MLP: &str = "pre_feedforward_layernorm";
         const POST_MLP: &str = "post_feedforward_layernorm";
         LayerNames {
-            qkv: Stack { parts: qkv, inputs: hidden, bias: qkv_bias },
-            o: Stack { parts: vec![("self_attn.o_proj", hidden)], inputs: q, bias: o_bias },
-            gate_up: Stack { parts: gate_up, inputs: hidden, bias: false },
-            down: Stack { parts: vec![("mlp.down_proj", hidden)], inputs: intermediate, bias: false },
+            qkv: Stack { parts: qkv, inputs: hidden, bias: qkv_bias, gated: false },
+            o: Stack { parts: vec![("self_attn.o_proj", hidden)], inputs: q, bias: o_bias, gated: false },
+            gate_up: Stack { parts: gate_up, inputs: hidden, bias: false, gated: true },
+            down: Stack { parts: vec![("mlp.down_proj", hidden)], inputs: intermediate, bias: false, gated: false },
             norms: match norms {
                 // What follows the attention there is the norm before the MLP.
                 NormPlace::Before => [Some(IN), None, Some(ATTENTION), None],
@@ -76,7 +78,7 @@ pub(crate) fn parameters(config: &Config) -> impl Iterator<Item = (String, Vec<u
     let names = LayerNames::of(config);
     let in_layers = (0..layers).flat_map(move |l| {
         let mut all = Vec::new();
-        for Stack { parts, inputs, bias } in [&names.qkv, &names.o, &names.gate_up, &names.down] {
+        for Stack { parts, inputs, bias, .. } in [&names.qkv, &names.o, &names.gate_up, &names.down] {
             for &(part, outputs) in parts {
                 all.push((in_layer(l, part, "weight"), vec![outputs, *inputs]));
                 if *bias {

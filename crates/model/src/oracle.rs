@@ -14,7 +14,7 @@ use crate::model::{Model, context_of};
 use crate::parameter::Parameter;
 use crate::rope::Rotation;
 use crate::source::{Checkpoint, ModelSource};
-use crate::weights::Weights;
+use crate::weights::{Part, Weights};
 
 /// Computes every step in f32, from weights exactly as the file holds them.
 pub struct OracleExecutor {
@@ -33,7 +33,7 @@ impl OracleExecutor {
 
     /// The same from an open checkpoint.
     pub fn read(checkpoint: &Checkpoint, chunks: u32, context: Option<usize>) -> Result<OracleExecutor> {
-        let weights = Weights::load(checkpoint, Dense::read, &|_, _| ())?;
+        let weights = Weights::load(checkpoint, |parts, _| Dense::read(parts), &|_, _| ())?;
         OracleExecutor::with_weights(checkpoint.config().clone(), weights, chunks, context)
     }
 
@@ -241,13 +241,13 @@ impl Ops for Scalar {
         }
     }
 
-    fn round(&self, x: &[f32], out: &mut Vec<f32>) {
+    fn round(&self, x: &[f32], _: &Dense, out: &mut Vec<f32>) {
         out.clear();
         out.extend_from_slice(x);
     }
 
-    fn norm(&self, x: &[f32], weight: &[f32], out: &mut Vec<f32>) {
-        self.round(x, out);
+    fn norm(&self, x: &[f32], weight: &[f32], matrix: &Dense, out: &mut Vec<f32>) {
+        self.round(x, matrix, out);
         self.norm_in_place(out, weight);
     }
 
@@ -333,7 +333,7 @@ impl Ops for Scalar {
         }
     }
 
-    fn attend(&mut self, layer: usize, plan: &StepPlan, q: &[f32], out: &mut Vec<f32>) {
+    fn attend(&mut self, layer: usize, plan: &StepPlan, q: &[f32], _: &Dense, out: &mut Vec<f32>) {
         let Config { heads, kv_heads, head_dim, .. } = self.config;
         out.resize(q.len(), 0.0);
         for (i, (query, out)) in q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)).enumerate() {
@@ -342,7 +342,7 @@ impl Ops for Scalar {
         }
     }
 
-    fn gate_mul(&self, gate_up: &[f32], out: &mut Vec<f32>) {
+    fn gate(&self, input: &mut Vec<f32>, rows: usize, mlp: &Part<Dense>, gate_up: &mut Vec<f32>) {
         let activate: fn(f32) -> f32 = match self.config.block.activation {
             Activation::Silu => |x| x / (1.0 + (-x).exp()),
             Activation::GeluTanh => |x| {
@@ -350,10 +350,12 @@ impl Ops for Scalar {
                 0.5 * x * (1.0 + (slope * (x + 0.044715 * x * x * x)).tanh())
             },
         };
-        out.clear();
+        gate_up.resize(rows * 2 * self.config.intermediate, 0.0);
+        self.matmul(input, rows, &mlp.input.matrix, gate_up);
+        input.clear();
         for row in gate_up.chunks_exact(2 * self.config.intermediate) {
             let (gate, up) = row.split_at(self.config.intermediate);
-            out.extend(gate.iter().zip(up).map(|(g, u)| activate(*g) * u));
+            input.extend(gate.iter().zip(up).map(|(g, u)| activate(*g) * u));
         }
     }
 

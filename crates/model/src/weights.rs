@@ -42,11 +42,11 @@ impl<M> Weights<M> {
         self.output.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Reads everything. `pack` makes one matrix of parameters that lie one below the other; `progress(done, total)`
-    /// hears of every matrix, in bytes of the files.
+    /// Reads everything. `pack` makes one matrix of parameters that lie one below the other, of which the first half of the
+    /// outputs may be gates of the second; `progress(done, total)` hears of every matrix, in bytes of the files.
     pub fn load(
         checkpoint: &Checkpoint,
-        pack: impl Fn(&[Parameter]) -> Result<M>,
+        pack: impl Fn(&[Parameter], bool) -> Result<M>,
         progress: &dyn Fn(u64, u64),
     ) -> Result<Weights<M>> {
         Loader { checkpoint, pack, progress, done: 0, total: checkpoint.bytes() }.load()
@@ -92,11 +92,11 @@ struct Loader<'a, P> {
 impl<P> Loader<'_, P> {
     fn load<M>(mut self) -> Result<Weights<M>>
     where
-        P: Fn(&[Parameter]) -> Result<M>,
+        P: Fn(&[Parameter], bool) -> Result<M>,
     {
         let c = self.checkpoint.config().clone();
         let names = LayerNames::of(&c);
-        let embedding = self.matrix(&["model.embed_tokens.weight".into()], &[c.vocab], c.hidden)?;
+        let embedding = self.matrix(&["model.embed_tokens.weight".into()], &[c.vocab], c.hidden, false)?;
         let mut layers = Vec::with_capacity(c.layers);
         for l in 0..c.layers {
             let [before, after, mlp_before, mlp_after] =
@@ -124,18 +124,19 @@ impl<P> Loader<'_, P> {
             });
         }
         let final_norm = self.norm(Some("model.norm.weight".into()), c.hidden)?.unwrap_or_default();
-        let output = if c.tied { None } else { Some(self.matrix(&["lm_head.weight".into()], &[c.vocab], c.hidden)?) };
+        let output =
+            if c.tied { None } else { Some(self.matrix(&["lm_head.weight".into()], &[c.vocab], c.hidden, false)?) };
         (self.progress)(self.total, self.total);
         Ok(Weights { embedding, layers, final_norm, output })
     }
 
     fn linear<M>(&mut self, l: usize, stack: &Stack) -> Result<Linear<M>>
     where
-        P: Fn(&[Parameter]) -> Result<M>,
+        P: Fn(&[Parameter], bool) -> Result<M>,
     {
         let named = |kind| stack.parts.iter().map(move |(part, _)| in_layer(l, part, kind)).collect::<Vec<_>>();
         let outputs: Vec<usize> = stack.parts.iter().map(|(_, outputs)| *outputs).collect();
-        let matrix = self.matrix(&named("weight"), &outputs, stack.inputs)?;
+        let matrix = self.matrix(&named("weight"), &outputs, stack.inputs, stack.gated)?;
         let mut bias = stack.bias.then(Vec::new);
         if let Some(bias) = &mut bias {
             for (name, n) in named("bias").iter().zip(outputs) {
@@ -146,14 +147,14 @@ impl<P> Loader<'_, P> {
     }
 
     /// The matrices one below the other.
-    fn matrix<M>(&mut self, names: &[String], outputs: &[usize], inputs: usize) -> Result<M>
+    fn matrix<M>(&mut self, names: &[String], outputs: &[usize], inputs: usize, gated: bool) -> Result<M>
     where
-        P: Fn(&[Parameter]) -> Result<M>,
+        P: Fn(&[Parameter], bool) -> Result<M>,
     {
         let shapes = names.iter().zip(outputs);
         let parts = shapes.map(|(name, &outputs)| self.checkpoint.parameter(name, &[outputs, inputs]));
         let parts = parts.collect::<Result<Vec<_>>>()?;
-        let matrix = (self.pack)(&parts)?;
+        let matrix = (self.pack)(&parts, gated)?;
         self.done += parts.iter().map(Parameter::bytes).sum::<u64>();
         (self.progress)(self.done, self.total);
         Ok(matrix)

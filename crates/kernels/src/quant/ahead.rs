@@ -29,6 +29,37 @@ pub(crate) unsafe fn ask_for_group<S: Dots, F: Form>(codes: *const u32, heads: *
     }
 }
 
+/// The same where several panels are read side by side, each a stream that the hardware follows by itself: well enough alone
+/// where a group takes no more instructions than its bytes take time. Measured on Zen 5 (one thread, weights from memory): one row
+/// of Q4_K 1.1, of Q5_K 1.35, of Q6_K 1.12 times as fast with 3 KiB, two rows 1.35 times; less with 2 and 4.5 KiB; Q8_0 slower.
+const STREAM_AHEAD: usize = 3072;
+
+/// Asks for what comes later of each of the panels: of group `g`, and of the heads of the next block.
+///
+/// # Safety
+/// The ISA of `S` is available.
+#[inline(always)]
+pub(crate) unsafe fn ask_for_streams<S: Dots, F: Form>(
+    (codes, codes_apart): (*const u32, usize),
+    (heads, heads_apart): (*const u16, usize),
+    g: usize,
+    panels: usize,
+) {
+    for p in 0..panels {
+        let codes = codes.wrapping_add(p * codes_apart).wrapping_byte_add(STREAM_AHEAD);
+        // SAFETY: any address is allowed.
+        unsafe {
+            for line in (0..F::CODES).step_by(PANEL) {
+                S::prefetch_near(codes.wrapping_add(line).cast());
+            }
+            // Too few lines for the hardware to see that they go on.
+            if F::AT_ONCE > 1 && g.is_multiple_of(2) {
+                S::prefetch_near(heads.wrapping_add(p * heads_apart + F::HEADS + g * PANEL).cast());
+            }
+        }
+    }
+}
+
 /// Addresses from and to which something lies.
 type Place = [usize; 2];
 

@@ -2,7 +2,6 @@
 #![expect(unsafe_op_in_unsafe_fn, reason = "each operation is a few intrinsics under the contract of `Simd`")]
 
 use super::half;
-use super::packed::GROUP;
 use crate::simd::{Portable, ROUND, Simd};
 
 /// Sums of products of four bytes, or two 16-bit integers, at a time; lanes are outputs.
@@ -39,7 +38,7 @@ pub(crate) trait Dots: Simd {
     unsafe fn float(x: Self::I) -> Self::F;
     /// Four activations for all lanes.
     unsafe fn four(p: *const u32) -> Self::I;
-    /// Before the first product; `sums` as in [`super::rows::Group`].
+    /// Before the first product; `sums` is the one of [`super::rows::Starts`].
     unsafe fn start<const WIDE: bool>(sums: *const u32, centre: i16) -> Self::I;
     /// Adds the products of four codes `w` and four activations `x`.
     unsafe fn dot<const WIDE: bool>(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
@@ -102,21 +101,6 @@ pub(crate) trait Dots: Simd {
     /// With [`Dots::DIGITS`]: adds 128 times the sum of each four of signed bytes.
     unsafe fn add_codes(_acc: Self::I, _w: *const u8) -> Self::I {
         unreachable!("codes are widened")
-    }
-
-    /// `x * inverse` (at most 127 in size) as signed bytes, ties to even, and [`super::rows::Group::halves`].
-    #[inline(always)]
-    unsafe fn encode(x: &[f32; GROUP], inverse: f32) -> ([u32; GROUP / 4], [u32; 2]) {
-        let codes = x.map(|x| (x * inverse + ROUND).to_bits() as i8);
-        let halves = codes.as_chunks::<{ GROUP / 2 }>().0.iter().map(|half| {
-            let sum =
-                |at: usize| (0..4).map(|four| half[4 * four + at] as i16 + half[4 * four + at + 1] as i16).sum::<i16>();
-            sum(0) as u16 as u32 | (sum(2) as u16 as u32) << 16
-        });
-        let mut sums = [0; 2];
-        sums.iter_mut().zip(halves).for_each(|(sum, half)| *sum = half);
-        let words = std::array::from_fn(|i| u32::from_le_bytes(std::array::from_fn(|j| codes[4 * i + j] as u8)));
-        (words, sums)
     }
 }
 
@@ -258,7 +242,7 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::ptr;
 
-    use super::{Dots, GROUP};
+    use super::Dots;
     use crate::simd::{Avx2, Avx512, ROUND, Simd};
 
     /// Its argument. Left to itself, the compiler turns chains of additions into trees, whose leaves it keeps in memory.
@@ -422,28 +406,6 @@ mod x86 {
         [within 0 "" a b c d] [apart 1 " + {line}" e f g h] [apart 2 " + 2 * {line}" i j k l]
         [within 3 " + {line3}" m n o p] [apart 4 () q r s t] [apart 5 () u v y z]);
 
-    #[target_feature(enable = "avx2")]
-    #[inline]
-    fn encode(x: &[f32; GROUP], inverse: f32) -> ([u32; GROUP / 4], [u32; 2]) {
-        let inverse = _mm256_set1_ps(inverse);
-        let mut eights = [_mm256_setzero_si256(); 4];
-        for (eight, x) in eights.iter_mut().zip(x.as_chunks::<8>().0) {
-            // SAFETY: eight elements.
-            *eight = _mm256_cvtps_epi32(_mm256_mul_ps(unsafe { _mm256_loadu_ps(x.as_ptr()) }, inverse));
-        }
-        let [a, b, c, d] = eights;
-        // Fours of a, b, c, d, their first ones in the lower half.
-        let bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
-        let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-        let twos = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
-        let sums = _mm256_add_epi16(twos, _mm256_shuffle_epi32::<0b01_00_11_10>(twos));
-        let sums = _mm256_add_epi16(sums, _mm256_shuffle_epi32::<0b10_11_00_01>(sums));
-        let mut codes = [0; GROUP / 4];
-        // SAFETY: 32 bytes.
-        unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), bytes) };
-        (codes, [_mm256_extract_epi32::<0>(sums) as u32, _mm256_extract_epi32::<4>(sums) as u32])
-    }
-
     /// Narrow sums are in 16 bits, two for an output. Wide products of two are exact in 16 bits (`127 * 128 * 2`) where
     /// the codes' signs are moved to the activations. With VNNI, all is as with [`Avx512`].
     impl<const VNNI: bool> Dots for Avx2<VNNI> {
@@ -504,14 +466,12 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn start<const WIDE: bool>(sums: *const u32, centre: i16) -> __m256i {
-            let sums = _mm256_set1_epi32(*sums as i32);
             if VNNI {
-                let centre = if WIDE { 128 } else { centre };
-                _mm256_madd_epi16(sums, _mm256_set1_epi16(-centre))
+                chain(Self::four(sums))
             } else if WIDE {
                 _mm256_setzero_si256()
             } else {
-                _mm256_mullo_epi16(sums, _mm256_set1_epi16(-centre))
+                _mm256_mullo_epi16(Self::four(sums), _mm256_set1_epi16(-centre))
             }
         }
         #[inline(always)]
@@ -565,10 +525,6 @@ mod x86 {
                 *pair = _mm256_srai_epi16::<8>(if SECOND { codes } else { _mm256_slli_epi16::<8>(codes) });
             }
             add_products_of_pairs::<ROW, R, V>(acc, pairs, x);
-        }
-        #[inline(always)]
-        unsafe fn encode(x: &[f32; GROUP], inverse: f32) -> ([u32; GROUP / 4], [u32; 2]) {
-            encode(x, inverse)
         }
     }
 
@@ -631,9 +587,8 @@ mod x86 {
             _mm512_set1_epi32(*p as i32)
         }
         #[inline(always)]
-        unsafe fn start<const WIDE: bool>(sums: *const u32, centre: i16) -> __m512i {
-            let centre = if WIDE { 128 } else { centre };
-            _mm512_madd_epi16(_mm512_set1_epi32(*sums as i32), _mm512_set1_epi16(-centre))
+        unsafe fn start<const WIDE: bool>(sums: *const u32, _: i16) -> __m512i {
+            in_order(Self::four(sums))
         }
         #[inline(always)]
         unsafe fn dot<const WIDE: bool>(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
@@ -735,10 +690,6 @@ mod x86 {
         #[inline(always)]
         unsafe fn add_codes(acc: __m512i, w: *const u8) -> __m512i {
             add_products_of_bytes(acc, _mm512_set1_epi8(-128), Self::words(w.cast()))
-        }
-        #[inline(always)]
-        unsafe fn encode(x: &[f32; GROUP], inverse: f32) -> ([u32; GROUP / 4], [u32; 2]) {
-            encode(x, inverse)
         }
     }
 }

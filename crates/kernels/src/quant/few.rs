@@ -5,12 +5,12 @@ use std::mem::MaybeUninit;
 
 use super::PackedQuant;
 use super::QuantKind::{self, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
-use super::ahead::ask_for_group;
+use super::ahead::{ask_for_group, ask_for_streams};
 use super::block::MAX_LEN;
 use super::dots::Dots;
-use super::kernel::{NOWHERE, add_scaled, add_step, start, unroll};
+use super::kernel::{add_scaled, add_step, start, unroll};
 use super::packed::GROUP;
-use super::rows::Group;
+use super::rows::{Group, start_of};
 use super::unpack::{By4, By4Min, By5, By5Min, By6, By8, Form, HEADS, Heads, Packed, unpack_heads};
 use crate::Isa;
 use crate::simd::{FarRows, PANEL, at};
@@ -167,8 +167,8 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
     // From a panel's codes and heads to those of the next.
     let (codes_apart, heads_apart) = (apart * groups * F::CODES, apart * (groups / F::BLOCK) * F::HEADS);
     let panels = V * S::LANES / PANEL;
-    // To load what is kept of it gains nothing where weights come from memory.
-    let centre = (F::KIND.centre() as i16, NOWHERE);
+    let centre = F::KIND.centre() as i16;
+    let centre = (centre, start_of::<S>(centre, if halves == 2 { Some(0) } else { None }));
     // SAFETY: the contract above.
     unsafe {
         let codes = w.codes().as_ptr().add(panel * groups * F::CODES);
@@ -186,18 +186,11 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
                 let (codes, x) = (codes.add((first + g) * F::CODES), x.after(first + g));
                 if panels == 1 {
                     ask_for_group::<S, F>(codes, heads, of_block + g);
-                } else if F::AT_ONCE > 1 && g % 2 == 0 {
-                    // Too few lines for the hardware to see that they go on.
-                    for p in 0..panels {
-                        S::prefetch_near(heads.wrapping_add(p * heads_apart + F::HEADS + g * PANEL).cast());
-                    }
+                } else if F::BLOCK > 1 {
+                    ask_for_streams::<S, F>((codes, codes_apart), (heads, heads_apart), g, panels);
                 }
                 for half in 0..halves {
-                    let mut dots = if halves == 2 {
-                        start::<S, WIDE, true, R, V>(centre, x, half)
-                    } else {
-                        start::<S, WIDE, false, R, V>(centre, x, half)
-                    };
+                    let mut dots = start::<S, WIDE, R, V>(centre, x, half);
                     unroll!(s in 0 1 2 3 4 5 6 7 {
                         if s < steps {
                             let s = half * steps + s;

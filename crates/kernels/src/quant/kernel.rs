@@ -1,11 +1,9 @@
 //! Rows of activations against a piece of some panels.
 
-use std::mem::offset_of;
-
 use super::QuantKind::{Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
 use super::dots::Dots;
 use super::packed::GROUP;
-use super::rows::Group;
+use super::rows::{Group, start_of};
 use super::unpack::{Bytes, Codes, Piece, ROOM};
 use crate::Isa;
 use crate::simd::{FarRows, PANEL, at, block_sizes};
@@ -154,9 +152,11 @@ unsafe fn block<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bool,
     x: FarRows<Group>,
     sums: Sums,
 ) -> usize {
-    // Here and not where it is used: formats share this code, and looking it up would take a jump for every row and
+    // Here and not where they are used: formats share this code, and looking it up would take a jump for every row and
     // group.
-    let centre = (std::hint::black_box(piece.centre), std::hint::black_box(kept(piece.centre)));
+    let centre = std::hint::black_box(piece.centre);
+    let starts = std::hint::black_box(start_of::<S>(piece.centre, if HALVES { Some(0) } else { None }));
+    let centre = (centre, starts);
     // SAFETY: the contract above.
     unsafe {
         let mut acc = [[S::splat(0.0); V]; R];
@@ -213,7 +213,7 @@ unsafe fn add_sums<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
     // SAFETY: the contract above.
     unsafe {
         let codes = piece.codes.add(g * GROUP / 4 * PANEL);
-        let mut dots = start::<S, WIDE, HALVES, R, V>(centre, x, half);
+        let mut dots = start::<S, WIDE, R, V>(centre, x, half);
         if const { S::LANES == PANEL } {
             unroll!(s in 0 1 2 3 4 5 6 7 {
                 if s < steps {
@@ -231,26 +231,13 @@ unsafe fn add_sums<S: Dots, const WIDE: bool, const HALVES: bool, const LIFT: bo
     }
 }
 
-/// Where a group keeps what sums of products with codes around this centre begin with, in bytes.
-const fn kept(centre: i16) -> usize {
-    let i = match centre {
-        8 => 0,
-        128 => 1,
-        _ => return NOWHERE,
-    };
-    offset_of!(Group, starts) + i * size_of::<i32>()
-}
-
-/// It is worked out.
-pub(crate) const NOWHERE: usize = usize::MAX;
-
-/// What the products of a group or one of its halves are added to: what is [`kept`] of the centre.
+/// What the products of a group or one of its halves are added to: `centre` and which of the [`super::rows::Starts`].
 ///
 /// # Safety
 /// The ISA of `S` is available; x has `R` rows.
 #[inline(always)]
-pub(crate) unsafe fn start<S: Dots, const WIDE: bool, const HALVES: bool, const R: usize, const V: usize>(
-    (centre, kept): (i16, usize),
+pub(crate) unsafe fn start<S: Dots, const WIDE: bool, const R: usize, const V: usize>(
+    (centre, which): (i16, usize),
     x: FarRows<Group>,
     half: usize,
 ) -> [[S::I; V]; R] {
@@ -258,13 +245,8 @@ pub(crate) unsafe fn start<S: Dots, const WIDE: bool, const HALVES: bool, const 
     unsafe {
         let mut dots = [[S::four(&0); V]; R];
         for (r, dots) in dots.iter_mut().enumerate() {
-            let x = x.row(r);
-            if S::FLIPS && !HALVES && kept != NOWHERE {
-                *dots = [S::four(x.byte_add(kept).cast()); V];
-                continue;
-            }
-            let sum = if HALVES { &raw const (*x).halves[half] } else { &raw const (*x).whole };
-            *dots = [S::start::<WIDE>(sum, centre); V];
+            let starts = (&raw const (*x.row(r)).starts).cast::<u32>();
+            *dots = [S::start::<WIDE>(starts.add(which + half), centre); V];
         }
         dots
     }

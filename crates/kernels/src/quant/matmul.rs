@@ -4,16 +4,18 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use super::ahead::Due;
+use super::bytes::Encode;
 use super::dots::Dots;
 use super::few::{STREAMS, few_of, few_rows};
+use super::gated::{self, Gated};
 use super::kernel::{Outputs, ROWS, Sums, TILE_ROWS, add_products};
 use super::packed::GROUP;
-use super::rows::Group;
+use super::rows::{Group, RowsMut};
 use super::unpack::{GROUPS, PANELS, Unpacked, panels_at_once, unpack, unpack_codes};
 use super::{PackedQuant, QuantRows};
 use crate::buffer::{SharedMut, Words};
 use crate::simd::{FarRows, PANEL, isa_entry};
-use crate::{Isa, Pool};
+use crate::{Activation, Isa, Pool};
 
 /// Panels that one tile handles at most.
 const TILE_PANELS: usize = 8;
@@ -30,10 +32,18 @@ struct Job<'a> {
     /// Groups of a row.
     groups: usize,
     w: &'a PackedQuant,
-    y: SharedMut<f32>,
-    /// Elements of y from one row to the next.
-    stride: usize,
-    add: bool,
+    end: End,
+}
+
+/// What becomes of the products.
+enum End {
+    /// They are y, or added to it; elements from one row to the next.
+    Products {
+        y: SharedMut<f32>,
+        stride: usize,
+        add: bool,
+    },
+    Gated(Gated),
 }
 
 #[derive(Clone, Copy)]
@@ -57,14 +67,35 @@ thread_local! {
 /// When a length does not fit or the machine cannot run `isa`.
 pub fn matmul_quant(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, y: &mut [f32], stride: usize, add: bool) {
     isa.require();
-    let (rows, n, k) = (x.rows(), w.n(), w.k());
+    let (rows, n) = (x.rows(), w.n());
     if rows == 0 || n == 0 {
         return;
     }
-    assert_eq!(x.k(), k, "inputs");
     let end = (rows - 1).checked_mul(stride).and_then(|last| last.checked_add(n));
     assert!(stride >= n && end.is_some_and(|end| end <= y.len()), "{rows} rows of {n}, {stride} apart, in {}", y.len());
-    let job = Job { x: x.groups(), groups: k / GROUP, w, y: SharedMut::new(y), stride, add };
+    multiply(isa, pool, x, w, End::Products { y: SharedMut::new(y), stride, add });
+}
+
+/// `out = activation(x gate^T) * (x up^T)`. w is `[2 n][k]`, 32 rows of the gate and 32 of up in turns; out is `[rows][n]`. The
+/// bits are those of [`matmul_quant`] and [`gate_mul`](crate::gate_mul), which would write the products to memory.
+///
+/// # Panics
+/// When a length does not fit or the machine cannot run `isa`.
+pub fn gated_quant(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, activation: Activation, out: RowsMut<'_>) {
+    isa.require();
+    let width = w.n() / 2;
+    assert!(w.n().is_multiple_of(2 * gated::TURN), "{} outputs, {} of each in turns", w.n(), gated::TURN);
+    let out = out.target(isa, x.rows(), width);
+    if x.rows() > 0 && width > 0 {
+        multiply(isa, pool, x, w, End::Gated(Gated { activation, out, width }));
+    }
+}
+
+/// There are rows and outputs, and the latter have room.
+fn multiply(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, end: End) {
+    let (rows, n, k) = (x.rows(), w.n(), w.k());
+    assert_eq!(x.k(), k, "inputs");
+    let job = Job { x: x.groups_for(isa), groups: k / GROUP, w, end };
     let panels = n.div_ceil(PANEL);
     // Several tiles per thread where there is enough to do; fewer rows at GROUPS only when panels do not suffice.
     let want = if pool.threads() == 1 { 1 } else { pool.threads() * 4 };
@@ -73,7 +104,7 @@ pub fn matmul_quant(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, y: &m
         (false, true) => (PANELS, TILE_PANELS),
         (false, false) => (1, TILE_PANELS),
     };
-    let wide = (panels / want).clamp(1, most).next_multiple_of(at_once);
+    let wide = (panels / want).clamp(1, most).next_multiple_of(job.end.together(at_once));
     let columns = panels.div_ceil(wide);
     let tall = (rows * columns / want).clamp(24, TILE_ROWS).next_multiple_of(8);
     let bands = rows.div_ceil(tall);
@@ -96,14 +127,14 @@ isa_entry!(fn run_tile(job: &Job<'_>, tile: Tile, sums: &mut [f32]) = tile_rows,
 /// # Safety
 /// The ISA of `S` is available; the tile lies inside the job; `sums` has 16 elements for each of its rows and panels.
 #[inline(always)]
-unsafe fn tile_rows<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
+unsafe fn tile_rows<S: Encode>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
     let rows = tile.rows.1 - tile.rows.0;
     // Where x does not stay in the cache from panel to panel, its part for several at once does.
     let stays = rows * job.groups * size_of::<Group>() <= L2_BYTES;
     let few = rows <= few_of(S::ISA, job.w.kind()) && (stays || rows <= FEW_ROWS);
     let many = match few {
         true => FEW_PANELS,
-        false if stays => panels_at_once::<S>(),
+        false if stays => job.end.together(panels_at_once::<S>()),
         false => TILE_PANELS,
     };
     // SAFETY: passed on.
@@ -112,34 +143,52 @@ unsafe fn tile_rows<S: Dots>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
             let panels = (first, tile.panels.1.min(first + many));
             let x = FarRows::new(job.x.as_ptr().add(tile.rows.0 * job.groups), job.groups);
             let part = &mut sums[..(panels.1 - panels.0) * rows * PANEL];
-            if !few {
+            if few {
+                few_rows::<S>(job.w, panels, x, rows, part.as_mut_ptr());
+            } else {
                 many_rows::<S>(job, panels, tile.panels.1, x, tile.rows, part);
-                continue;
             }
-            few_rows::<S>(job.w, panels, x, rows, part.as_mut_ptr());
-            for (panel, part) in part.chunks_exact(rows * PANEL).enumerate() {
-                let outputs = job.outputs(tile.rows.0, first + panel);
-                for (row, sums) in part.chunks_exact(PANEL).enumerate() {
-                    for v in (0..PANEL).step_by(S::LANES) {
-                        outputs.put::<S>(row, v, S::load(sums.as_ptr().add(v)));
+            match &job.end {
+                End::Gated(gated) => gated.put::<S>(part, rows, tile.rows.0, first),
+                End::Products { .. } if few => {
+                    for (panel, part) in part.chunks_exact(rows * PANEL).enumerate() {
+                        let Some(outputs) = job.end.outputs(job.w, tile.rows.0, first + panel) else { continue };
+                        for (row, sums) in part.chunks_exact(PANEL).enumerate() {
+                            for v in (0..PANEL).step_by(S::LANES) {
+                                outputs.put::<S>(row, v, S::load(sums.as_ptr().add(v)));
+                            }
+                        }
                     }
                 }
+                End::Products { .. } => {}
             }
         }
     }
 }
 
-impl Job<'_> {
-    /// Those of the rows and panels from these on.
-    fn outputs(&self, row: usize, panel: usize) -> Outputs {
-        let Job { stride, add, .. } = *self;
-        let at = self.y.get().wrapping_add(row * stride + panel * PANEL);
-        Outputs { at, stride, columns: self.w.n() - panel * PANEL, add }
+impl End {
+    /// How many panels have to be there together, if so many are taken at once.
+    fn together(&self, at_once: usize) -> usize {
+        match self {
+            End::Products { .. } => at_once,
+            End::Gated(_) => at_once.next_multiple_of(2 * gated::TURN / PANEL),
+        }
+    }
+
+    /// Where products of the rows and panels from these on go as they are.
+    fn outputs(&self, w: &PackedQuant, row: usize, panel: usize) -> Option<Outputs> {
+        match *self {
+            End::Products { ref y, stride, add } => {
+                let at = y.get().wrapping_add(row * stride + panel * PANEL);
+                Some(Outputs { at, stride, columns: w.n() - panel * PANEL, add })
+            }
+            End::Gated(_) => None,
+        }
     }
 }
 
-/// Writes the outputs of some rows and panels, of a tile that ends with panel `last`; x is from the first of the rows on, and
-/// `sums` have `[panels][rows][16]`.
+/// Adds up the products of some rows and panels, of a tile that ends with panel `last`; x is from the first of the rows on, and
+/// `sums` have `[panels][rows][16]`, which are there at the end where nothing else becomes of them.
 ///
 /// # Safety
 /// The ISA of `S` is available; the panels are there, and the rows; nobody else writes their outputs.
@@ -173,13 +222,13 @@ unsafe fn many_rows<S: Dots>(
                 Due::nothing()
             };
             let panels = pair(first, panels.1);
-            let mut outputs = job.outputs(row, first);
-            outputs.columns = outputs.columns.min((panels.1 + 1 - first) * PANEL);
+            let outputs = job.end.outputs(job.w, row, first).filter(|_| group + groups == job.groups);
+            let columns = (panels.1 + 1 - first) * PANEL;
             let sums = Sums {
                 first: group == 0,
                 at: sums.as_mut_ptr(),
                 apart: (panels.1 - first) * rows * PANEL,
-                end: (group + groups == job.groups).then_some(outputs),
+                end: outputs.map(|outputs| Outputs { columns: outputs.columns.min(columns), ..outputs }),
             };
             // SAFETY: passed on; what is unpacked is written before it is read.
             unsafe {

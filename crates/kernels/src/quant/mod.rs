@@ -3,19 +3,21 @@
 
 mod ahead;
 mod block;
+pub(crate) mod bytes;
 pub(crate) mod dots;
 mod encode;
 mod few;
+mod gated;
 mod half;
 mod kernel;
 mod kind;
 mod matmul;
-mod packed;
+pub(crate) mod packed;
 pub(crate) mod reference;
-mod rows;
+pub(crate) mod rows;
 mod unpack;
 
 pub use kind::QuantKind;
-pub use matmul::matmul_quant;
+pub use matmul::{gated_quant, matmul_quant};
 pub use packed::{PackedQuant, QuantError};
-pub use rows::QuantRows;
+pub use rows::{QuantRows, RowsMut};

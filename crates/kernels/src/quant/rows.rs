@@ -4,22 +4,30 @@ use crate::buffer::SharedMut;
 use crate::simd::isa_entry;
 use crate::{Isa, Pool, bf16};
 
+use super::bytes::Encode;
 use super::dots::Dots;
 use super::packed::GROUP;
 
 /// Rows of activations, every 32 elements of a row as signed bytes under one f32 scale: `x = scale * code`. What a row
-/// becomes depends on that row alone, and is the same on every ISA path.
+/// becomes depends on that row alone, and is the same on every ISA path; what is kept beside it is for one.
 ///
 /// Quantised once, used for every matrix that multiplies the same input, whatever its format.
 #[derive(Default)]
 pub struct QuantRows {
     rows: usize,
     k: usize,
+    isa: Option<Isa>,
     groups: Vec<Group>,
 }
 
-/// 32 elements.
-#[derive(Clone, Copy, Default)]
+impl PartialEq for QuantRows {
+    fn eq(&self, other: &QuantRows) -> bool {
+        (self.rows, self.k, self.isa) == (other.rows, other.k, other.isa) && self.groups() == other.groups()
+    }
+}
+
+/// 32 elements. No power of two of bytes: rows would share the sets of caches.
+#[derive(Clone, Copy, Default, PartialEq)]
 #[repr(C)]
 pub(crate) struct Group {
     /// -127 to 127, four to a word.
@@ -28,12 +36,57 @@ pub(crate) struct Group {
     pub scale: f32,
     /// `scale` times the sum of the codes.
     pub sum: f32,
-    /// Sums of the codes of the first and the second 16, and of all: two of 16 bits in each word, the lower for
-    /// elements 0 and 1 of the fours and the upper for 2 and 3.
-    pub halves: [u32; 2],
-    pub whole: u32,
-    /// Minus 8 and minus 128 times the sum of the codes.
-    pub starts: [i32; 2],
+    pub starts: Starts,
+}
+
+/// What the sums of products with codes that have a centre begin with.
+///
+/// With [`Dots::FLIPS`]: minus 8, 16 and 128 times the sum of the codes, and minus 32 times that of the first 16 and of the
+/// second. Else the sums of the first 16, the second 16 and all, each as two of 16 bits in a word, the lower for elements 0
+/// and 1 of the fours and the upper for 2 and 3.
+pub(crate) type Starts = [u32; 5];
+
+/// Which of [`Starts`] is that for codes around this centre, in `half` a group where there is one for each.
+pub(crate) const fn start_of<S: Dots>(centre: i16, half: Option<usize>) -> usize {
+    match (S::FLIPS, half, centre) {
+        (false, Some(half), _) => half,
+        (false, None, _) => 2,
+        (true, Some(half), _) => 3 + half,
+        (true, None, 8) => 0,
+        (true, None, 16) => 1,
+        (true, None, _) => 2,
+    }
+}
+
+/// Rows of activations to be written, as a matrix reads them.
+pub enum RowsMut<'a> {
+    /// For weights in bf16: `[rows][k]`, rounded.
+    Bf16(&'a mut [u16]),
+    /// For others: rounded to bf16 as well, and then to what the integer products take.
+    Quant(&'a mut QuantRows),
+}
+
+/// The same with room for them.
+#[derive(Clone, Copy)]
+pub(crate) enum Target {
+    Bf16(SharedMut<u16>),
+    Quant(SharedMut<Group>),
+}
+
+impl RowsMut<'_> {
+    /// For so many rows of `k` elements on the path `isa`.
+    ///
+    /// # Panics
+    /// When the length does not fit, or `k` is not a multiple of 32 where it has to be.
+    pub(crate) fn target(self, isa: Isa, rows: usize, k: usize) -> Target {
+        match self {
+            RowsMut::Bf16(out) => {
+                assert_eq!(out.len(), rows * k, "{rows} rows of {k}");
+                Target::Bf16(SharedMut::new(out))
+            }
+            RowsMut::Quant(out) => Target::Quant(out.room(isa, rows, k)),
+        }
+    }
 }
 
 impl QuantRows {
@@ -41,43 +94,31 @@ impl QuantRows {
         QuantRows::default()
     }
 
-    /// Holds the f32 rows `x`, `[rows][k]`, from now on. Memory is kept for the next call.
+    /// Holds the rows `x`, `[rows][k]` in bf16, from now on, for products on the path `isa`. Memory is kept for the next call.
     ///
     /// # Panics
     /// When `k` is not a multiple of 32, when the length does not fit, or when the machine cannot run `isa`.
-    pub fn set(&mut self, isa: Isa, pool: &Pool, x: &[f32], k: usize) {
-        // SAFETY: the machine can run `isa`: checked by `fill`.
-        self.fill(isa, pool, x, k, |x, out| unsafe { quantise(isa, x, out) });
-    }
-
-    /// As [`QuantRows::set`], for rows of bf16 bits.
-    pub fn set_bf16(&mut self, isa: Isa, pool: &Pool, x: &[u16], k: usize) {
-        // SAFETY: as above.
-        self.fill(isa, pool, x, k, |x, out| unsafe { quantise_bf16(isa, x, out) });
-    }
-
-    fn fill<T: Sync>(
-        &mut self,
-        isa: Isa,
-        pool: &Pool,
-        x: &[T],
-        k: usize,
-        quantise: impl Fn(&[T], &mut [Group]) + Sync,
-    ) {
+    pub fn set(&mut self, isa: Isa, pool: &Pool, x: &[u16], k: usize) {
         isa.require();
-        assert!(k > 0 && k.is_multiple_of(GROUP) && x.len().is_multiple_of(k), "{} elements in rows of {k}", x.len());
-        (self.rows, self.k) = (x.len() / k, k);
-        let groups = x.len() / GROUP;
+        assert!(k > 0 && x.len().is_multiple_of(k), "{} elements in rows of {k}", x.len());
+        let out = self.room(isa, x.len() / k, k);
+        let (groups, some) = (x.len() / GROUP, 256);
+        pool.run(groups.div_ceil(some), &|t| {
+            let (first, end) = (t * some, groups.min((t + 1) * some));
+            // SAFETY: `isa` is available; these groups are this tile's own.
+            unsafe { quantise(isa, &x[first * GROUP..end * GROUP], out.slice(first, end - first)) };
+        });
+    }
+
+    /// Room for so many rows of `k` elements, row by row, which are there from now on.
+    fn room(&mut self, isa: Isa, rows: usize, k: usize) -> SharedMut<Group> {
+        assert!(k > 0 && k.is_multiple_of(GROUP), "rows of {k} elements");
+        (self.rows, self.k, self.isa) = (rows, k, Some(isa));
+        let groups = rows * (k / GROUP);
         if self.groups.len() < groups {
             self.groups.resize(groups, Group::default());
         }
-        let out = SharedMut::new(&mut self.groups);
-        let some = 256;
-        pool.run(groups.div_ceil(some), &|t| {
-            let (first, end) = (t * some, groups.min((t + 1) * some));
-            // SAFETY: these groups are this tile's own.
-            quantise(&x[first * GROUP..end * GROUP], unsafe { out.slice(first, end - first) });
-        });
+        SharedMut::new(&mut self.groups)
     }
 
     pub fn rows(&self) -> usize {
@@ -99,18 +140,26 @@ impl QuantRows {
         }
     }
 
+    /// The groups, row by row.
+    ///
+    /// # Panics
+    /// When they are for another path.
+    pub(crate) fn groups_for(&self, isa: Isa) -> &[Group] {
+        assert_eq!(self.isa, Some(isa), "rows are quantised for the path that they are used on");
+        self.groups()
+    }
+
     pub(crate) fn groups(&self) -> &[Group] {
         &self.groups[..self.rows * self.k / GROUP]
     }
 }
 
-isa_entry!(fn quantise(x: &[f32], out: &mut [Group]) = quantise_f32);
-isa_entry!(fn quantise_bf16(x: &[u16], out: &mut [Group]) = quantise_u16);
+isa_entry!(fn quantise(x: &[u16], out: &mut [Group]) = quantise_rows, with vnni);
 
 /// # Safety
 /// The ISA of `S` is available.
 #[inline(always)]
-unsafe fn quantise_f32<S: Dots>(x: &[f32], out: &mut [Group]) {
+unsafe fn quantise_rows<S: Encode>(x: &[u16], out: &mut [Group]) {
     for (x, out) in x.as_chunks::<GROUP>().0.iter().zip(out) {
         // SAFETY: passed on.
         *out = unsafe { quantise_group::<S>(x) };
@@ -118,31 +167,11 @@ unsafe fn quantise_f32<S: Dots>(x: &[f32], out: &mut [Group]) {
 }
 
 /// # Safety
-/// As [`quantise_f32`].
-#[inline(always)]
-unsafe fn quantise_u16<S: Dots>(x: &[u16], out: &mut [Group]) {
-    for (x, out) in x.as_chunks::<GROUP>().0.iter().zip(out) {
-        let mut wide = [0.0; GROUP];
-        for i in 0..GROUP {
-            wide[i] = bf16::to_f32(x[i]);
-        }
-        // SAFETY: passed on.
-        *out = unsafe { quantise_group::<S>(&wide) };
-    }
-}
-
-/// # Safety
 /// The ISA of `S` is available.
 #[inline(always)]
-unsafe fn quantise_group<S: Dots>(x: &[f32; GROUP]) -> Group {
-    // Of bit patterns, since what is not finite is larger than everything else there.
-    let mut largest = [0; 8];
-    for x in x.as_chunks::<8>().0 {
-        for i in 0..8 {
-            largest[i] = largest[i].max(x[i].to_bits() & 0x7fff_ffff);
-        }
-    }
-    let largest = f32::from_bits(largest.into_iter().fold(0, u32::max));
+pub(crate) unsafe fn quantise_group<S: Encode>(x: &[u16; GROUP]) -> Group {
+    // SAFETY: passed on.
+    let largest = bf16::to_f32(unsafe { S::largest(x) });
     if !largest.is_finite() {
         return Group { scale: f32::NAN, sum: f32::NAN, ..Group::default() };
     }
@@ -151,11 +180,7 @@ unsafe fn quantise_group<S: Dots>(x: &[f32; GROUP]) -> Group {
         return Group::default();
     }
     // SAFETY: passed on.
-    let (codes, halves) = unsafe { S::encode(x, 127.0 / largest) };
-    // Neither half of a word overflows, but the lower carries into the upper where it is negative.
-    let whole = (halves[0] & 0xffff).wrapping_add(halves[1]) & 0xffff
-        | (halves[0] & 0xffff_0000).wrapping_add(halves[1] & 0xffff_0000);
+    let (codes, starts, sum) = unsafe { S::encode(x, 127.0 / largest) };
     let scale = largest / 127.0;
-    let sum = (whole as i16 as i32) + (whole as i32 >> 16);
-    Group { codes, scale, sum: scale * sum as f32, halves, whole, starts: [-8 * sum, -128 * sum] }
+    Group { codes, scale, sum: scale * sum as f32, starts }
 }

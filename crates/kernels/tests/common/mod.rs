@@ -38,6 +38,10 @@ pub fn widen(x: &[u16]) -> Vec<f32> {
     x.iter().map(|&x| bf16::to_f32(x)).collect()
 }
 
+pub fn narrow(x: &[f32]) -> Vec<u16> {
+    x.iter().map(|&x| bf16::from_f32(x)).collect()
+}
+
 pub fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }

@@ -165,8 +165,8 @@ fn measure(
     let mut kv = KvPool::new(input.layout(Codec::Kv16), *chunks as u32).map_err(refused)?;
     let mut kv8 = KvPool::with_codec(input.layout(Codec::Kv8), *chunks as u32, input.open()).map_err(refused)?;
     let mut random = Random(3);
-    fill(&mut kv, pool, heads.kv * heads.dim, &mut random);
-    fill(&mut kv8, pool, heads.kv * heads.dim, &mut random);
+    fill(options.isa, &mut kv, pool, heads.kv * heads.dim, &mut random);
+    fill(options.isa, &mut kv8, pool, heads.kv * heads.dim, &mut random);
 
     let width = heads.q * heads.dim;
     // Scores of a few units, as in a model.
@@ -232,14 +232,14 @@ fn measure(
 }
 
 /// Random keys and values everywhere; sealed chunks are encoded from the open ones in turn.
-fn fill(kv: &mut KvPool, pool: &Pool, width: usize, random: &mut Random) {
+fn fill(isa: Isa, kv: &mut KvPool, pool: &Pool, width: usize, random: &mut Random) {
     let values: Vec<f32> = (0..CHUNK * width).map(|_| random.unit()).collect();
     let open = kv.open();
     for chunk in open.clone() {
         let slots: Vec<Option<Slot>> =
             (0..CHUNK).map(|slot| Some(Slot { chunk: ChunkId(chunk), slot: slot as u8 })).collect();
         for layer in 0..kv.layout().layers.len() {
-            kv.write(pool, layer, &slots, &values, &values);
+            kv.write(isa, pool, layer, &slots, &values, &values);
         }
     }
     let sealed = 0..open.start;

@@ -173,7 +173,7 @@ fn measure(shape: &Shape, repeat: usize, footprint: usize, isa: Isa, pool: &Pool
                     match w {
                         Packed::Bf16(w) => matmul(isa, pool, x, rows, w, y, false),
                         Packed::Quant(w) => {
-                            quant.set_bf16(isa, pool, x, shape.k);
+                            quant.set(isa, pool, x, shape.k);
                             matmul_quant(isa, pool, quant, w, y, shape.n, false);
                         }
                     }
