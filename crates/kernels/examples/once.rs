@@ -1,6 +1,6 @@
 //! Calls one kernel on one thread a few times, for tools that follow its instructions, and prints the shortest time:
 //! `once ISA attention|kv8 HEADS KV-HEADS HEAD-SIZE ROWS TOKENS [OWN]`, all rows on the same tokens and then on so many of
-//! their own (from memory: layers take turns), or `once ISA bf16|Q8_0|Q4_0|.. INPUTS OUTPUTS ROWS`.
+//! their own (from memory: layers take turns), or `once ISA bf16|Q8_0|Q4_0|.. INPUTS OUTPUTS ROWS` (from memory as well: copies do).
 
 use std::time::Instant;
 
@@ -39,7 +39,7 @@ fn main() {
     }
 }
 
-/// Bytes of KV that no cache holds.
+/// Bytes of KV, or of weights, that no cache holds.
 const MEMORY: usize = 256 << 20;
 
 fn attention(isa: Isa, coded: bool, shape: AttnShape, rows: usize, tokens: usize, own: usize) {
@@ -95,14 +95,26 @@ fn products(isa: Isa, kind: &str, k: usize, n: usize, rows: usize) {
     let Some(kind) = QuantKind::ALL.into_iter().find(|of| of.to_string() == kind) else {
         assert_eq!(kind, "bf16", "a format");
         let w = values(k);
-        let w = PackedBf16::pack(n, k, &pool, &|_, row| row.copy_from_slice(&w)).expect("memory");
-        return repeat(|| matmul(isa, &pool, &x, rows, &w, &mut y, false));
+        let pack = || PackedBf16::pack(n, k, &pool, &|_, row| row.copy_from_slice(&w)).expect("memory");
+        let copies = MEMORY.div_ceil(2 * n * k);
+        let (w, mut copy): (Vec<_>, _) = ((0..copies).map(|_| pack()).collect(), 0);
+        return repeat(|| {
+            matmul(isa, &pool, &x, rows, &w[copy], &mut y, false);
+            copy = (copy + 1) % copies;
+        });
     };
     // Codes of every value under small scales.
     let block: Vec<u8> = (0..kind.block_bytes()).map(|i| if i % 2 == 0 { (i * 37) as u8 } else { 0x11 }).collect();
     let fill = |_: usize, row: &mut [u8]| row.chunks_exact_mut(block.len()).for_each(|to| to.copy_from_slice(&block));
-    let w = PackedQuant::pack(kind, n, k, &pool, &fill).expect("memory");
+    let pack = || PackedQuant::pack(kind, n, k, &pool, &fill).expect("memory");
+    let mut w = vec![pack()];
+    let copies = MEMORY.div_ceil(w[0].bytes());
+    w.resize_with(copies, pack);
     let mut q = QuantRows::new();
     q.set(isa, &pool, &x, k);
-    repeat(|| matmul_quant(isa, &pool, &q, &w, &mut y, n, false));
+    let mut copy = 0;
+    repeat(|| {
+        matmul_quant(isa, &pool, &q, &w[copy], &mut y, n, false);
+        copy = (copy + 1) % copies;
+    });
 }

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use super::PackedQuant;
 use super::QuantKind::{self, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
-use super::ahead::{ask_for_group, ask_for_streams};
+use super::ahead::{ask_for_group, ask_for_panels};
 use super::block::MAX_LEN;
 use super::dots::Dots;
 use super::kernel::{add_scaled, add_step, start, unroll};
@@ -26,7 +26,7 @@ pub(crate) fn few_of(isa: Isa, kind: QuantKind) -> usize {
         (Isa::Avx2, Q4_0 | Q4K) => 12,
         (Isa::Avx2, Q5_0 | Q5K) => 8,
         (Isa::Avx512 | Isa::Avx512Vnni, Q4_0) => 16,
-        (Isa::Avx512 | Isa::Avx512Vnni, Q5_0 | Q4K | Q5K) => 12,
+        (Isa::Avx512 | Isa::Avx512Vnni, Q8_0 | Q5_0 | Q4K | Q5K) => 12,
         (Isa::Avx512 | Isa::Avx512Vnni, Q6K) => 10,
         (_, Q8_0 | Q6K) => 8,
         _ => 4,
@@ -186,8 +186,8 @@ unsafe fn block<S: Dots, F: Form, const WIDE: bool, const R: usize, const V: usi
                 let (codes, x) = (codes.add((first + g) * F::CODES), x.after(first + g));
                 if panels == 1 {
                     ask_for_group::<S, F>(codes, heads, of_block + g);
-                } else if F::BLOCK > 1 {
-                    ask_for_streams::<S, F>((codes, codes_apart), (heads, heads_apart), g, panels);
+                } else {
+                    ask_for_panels::<S, F>((codes, codes_apart), (heads, heads_apart), g, panels);
                 }
                 for half in 0..halves {
                     let mut dots = start::<S, WIDE, R, V>(centre, x, half);
