@@ -11,6 +11,8 @@ use crate::{Isa, Pool};
 /// Elements of one tile.
 const TILE: usize = 8192;
 
+const _: () = assert!(TILE.is_multiple_of(GROUP));
+
 /// What a gate goes through before it multiplies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Activation {

@@ -33,7 +33,7 @@ pub use matmul::matmul;
 pub use norm::{rms_norm, rms_norm_heads};
 pub use packed::PackedBf16;
 pub use pool::Pool;
-pub use quant::{PackedQuant, QuantError, QuantKind, QuantRows, RowsMut, gated_quant, matmul_quant};
+pub use quant::{PackedQuant, QuantError, QuantKind, QuantRows, RowsMut, TURN, gated_quant, matmul_quant};
 pub use rope::{RopeTable, rope, rope_queries};
 
 /// Runs `row(i)` for all rows of `width` elements, several rows to a tile, in the caller when there is little to do.

@@ -5,7 +5,7 @@ mod common;
 use common::{Rng, bits, narrow, nmse, paths, widen};
 use kvist_kernels::{
     Activation, Isa, PackedQuant, Pool, QuantKind, QuantRows, RowsMut, bf16, gate_mul, gated_quant, matmul_quant,
-    reference,
+    reference, rms_norm, round,
 };
 
 /// Outputs and inputs in units of the format's blocks.
@@ -264,7 +264,7 @@ fn gated_products_are_those_of_the_steps() {
                         let [mut want, mut got] = [(); 2].map(|_| QuantRows::new());
                         want.set(isa, &pool, &bits, width);
                         gated_quant(isa, &pool, &quant, &w, activation, RowsMut::Quant(&mut got));
-                        assert!(got == want, "{isa} {kind} {rows}x{k}x{width} {activation:?}, quantised");
+                        assert!(got.same_bits(&want), "{isa} {kind} {rows}x{k}x{width} {activation:?}, quantised");
                     }
                 }
             }
@@ -313,6 +313,64 @@ fn what_is_not_finite_stays_in_its_row_and_column() {
             blocks = sane;
         }
     }
+}
+
+/// Each producer of quantised rows, and gates, with what is not finite, beside the steps one by one.
+#[test]
+fn producers_quantise_what_is_not_finite_as_the_steps_do() {
+    let (k, width, rows) = (256, 64, 5);
+    let mut rng = Rng(8);
+    let w = blocks(&mut rng, QuantKind::Q4K, 2 * width);
+    let mut x = widen(&activations(&mut rng, rows, k));
+    x[7] = f32::NAN;
+    x[k + 40] = f32::INFINITY;
+    x[2 * k..2 * k + 64].fill(1e-40);
+    let ones = vec![1.0; k];
+    for (isa, pool) in paths(&[1, 2]) {
+        let [mut want, mut got] = [(); 2].map(|_| QuantRows::new());
+        let mut bits = vec![0; rows * k];
+        rms_norm(isa, &pool, &x, &ones, 1e-5, RowsMut::Bf16(&mut bits));
+        want.set(isa, &pool, &bits, k);
+        rms_norm(isa, &pool, &x, &ones, 1e-5, RowsMut::Quant(&mut got));
+        assert!(got.same_bits(&want), "{isa}: norms");
+        want.set(isa, &pool, &narrow(&x), k);
+        round(isa, &pool, &x, k, RowsMut::Quant(&mut got));
+        assert!(got.same_bits(&want), "{isa}: rounding");
+        let w = PackedQuant::from_ggml(QuantKind::Q4K, 2 * width, k, &w, &pool).unwrap();
+        let mut gated = vec![0; rows * width];
+        gated_quant(isa, &pool, &got, &w, Activation::Silu, RowsMut::Bf16(&mut gated));
+        let is_number = |row: usize| !bf16::to_f32(gated[row * width]).is_nan();
+        assert_eq!([0, 1, 2, 3, 4].map(is_number), [false, false, true, true, true], "{isa}");
+        let [mut want, mut next] = [(); 2].map(|_| QuantRows::new());
+        want.set(isa, &pool, &gated, width);
+        gated_quant(isa, &pool, &got, &w, Activation::Silu, RowsMut::Quant(&mut next));
+        assert!(next.same_bits(&want), "{isa}: gates");
+    }
+}
+
+#[test]
+fn gates_that_do_not_fit_are_refused() {
+    let pool = Pool::new(1);
+    let isa = Isa::Portable;
+    let run = |n: usize, k: usize, out: usize, of: Isa| {
+        let call = std::panic::AssertUnwindSafe(|| {
+            let w = PackedQuant::from_ggml(QuantKind::Q8_0, n, 64, &vec![0; n * 2 * 34], &pool).unwrap();
+            let (mut quant, mut out) = (QuantRows::new(), vec![0; out]);
+            quant.set(of, &pool, &vec![0; 2 * k], k);
+            gated_quant(isa, &pool, &quant, &w, Activation::Silu, RowsMut::Bf16(&mut out));
+        });
+        std::panic::catch_unwind(call).is_ok()
+    };
+    assert!(run(64, 64, 64, isa) && run(128, 64, 128, isa));
+    for (n, k, out) in [(96, 64, 96), (32, 64, 32), (64, 32, 64), (64, 64, 63), (64, 64, 65)] {
+        assert!(!run(n, k, out, isa), "{n} {k} {out}");
+    }
+    // Rows for another path.
+    for other in Isa::available().into_iter().filter(|other| *other != isa) {
+        assert!(!run(64, 64, 64, other), "{other}");
+    }
+    let odd = std::panic::AssertUnwindSafe(|| round(isa, &pool, &[0.0; 80], 40, RowsMut::Quant(&mut QuantRows::new())));
+    assert!(std::panic::catch_unwind(odd).is_err(), "rows that are no whole groups");
 }
 
 #[test]

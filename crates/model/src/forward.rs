@@ -131,7 +131,7 @@ pub(crate) fn forward<O: Ops>(
         leave(ops, &layer.attention, rows, input, scales.residual, branch, x);
 
         read(ops, &layer.mlp, x, input);
-        debug_assert!(layer.mlp.input.bias.is_none(), "no family has one there");
+        assert!(layer.mlp.input.bias.is_none(), "no family has one there");
         ops.gate(input, rows, &layer.mlp, gate_up);
         leave(ops, &layer.mlp, rows, input, scales.residual, branch, x);
     }

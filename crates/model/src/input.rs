@@ -12,12 +12,14 @@ pub(crate) struct Input {
     /// For what is written while `quant` is read.
     next: QuantRows,
     is_quantised: bool,
+    /// Elements.
+    len: usize,
 }
 
 impl Input {
     /// Room for so many elements as `matrix` reads them.
     pub fn room_for(&mut self, matrix: &Matrix, elements: usize) -> RowsMut<'_> {
-        self.is_quantised = matrix.reads_quantised();
+        (self.is_quantised, self.len) = (matrix.reads_quantised(), elements);
         if self.is_quantised { RowsMut::Quant(&mut self.quant) } else { RowsMut::Bf16(room(&mut self.bf16, elements)) }
     }
 
@@ -32,15 +34,15 @@ impl Input {
     ) {
         let bf16 = room(&mut self.bf16, rows * k);
         fill(bf16);
-        self.is_quantised = matrix.reads_quantised();
+        (self.is_quantised, self.len) = (matrix.reads_quantised(), rows * k);
         if self.is_quantised {
             self.quant.set(isa, pool, bf16, k);
         }
     }
 
-    /// Rows of `k` elements in bf16; `None` where they are quantised.
-    pub fn bf16(&self, rows: usize, k: usize) -> Option<&[u16]> {
-        (!self.is_quantised).then(|| &self.bf16[..rows * k])
+    /// The rows in bf16; `None` where they are quantised.
+    pub fn bf16(&self) -> Option<&[u16]> {
+        (!self.is_quantised).then(|| &self.bf16[..self.len])
     }
 
     /// `None` where they are in bf16.
@@ -51,7 +53,7 @@ impl Input {
     /// Has `make` write `elements` as `matrix` reads them out of the quantised rows that are there, which are gone then.
     pub fn replace(&mut self, matrix: &Matrix, elements: usize, make: impl FnOnce(&QuantRows, RowsMut<'_>)) {
         assert!(self.is_quantised, "rows are quantised for this matrix");
-        self.is_quantised = matrix.reads_quantised();
+        (self.is_quantised, self.len) = (matrix.reads_quantised(), elements);
         if self.is_quantised {
             make(&self.quant, RowsMut::Quant(&mut self.next));
             std::mem::swap(&mut self.quant, &mut self.next);

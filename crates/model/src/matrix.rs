@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use kvist_kernels::{
-    self as kernels, Activation, Isa, PackedBf16, PackedQuant, Pool, QuantError, QuantKind, QuantRows,
+    self as kernels, Activation, Isa, PackedBf16, PackedQuant, Pool, QuantError, QuantKind, QuantRows, TURN,
 };
 use kvist_weights::Format;
 
@@ -22,9 +22,6 @@ pub(crate) enum Matrix {
     /// Matrices of different kinds, one below the other.
     Parts(Vec<Matrix>),
 }
-
-/// Rows of gates, and then of what they multiply.
-const TURN: usize = 32;
 
 /// What a parameter becomes in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,10 +88,10 @@ impl Matrix {
         let in_turns = gated && half.is_multiple_of(TURN) && packing != Packing::Bf16;
         if in_turns && parameters.iter().all(|parameter| alike(&parameters[0], parameter)) {
             let order = |i: usize| i / (2 * TURN) * TURN + i % TURN + if i % (2 * TURN) < TURN { 0 } else { half };
-            return Ok(match pack(parameters, packing, order, pool)? {
-                Matrix::Quant(matrix) => Matrix::Gated(matrix),
-                other => other,
-            });
+            let Matrix::Quant(matrix) = pack(parameters, packing, order, pool)? else {
+                unreachable!("they are not in bf16");
+            };
+            return Ok(Matrix::Gated(matrix));
         }
         let mut parts = Vec::new();
         for group in parameters.chunk_by(alike) {
@@ -188,7 +185,7 @@ impl Matrix {
     /// `y = x w^T`, or `y += x w^T` with `add`. x is `[rows][columns]`, y f32 `[rows][outputs]`.
     pub fn matmul(&self, isa: Isa, pool: &Pool, x: &Input, rows: usize, y: &mut [f32], add: bool) {
         let columns = self.columns();
-        let bf16 = || x.bf16(rows, columns).expect("rows that a matrix in bf16 reads");
+        let bf16 = || x.bf16().expect("rows that a matrix in bf16 reads");
         let parts = match self {
             Matrix::Bf16(matrix) => return kernels::matmul(isa, pool, bf16(), rows, matrix, y, add),
             Matrix::Gated(_) => unreachable!("products with gates are gated"),
@@ -196,7 +193,10 @@ impl Matrix {
             Matrix::Parts(parts) => parts.as_slice(),
         };
         match x.quantised() {
-            Some(quant) => self.matmul_parts(isa, pool, x, quant, parts, rows, y, add),
+            Some(quant) => {
+                assert_eq!(quant.rows(), rows);
+                self.matmul_parts(isa, pool, x, quant, parts, rows, y, add);
+            }
             // Some of the parts are in bf16.
             None => INPUT.with_borrow_mut(|quant| {
                 quant.set(isa, pool, bf16(), columns);

@@ -1,4 +1,4 @@
-//! The bits of the embedded model's logits and KV, per ISA path. They change only together with the numerics version:
+//! The bits of logits and KV of the embedded model and of a quantised file, per ISA path. They change only together with the numerics version:
 //! stored KV depends on them.
 
 mod common;
@@ -6,8 +6,9 @@ mod common;
 use common::{embedded, load};
 use kvist_base::{CHUNK, ChunkId, Executor};
 use kvist_kernels::Isa;
-use kvist_model::testing::logits;
-use kvist_model::{ModelSource, NUMERICS_VERSION, PoolSize};
+use kvist_model::testing::{gguf, logits};
+use kvist_model::{Checkpoint, LoadOptions, Model, ModelSource, NUMERICS_VERSION, PoolSize, WeightForm};
+use kvist_weights::Gguf;
 
 /// (numerics version, ISA path, digest). Products of bf16 weights have bits of their own on avx512.
 const DIGESTS: [(u32, Isa, u64); 3] = [
@@ -23,19 +24,48 @@ const KV8_DIGESTS: [(u32, Isa, u64); 3] = [
     (5, Isa::Portable, 0x4d2d_7d84_ac84_fe93),
 ];
 
+/// The same with weights in four bits, the outer ones in eight. Integer products are the same on every path, what they are added
+/// up in is not where there is no fused multiply-add.
+const QUANTISED_DIGESTS: [(u32, Isa, u64); 3] = [
+    (5, Isa::Avx512, 0x7a99_5710_4818_6885),
+    (5, Isa::Avx2, 0xf480_e9f3_c54e_0367),
+    (5, Isa::Portable, 0x73cf_faba_5c1c_c649),
+];
+
+/// A file with matrices of K-quants.
+const FILE_DIGESTS: [(u32, Isa, u64); 3] = [
+    (5, Isa::Avx512, 0xf691_acc9_8624_3ec5),
+    (5, Isa::Avx2, 0xf691_acc9_8624_3ec5),
+    (5, Isa::Portable, 0x7b7a_4934_8a3b_3f47),
+];
+
 #[test]
 fn bits_of_the_embedded_model() {
-    check(PoolSize::kv16(10), &DIGESTS);
+    check(&load(&ModelSource::Dir(embedded())), PoolSize::kv16(10), &DIGESTS);
 }
 
 #[test]
 fn bits_of_the_embedded_model_in_kv8() {
-    check(PoolSize::kv8(10, 10), &KV8_DIGESTS);
+    check(&load(&ModelSource::Dir(embedded())), PoolSize::kv8(10, 10), &KV8_DIGESTS);
 }
 
-fn check(size: PoolSize, digests: &[(u32, Isa, u64)]) {
-    let model = load(&ModelSource::Dir(embedded()));
-    let ids: Vec<u32> = (0..600).map(|i| i * i % 4093).collect();
+#[test]
+fn bits_of_the_embedded_model_in_four_bits() {
+    let options = LoadOptions { weights: WeightForm::Q4, ..LoadOptions::default() };
+    let model = Model::load(&ModelSource::Dir(embedded()), &options).unwrap();
+    check(&model, PoolSize::kv16(10), &QUANTISED_DIGESTS);
+}
+
+#[test]
+fn bits_of_a_file_of_k_quants() {
+    let checkpoint = Checkpoint::of_gguf(Gguf::from_bytes(gguf::model(gguf::medium)).unwrap()).unwrap();
+    let model = Model::of(&checkpoint, &LoadOptions::default()).unwrap();
+    check(&model, PoolSize::kv16(10), &FILE_DIGESTS);
+}
+
+fn check(model: &Model, size: PoolSize, digests: &[(u32, Isa, u64)]) {
+    let vocab = model.config().vocab as u32;
+    let ids: Vec<u32> = (0..600).map(|i| i * i % 4093 % vocab).collect();
     let mut wrong = Vec::new();
     for isa in Isa::available() {
         let mut executor = model.clone().with_pool(size, None, isa, 2).unwrap();

@@ -22,6 +22,8 @@ fn formats_of_files() {
     let mut files: Vec<(String, Vec<u8>)> =
         QUANTISED.iter().map(|&format| (format.to_string(), gguf::model(|_| format))).collect();
     files.push(("mixed".into(), gguf::model(gguf::mixed)));
+    files.push(("medium".into(), gguf::model(gguf::medium)));
+    files.push(("float down".into(), gguf::model(gguf::float_down)));
     for (name, file) in files {
         let checkpoint = Checkpoint::of_gguf(Gguf::from_bytes(file).unwrap()).unwrap();
         let model = Model::of(&checkpoint, &LoadOptions { threads: 2, ..LoadOptions::default() }).unwrap();
@@ -34,7 +36,7 @@ fn formats_of_files() {
 
         // Blocks in memory are the blocks of the file, and no larger.
         let kept = logits(&mut OracleExecutor::of(&model, 4, None).unwrap(), &ids, &[], 0);
-        let bf16 = |name: &str| name == "mixed";
+        let bf16 = |name: &str| ["mixed", "float down"].contains(&name);
         assert!(bf16(&name) || kept == exact, "{name}: other weights in memory");
         let memory = checkpoint.memory(WeightForm::AsFile).unwrap();
         assert!(memory <= checkpoint.bytes() && model.bytes() <= memory, "{name}: {memory} bytes");

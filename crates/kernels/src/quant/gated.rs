@@ -8,9 +8,12 @@ use crate::elementwise::gated_lanes;
 use crate::simd::PANEL;
 
 /// Outputs of the gate, and then of what it multiplies, that lie side by side: two panels, and what become a group.
-pub(crate) const TURN: usize = 2 * PANEL;
+pub const TURN: usize = 2 * PANEL;
 
 const _: () = assert!(TURN == GROUP);
+
+/// Panels of a turn of both.
+pub(crate) const TURN_PANELS: usize = 2 * TURN / PANEL;
 
 /// Where gated products go.
 pub(crate) struct Gated {
@@ -28,8 +31,8 @@ impl Gated {
     #[inline(always)]
     pub unsafe fn put<S: Encode>(&self, sums: &[f32], rows: usize, row: usize, panel: usize) {
         let of_panel = rows * PANEL;
-        for (turn, sums) in sums.chunks_exact(4 * of_panel).enumerate() {
-            let first = (panel / 4 + turn) * TURN;
+        for (turn, sums) in sums.chunks_exact(TURN_PANELS * of_panel).enumerate() {
+            let first = (panel / TURN_PANELS + turn) * TURN;
             for r in 0..rows {
                 // SAFETY: the contract above; a panel of the gate and the one that it multiplies are two apart.
                 unsafe {

@@ -7,7 +7,7 @@ use super::ahead::Due;
 use super::bytes::Encode;
 use super::dots::Dots;
 use super::few::{STREAMS, few_of, few_rows};
-use super::gated::{self, Gated};
+use super::gated::{Gated, TURN, TURN_PANELS};
 use super::kernel::{Outputs, ROWS, Sums, TILE_ROWS, add_products};
 use super::packed::GROUP;
 use super::rows::{Group, RowsMut};
@@ -37,13 +37,17 @@ struct Job<'a> {
 
 /// What becomes of the products.
 enum End {
-    /// They are y, or added to it; elements from one row to the next.
-    Products {
-        y: SharedMut<f32>,
-        stride: usize,
-        add: bool,
-    },
+    Products(Products),
     Gated(Gated),
+}
+
+/// They are y, or added to it.
+#[derive(Clone, Copy)]
+struct Products {
+    y: SharedMut<f32>,
+    /// Elements from one row to the next.
+    stride: usize,
+    add: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -73,7 +77,9 @@ pub fn matmul_quant(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, y: &m
     }
     let end = (rows - 1).checked_mul(stride).and_then(|last| last.checked_add(n));
     assert!(stride >= n && end.is_some_and(|end| end <= y.len()), "{rows} rows of {n}, {stride} apart, in {}", y.len());
-    multiply(isa, pool, x, w, End::Products { y: SharedMut::new(y), stride, add });
+    let end = End::Products(Products { y: SharedMut::new(y), stride, add });
+    // SAFETY: it has room, as was checked.
+    unsafe { multiply(isa, pool, x, w, end) };
 }
 
 /// `out = activation(x gate^T) * (x up^T)`. w is `[2 n][k]`, 32 rows of the gate and 32 of up in turns; out is `[rows][n]`. The
@@ -84,15 +90,20 @@ pub fn matmul_quant(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, y: &m
 pub fn gated_quant(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, activation: Activation, out: RowsMut<'_>) {
     isa.require();
     let width = w.n() / 2;
-    assert!(w.n().is_multiple_of(2 * gated::TURN), "{} outputs, {} of each in turns", w.n(), gated::TURN);
+    assert!(w.n() > 0 && w.n().is_multiple_of(2 * TURN), "{} outputs, {TURN} of each in turns", w.n());
+    // Before `out` says that it has these rows.
+    assert_eq!(x.k(), w.k(), "inputs");
+    x.groups_for(isa);
     let out = out.target(isa, x.rows(), width);
-    if x.rows() > 0 && width > 0 {
-        multiply(isa, pool, x, w, End::Gated(Gated { activation, out, width }));
+    if x.rows() > 0 {
+        // SAFETY: `out` has room.
+        unsafe { multiply(isa, pool, x, w, End::Gated(Gated { activation, out, width })) };
     }
 }
 
-/// There are rows and outputs, and the latter have room.
-fn multiply(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, end: End) {
+/// # Safety
+/// There are rows and outputs, and `end` has room for them, which nobody else writes.
+unsafe fn multiply(isa: Isa, pool: &Pool, x: &QuantRows, w: &PackedQuant, end: End) {
     let (rows, n, k) = (x.rows(), w.n(), w.k());
     assert_eq!(x.k(), k, "inputs");
     let job = Job { x: x.groups_for(isa), groups: k / GROUP, w, end };
@@ -132,11 +143,11 @@ unsafe fn tile_rows<S: Encode>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
     // Where x does not stay in the cache from panel to panel, its part for several at once does.
     let stays = rows * job.groups * size_of::<Group>() <= L2_BYTES;
     let few = rows <= few_of(S::ISA, job.w.kind()) && (stays || rows <= FEW_ROWS);
-    let many = match few {
+    let many = job.end.together(match few {
         true => FEW_PANELS,
-        false if stays => job.end.together(panels_at_once::<S>()),
+        false if stays => panels_at_once::<S>(),
         false => TILE_PANELS,
-    };
+    });
     // SAFETY: passed on.
     unsafe {
         for first in (tile.panels.0..tile.panels.1).step_by(many) {
@@ -150,9 +161,9 @@ unsafe fn tile_rows<S: Encode>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
             }
             match &job.end {
                 End::Gated(gated) => gated.put::<S>(part, rows, tile.rows.0, first),
-                End::Products { .. } if few => {
+                End::Products(products) if few => {
                     for (panel, part) in part.chunks_exact(rows * PANEL).enumerate() {
-                        let Some(outputs) = job.end.outputs(job.w, tile.rows.0, first + panel) else { continue };
+                        let outputs = products.outputs(job.w, tile.rows.0, first + panel);
                         for (row, sums) in part.chunks_exact(PANEL).enumerate() {
                             for v in (0..PANEL).step_by(S::LANES) {
                                 outputs.put::<S>(row, v, S::load(sums.as_ptr().add(v)));
@@ -160,7 +171,7 @@ unsafe fn tile_rows<S: Encode>(job: &Job<'_>, tile: Tile, sums: &mut [f32]) {
                         }
                     }
                 }
-                End::Products { .. } => {}
+                End::Products(_) => {}
             }
         }
     }
@@ -170,20 +181,25 @@ impl End {
     /// How many panels have to be there together, if so many are taken at once.
     fn together(&self, at_once: usize) -> usize {
         match self {
-            End::Products { .. } => at_once,
-            End::Gated(_) => at_once.next_multiple_of(2 * gated::TURN / PANEL),
+            End::Products(_) => at_once,
+            End::Gated(_) => at_once.next_multiple_of(TURN_PANELS),
         }
     }
 
-    /// Where products of the rows and panels from these on go as they are.
-    fn outputs(&self, w: &PackedQuant, row: usize, panel: usize) -> Option<Outputs> {
-        match *self {
-            End::Products { ref y, stride, add } => {
-                let at = y.get().wrapping_add(row * stride + panel * PANEL);
-                Some(Outputs { at, stride, columns: w.n() - panel * PANEL, add })
-            }
+    fn products(&self) -> Option<&Products> {
+        match self {
+            End::Products(products) => Some(products),
             End::Gated(_) => None,
         }
+    }
+}
+
+impl Products {
+    /// Those of the rows and panels from these on.
+    fn outputs(&self, w: &PackedQuant, row: usize, panel: usize) -> Outputs {
+        let Products { y, stride, add } = *self;
+        let at = y.get().wrapping_add(row * stride + panel * PANEL);
+        Outputs { at, stride, columns: w.n() - panel * PANEL, add }
     }
 }
 
@@ -222,7 +238,8 @@ unsafe fn many_rows<S: Dots>(
                 Due::nothing()
             };
             let panels = pair(first, panels.1);
-            let outputs = job.end.outputs(job.w, row, first).filter(|_| group + groups == job.groups);
+            let outputs = job.end.products().map(|products| products.outputs(job.w, row, first));
+            let outputs = outputs.filter(|_| group + groups == job.groups);
             let columns = (panels.1 + 1 - first) * PANEL;
             let sums = Sums {
                 first: group == 0,

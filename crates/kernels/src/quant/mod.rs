@@ -17,6 +17,7 @@ pub(crate) mod reference;
 pub(crate) mod rows;
 mod unpack;
 
+pub use gated::TURN;
 pub use kind::QuantKind;
 pub use matmul::{gated_quant, matmul_quant};
 pub use packed::{PackedQuant, QuantError};

@@ -82,6 +82,16 @@ pub fn mixed(name: &str) -> Format {
     }
 }
 
+/// As files called Q4_K_M are: every matrix of one kind, but some of more bits.
+pub fn medium(name: &str) -> Format {
+    if ["attn_v", "ffn_down", "token_embd"].contains(&name) { Format::Q6K } else { Format::Q4K }
+}
+
+/// Gates that are quantised, before floats.
+pub fn float_down(name: &str) -> Format {
+    if name == "ffn_down" { Format::F32 } else { Format::Q4K }
+}
+
 /// The file of a Llama with matrices of the format that `format` says for a name. Its logits have a standard deviation
 /// of about 2.
 pub fn model(format: impl Fn(&str) -> Format) -> Vec<u8> {
