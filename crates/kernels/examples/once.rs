@@ -1,6 +1,7 @@
 //! Calls one kernel on one thread a few times, for tools that follow its instructions, and prints the shortest time:
 //! `once ISA attention|kv8 HEADS KV-HEADS HEAD-SIZE ROWS TOKENS [OWN]`, all rows on the same tokens and then on so many of
-//! their own (from memory: layers take turns), or `once ISA bf16|Q8_0|Q4_0|.. INPUTS OUTPUTS ROWS` (from memory as well: copies do).
+//! their own (from memory: layers take turns), or `once ISA bf16|Q8_0|Q4_0|.. INPUTS OUTPUTS ROWS` (from memory as well: copies
+//! of the weights do).
 
 use std::time::Instant;
 

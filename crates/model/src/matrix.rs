@@ -87,8 +87,7 @@ impl Matrix {
         let half = parameters.iter().map(Parameter::rows).sum::<usize>() / 2;
         let in_turns = gated && half.is_multiple_of(TURN) && packing != Packing::Bf16;
         if in_turns && parameters.iter().all(|parameter| alike(&parameters[0], parameter)) {
-            let order = |i: usize| i / (2 * TURN) * TURN + i % TURN + if i % (2 * TURN) < TURN { 0 } else { half };
-            let Matrix::Quant(matrix) = pack(parameters, packing, order, pool)? else {
+            let Matrix::Quant(matrix) = pack(parameters, packing, |i| at_turn(i, half), pool)? else {
                 unreachable!("they are not in bf16");
             };
             return Ok(Matrix::Gated(matrix));
@@ -150,11 +149,7 @@ impl Matrix {
                 }
                 unreachable!("a row of one of the parts")
             }
-            Matrix::Gated(matrix) => {
-                let (half, up) = (matrix.n() / 2, i >= matrix.n() / 2);
-                let j = if up { i - half } else { i };
-                matrix.row(j / TURN * 2 * TURN + j % TURN + if up { TURN } else { 0 }, out)
-            }
+            Matrix::Gated(matrix) => matrix.row(turn_of(i, matrix.n() / 2), out),
         }
     }
 
@@ -239,6 +234,17 @@ impl Matrix {
     }
 }
 
+/// Of `half` gates and then as many rows that they multiply, the one that is `i`-th where they take turns.
+fn at_turn(i: usize, half: usize) -> usize {
+    i / (2 * TURN) * TURN + i % TURN + if i % (2 * TURN) < TURN { 0 } else { half }
+}
+
+/// The inverse of [`at_turn`].
+fn turn_of(i: usize, half: usize) -> usize {
+    let (j, later) = if i < half { (i, 0) } else { (i - half, TURN) };
+    j / TURN * 2 * TURN + j % TURN + later
+}
+
 /// One matrix of parameters that are packed alike; `order` gives the row of all of them that a row of the matrix is.
 fn pack(parts: &[Parameter], packing: Packing, order: impl Fn(usize) -> usize + Sync, pool: &Pool) -> Result<Matrix> {
     let (rows, columns) = (parts.iter().map(Parameter::rows).sum(), parts[0].columns());
@@ -295,5 +301,20 @@ fn refused(error: QuantError) -> Error {
             what: other.to_string(),
             supported: "--weights q8 and q4 for models whose sizes are multiples of 32; --weights bf16 for all",
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_are_found_again() {
+        for half in [TURN, 3 * TURN, 40 * TURN] {
+            for i in 0..2 * half {
+                let row = at_turn(i, half);
+                assert!(turn_of(row, half) == i && (row < half) == (i / TURN).is_multiple_of(2), "{i} of {half}");
+            }
+        }
     }
 }

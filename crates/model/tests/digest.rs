@@ -1,5 +1,5 @@
-//! The bits of logits and KV of the embedded model and of a quantised file, per ISA path. They change only together with the numerics version:
-//! stored KV depends on them.
+//! The bits of logits and KV of the embedded model and of a quantised file, per ISA path. They change only together with the
+//! numerics version: stored KV depends on them.
 
 mod common;
 

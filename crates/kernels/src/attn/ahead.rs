@@ -172,7 +172,7 @@ impl<F: Form> Tile<'_, F> {
     /// Begins with a group of `n` rows, which asks for this.
     pub fn ask<S: Simd>(&mut self, n: usize, asks: Asks) {
         self.blocks = blocks_of::<S>(n);
-        self.asks = asks;
+        self.follow = asks.follow;
         self.pace = Pace::new(asks.places, n, self.blocks, self.job.plan.shape.head_dim);
     }
 
@@ -184,13 +184,13 @@ impl<F: Form> Tile<'_, F> {
     /// What the rows from `from` of the group ask for while they read `pairs` steps of K, of `width` pairs from `column` on.
     #[inline(always)]
     pub fn ahead_of_k(&self, column: usize, width: usize, pairs: usize, from: usize) -> Ahead {
-        self.ahead((self.k, self.asks.k), (column, width), pairs, from)
+        self.ahead((self.k, self.follow.k), (column, width), pairs, from)
     }
 
     /// The same of V.
     #[inline(always)]
     pub fn ahead_of_v(&self, column: usize, width: usize, pairs: usize, from: usize) -> Ahead {
-        self.ahead((self.v, self.asks.v), (column, width), pairs, from)
+        self.ahead((self.v, self.follow.v), (column, width), pairs, from)
     }
 
     #[inline(always)]
@@ -214,11 +214,11 @@ impl<F: Form> Tile<'_, F> {
     /// The first lines of the next K, for few rows that follow.
     #[inline(always)]
     pub fn first_of_k(&self) -> Option<*const u8> {
-        self.asks.k.map(|next| self.k.wrapping_offset(next))
+        self.follow.k.map(|next| self.k.wrapping_offset(next))
     }
 
-    /// Few rows ask for some lines between their loops: what is left to them, in [`PARTS`]; or, if they follow, of the next V, in all
-    /// parts but the first, since that is a tenth of their time, in which memory would have nothing to do.
+    /// Few rows ask for some lines between their loops: what is left to them, in [`PARTS`]; or, if they follow, of the next V, in
+    /// all parts but the first, since that is a tenth of their time, in which memory would have nothing to do.
     ///
     /// # Safety
     /// The ISA of `S` is available.
@@ -227,7 +227,7 @@ impl<F: Form> Tile<'_, F> {
         const LINES: usize = 8;
         // SAFETY: any address may be asked for.
         unsafe {
-            match self.asks.v {
+            match self.follow.v {
                 Some(next) if part > 0 => {
                     let next = self.v.wrapping_offset(next).wrapping_add((part - 1) * LINES * LINE);
                     S::prefetch_lines(next.cast(), LINES);

@@ -11,7 +11,7 @@ use super::plan::{APART, AttnPlan, AttnShape, Task, state_len};
 use super::queries::query;
 use super::steps::Step;
 use super::tile::{Coded, Form, GROUP, InCodes, InShorts, State, Tile, group};
-use super::upcoming::{Asks, Upcoming};
+use super::upcoming::{Follow, Upcoming};
 use crate::buffer::{Aligned, SharedMut, Words};
 use crate::codec::Head;
 use crate::quant::dots::Dots;
@@ -193,7 +193,7 @@ unsafe fn visit<S: Dots>(
             sizes: scratch.sizes.0.as_mut_ptr(),
             met: false,
             blocks: 0,
-            asks: Asks::NOTHING,
+            follow: Follow::NOTHING,
             pace: Pace::default(),
         };
         if kv.eight {

@@ -13,7 +13,7 @@ use super::codes;
 use super::kernel::Job;
 use super::plan::{APART, AttnShape, Canary};
 use super::shorts::{self, code_dots, short_dots};
-use super::upcoming::Asks;
+use super::upcoming::Follow;
 use crate::codec::{MOST_OF_8, MOST_OF_V};
 use crate::elementwise::cap_lanes;
 use crate::quant::dots::Dots;
@@ -142,14 +142,14 @@ pub(super) struct Tile<'a, F: Form> {
     pub met: bool,
     /// Row blocks of the running group, and what it asks for.
     pub blocks: usize,
-    pub asks: Asks,
+    pub follow: Follow,
     pub pace: Pace,
 }
 
 impl<'a, F: Form> Tile<'a, F> {
     pub fn with<G: Form>(self, form: G) -> Tile<'a, G> {
         let Tile { job, run, chunk, first, k, v, k_scales, v_scales, .. } = self;
-        let Tile { q, q_scales, state, scores, spread, sizes, met, blocks, asks, pace, .. } = self;
+        let Tile { q, q_scales, state, scores, spread, sizes, met, blocks, follow, pace, .. } = self;
         Tile {
             form,
             job,
@@ -168,7 +168,7 @@ impl<'a, F: Form> Tile<'a, F> {
             sizes,
             met,
             blocks,
-            asks,
+            follow,
             pace,
         }
     }

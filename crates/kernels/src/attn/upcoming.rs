@@ -55,13 +55,29 @@ fn place(head: &Head) -> Place {
     [head.k as usize, head.v_scales as usize + CHUNK * size_of::<u16>()]
 }
 
+/// What few rows that follow ask for: bytes from K of the chunk that they meet to what is asked for while they read K, as many
+/// bytes as they read. The same of V.
+#[derive(Clone, Copy)]
+pub(super) struct Follow {
+    pub k: Option<isize>,
+    pub v: Option<isize>,
+}
+
+impl Follow {
+    pub const NOTHING: Follow = Follow { k: None, v: None };
+
+    /// What comes after the K and V of a chunk, in codes or not.
+    fn new(codes: bool, (k, v): (*const u8, *const u8), next: &Head) -> Follow {
+        let from = |here: *const u8, next: *const u8| Some(next as isize - here as isize);
+        // K and V of codes take what K alone takes in 16 bits.
+        Follow { k: from(k, next.k), v: if next.eight && !codes { None } else { from(v, next.v) } }
+    }
+}
+
 /// What a group asks for.
 #[derive(Clone, Copy)]
 pub(super) struct Asks {
-    /// By few rows that follow: bytes from K of the chunk that they meet to what is asked for while they read K, as many bytes as
-    /// they read. The same of V.
-    pub k: Option<isize>,
-    pub v: Option<isize>,
+    pub follow: Follow,
     /// In the course of the group.
     pub places: [Place; PLACES],
     /// What [`Upcoming::asked`] and [`Upcoming::rest`] will be.
@@ -70,15 +86,7 @@ pub(super) struct Asks {
 }
 
 impl Asks {
-    pub const NOTHING: Asks = Asks { k: None, v: None, places: [NOWHERE; PLACES], asked: 0, rest: NOWHERE };
-
-    /// What comes after the K and V of a chunk, in codes or not.
-    fn follow(&mut self, codes: bool, (k, v): (*const u8, *const u8), next: &Head) {
-        let from = |here: *const u8, next: *const u8| Some(next as isize - here as isize);
-        self.k = from(k, next.k);
-        // K and V of codes take what K alone takes in 16 bits.
-        self.v = if next.eight && !codes { None } else { from(v, next.v) };
-    }
+    const NOTHING: Asks = Asks { follow: Follow::NOTHING, places: [NOWHERE; PLACES], asked: 0, rest: NOWHERE };
 }
 
 /// The steps of a task that are still to come.
@@ -175,7 +183,7 @@ impl<'a> Upcoming<'a> {
     fn follow(&self, codes: bool, here: (*const u8, *const u8)) -> Asks {
         let mut asks = Asks { asked: self.asked, ..Asks::NOTHING };
         if let Some((end, run, chunk)) = self.visits().find(|&(end, ..)| end > self.asked) {
-            asks.follow(codes, here, &self.head(run, chunk));
+            asks.follow = Follow::new(codes, here, &self.head(run, chunk));
             asks.asked = end;
         }
         asks
@@ -235,7 +243,8 @@ mod tests {
                 let all = query_rows(run, upcoming.rows, group);
                 for at in (0..all).step_by(GROUP) {
                     let asks = upcoming.asks::<S>(false, (here.k, here.v), GROUP.min(all - at), all - at);
-                    let whole = asks.k.map(|next| here.k.wrapping_offset(next) as usize).map(|k| [k, k + (to - from)]);
+                    let whole =
+                        asks.follow.k.map(|next| here.k.wrapping_offset(next) as usize).map(|k| [k, k + (to - from)]);
                     for place in asks.places.into_iter().chain(whole).filter(|&place| bytes(place) > 0) {
                         let twice = asked.iter().any(|&[a, b]| a < place[1] && place[0] < b);
                         assert!(
@@ -311,10 +320,9 @@ mod tests {
     fn few_rows_ask_for_a_chunk_of_codes_while_they_read_k() {
         let kv = KvPool::with_codec(ChunkLayout::new(Codec::Kv8, &KINDS), 2, 2).expect("memory");
         let [codes, shorts] = [0, 2].map(|chunk| kv.head(ChunkId(chunk), 0, 1));
-        let mut asks = Asks::NOTHING;
-        asks.follow(false, (shorts.k, shorts.v), &codes);
-        let from = shorts.k.wrapping_offset(asks.k.expect("a place")) as usize;
-        assert_eq!((from, asks.v), (codes.k as usize, None));
+        let follow = Follow::new(false, (shorts.k, shorts.v), &codes);
+        let from = shorts.k.wrapping_offset(follow.k.expect("a place")) as usize;
+        assert_eq!((from, follow.v), (codes.k as usize, None));
         assert!(from + 64 * 64 * 2 >= codes.v as usize + 64 * 64 - 64 * 4, "all but the last lines of V");
     }
 

@@ -29,10 +29,10 @@ pub(crate) unsafe fn ask_for_group<S: Dots, F: Form>(codes: *const u32, heads: *
     }
 }
 
-/// The same where two panels are read side by side. Four streams, the hardware follows by itself: asking for them takes up to an
-/// eighth longer. Of two it does not see enough: three rows of Q4_0 are 1.25 times as fast with this, four 1.55 times, of Q4_K 1.5
-/// and 1.7 times (Zen 5, one thread, weights from memory; with 3 KiB a tenth less, with 6 KiB the same). Other forms of a stream each
-/// take as many instructions that memory is not what they wait for.
+/// The same where two panels are read side by side. Four streams the hardware follows by itself: asking for them takes up to an
+/// eighth longer. Of two of four bits it does not see enough: three rows of Q4_0 are 1.25 times as fast with this, four 1.55 times,
+/// of Q4_K 1.5 and 1.7 times (Zen 5, one thread, weights from memory; with 3 KiB up to a tenth less, with 6 KiB the same). Three
+/// rows of Q8_0 took a tenth longer (3 KiB); other forms are not read in pairs.
 const PAIR_AHEAD: usize = 4608;
 
 /// Asks for what comes later of panels that are read side by side: of group `g`, and of the heads of the next block.

@@ -172,6 +172,9 @@ unsafe fn quantise_rows<S: Encode>(x: &[u16], out: &mut [Group]) {
     }
 }
 
+/// Whoever makes the numbers in vectors stores them first: a closure that gives them would be compiled without the instructions
+/// of `S` where it is not inlined.
+///
 /// # Safety
 /// The ISA of `S` is available.
 #[inline(always)]
