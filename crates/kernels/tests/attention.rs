@@ -343,6 +343,50 @@ fn a_tail_of_small_weights_counts() {
     }
 }
 
+/// Weights are the exponentials of scores and of V's scales together, and a row's maximum is that of both. So a V of nothing or
+/// of next to nothing must still count in the sum of weights, and a chunk of tiny or of huge values must not lose those before it.
+#[test]
+fn values_of_all_sizes_have_their_weights() {
+    let shape = AttnShape { heads: 2, kv_heads: 1, head_dim: 64 };
+    for (seed, sizes) in [
+        (0, [1.0_f32, 0.0, 1e-3, 1e3]),
+        (1, [1e-20, 1e-20, 1e-20, 1e-20]),
+        (2, [1e18, 1e18, 0.0, 1e18]),
+        (3, [1e-6, 1e-6, 0.0, 0.0]),
+        (4, [1e5, 1.0, 1e-5, 1e-10]),
+    ] {
+        for codec in [Codec::Kv16, Codec::Kv8] {
+            let mut rng = Rng(seed);
+            let coded = codec == Codec::Kv8;
+            let mut kv = if coded { coded_pool_of(shape) } else { pool_of(shape, CHUNKS) };
+            let (pool, open) = (Pool::new(1), kv.open().start);
+            for chunk in 0..4 {
+                let slots: Vec<_> =
+                    (0..CHUNK as u8).map(|slot| Some(Slot { chunk: ChunkId(open + chunk), slot })).collect();
+                let k: Vec<f32> = rng.normals(CHUNK * 64).iter().map(|k| k * (1.0 + 0.5 * chunk as f32)).collect();
+                // Of each token, or of the whole chunk.
+                let size = |token: usize| sizes[if seed == 4 { chunk as usize } else { token % 4 }];
+                let v: Vec<f32> = rng.normals(CHUNK * 64).iter().enumerate().map(|(i, v)| v * size(i / 64)).collect();
+                kv.write(Isa::detect(), &pool, LAYER, &slots, &k, &v);
+                if coded {
+                    kv.seal(&pool, LAYER, &[Seal { from: ChunkId(open + chunk), to: ChunkId(chunk) }]);
+                }
+            }
+            let mut runs = RunList { chunks: (0..4).map(ChunkId).collect(), ..RunList::default() };
+            runs.runs.push(Run { rows: 0..7, place: 0, chunks: 0..4, shift: 0, masks: None });
+            let case = Case { shape, kv, runs, rows: 7, q: rng.bf16s(3 * 7 * 2 * 64, 0.3), cap: None };
+            let want = dense(&case);
+            for (isa, pool) in paths(&[1]) {
+                let got = run(isa, &pool, &case, &case.runs, 7, &case.q, Canary::None);
+                for (row, (got, want)) in got.chunks(64).zip(want.chunks(64)).enumerate() {
+                    let error = nmse(got, want);
+                    assert!(error < 1e-5, "{isa} {codec}, sizes {sizes:?}, query row {row}: {error:e}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn extreme_scores_stay_in_their_row() {
     let shape = AttnShape { heads: 2, kv_heads: 1, head_dim: 64 };

@@ -24,7 +24,7 @@ pub mod testing;
 mod weights;
 
 /// Counts the changes of a row's bits for given weights and tokens. Stored KV of another version is useless.
-pub const NUMERICS_VERSION: u32 = 5;
+pub const NUMERICS_VERSION: u32 = 6;
 
 pub use config::{Activation, Attention, Block, Config, NormPlace, QkNorm, SamplingDefaults, Scales};
 pub use cpu::{Canary, CpuExecutor};

@@ -217,8 +217,8 @@ impl<F: Form> Tile<'_, F> {
         self.follow.k.map(|next| self.k.wrapping_offset(next))
     }
 
-    /// Few rows ask for some lines between their loops: what is left to them, in [`PARTS`]; or, if they follow, of the next V, in
-    /// all parts but the first, since that is a tenth of their time, in which memory would have nothing to do.
+    /// Few rows ask for some lines between their loops: what is left to them, in [`PARTS`]; or, if they follow, for the next
+    /// scales first, and then for some of the next V, since that is a tenth of their time, in which memory would have nothing to do.
     ///
     /// # Safety
     /// The ISA of `S` is available.
@@ -227,6 +227,14 @@ impl<F: Form> Tile<'_, F> {
         const LINES: usize = 8;
         // SAFETY: any address may be asked for.
         unsafe {
+            if part == 0 && self.follow.k.is_some() {
+                for [from, to] in self.follow.scales {
+                    for line in from / LINE..to.div_ceil(LINE) {
+                        S::prefetch_near(std::ptr::without_provenance(line * LINE));
+                    }
+                }
+                return;
+            }
             match self.follow.v {
                 Some(next) if part > 0 => {
                     let next = self.v.wrapping_offset(next).wrapping_add((part - 1) * LINES * LINE);

@@ -17,9 +17,6 @@ const _: () = assert!(HEAD_DIM.is_multiple_of(4 * PANEL) && HEAD_DIM / 4 <= SECO
 /// Lines that are asked for with each query row.
 const LINES: usize = 4;
 
-/// Vectors of a row side by side.
-const TOGETHER: usize = 4;
-
 /// Words from what codes of K meet first in a query row to what they meet then (see [`Dots::for_codes`]).
 pub(super) const SECOND: usize = APART / 2;
 
@@ -37,76 +34,65 @@ pub(super) unsafe fn queries<S: Dots>(
     n: usize,
     next: Option<*const u8>,
 ) -> [f32; FACTORS] {
-    let dim = shape.head_dim;
+    let (dim, half) = (shape.head_dim, half(shape.head_dim));
+    let (q, apart) = (coded.q, shape.apart_coded());
     let mut largest = [0.0; FACTORS];
-    // SAFETY: the caller's contract. There is room for whole vectors of either half in `rows`, and behind queries and scales.
+    // SAFETY: the caller's contract. There is room for whole vectors of either half in `rows`, and behind scales.
     unsafe {
-        for r in 0..n {
-            let q = coded.q.add((at + r) * shape.apart_f32());
-            if let Some(next) = next {
-                for line in r * LINES..(r + 1) * LINES {
-                    S::prefetch(next.wrapping_add(line * LINE).cast());
+        let q = q.add(at * apart);
+        for i in (0..half).step_by(S::LANES) {
+            // All rows with the same scales, which stay in registers.
+            let by = [S::load(k_scales.add(i)), S::load(k_scales.add(half + i))];
+            for r in 0..n {
+                if let Some(next) = next.filter(|_| i == 0) {
+                    for line in r * LINES..(r + 1) * LINES {
+                        S::prefetch(next.wrapping_add(line * LINE).cast());
+                    }
                 }
+                let size = sizes.add(r * PANEL);
+                let most = if i == 0 { S::splat(0.0) } else { S::load(size) };
+                let [a, b] = S::load_halves(q.add(r * apart + i));
+                // What is no number, times zero, is not larger.
+                S::store(size, S::larger(S::mul(a, by[0]), S::larger(S::mul(b, by[1]), most)));
             }
-            let (mut most, mut i) = (S::splat(0.0), 0);
-            while i + TOGETHER * S::LANES <= dim {
-                for x in products::<S, TOGETHER>(q.add(i), k_scales.add(i)) {
-                    most = S::larger(x, most);
-                }
-                i += TOGETHER * S::LANES;
-            }
-            while i < dim {
-                most = S::larger(last_product::<S>(q.add(i), k_scales.add(i), dim - i), most);
-                i += S::LANES;
-            }
-            S::store(sizes.add(r * PANEL), most);
         }
         reduce::<S, true>(sizes, &mut largest, n);
         let (inverse, scales) = units::<S>(largest, n, largest_of(dim, MOST_OF_8));
-        let fours = dim.div_ceil(4);
-        // Once more, which costs less than to store them meanwhile.
-        for (r, &inverse) in inverse[..n].iter().enumerate() {
-            let (q, to) = (coded.q.add((at + r) * shape.apart_f32()), coded.rows.add(r * APART));
-            let inverse = S::splat(inverse);
-            // What is behind the last four is never met.
-            for i in (0..fours).step_by(S::LANES) {
-                let mut x = [inverse; 4];
-                for (quarter, x) in x.iter_mut().enumerate() {
-                    let at = quarter * fours + i;
-                    *x = S::mul(S::load(q.add(at)), S::load(k_scales.add(at)));
-                }
-                let [first, second] = S::for_codes::<true>(x, inverse);
-                S::store_words(to.add(i), first);
-                S::store_words(to.add(SECOND + i), second);
+        // Once more, which costs less than to store them meanwhile. What is behind the last four is never met.
+        for i in (0..half / 2).step_by(S::LANES) {
+            let mut by = [S::splat(0.0); 4];
+            for (quarter, by) in by.iter_mut().enumerate() {
+                *by = S::load(k_scales.add(quarter * (half / 2) + i));
+            }
+            for (r, &inverse) in inverse[..n].iter().enumerate() {
+                let (q, to) = (q.add(r * apart + i), coded.rows.add(r * APART + i));
+                let ([a, c], [b, d]) = (S::load_halves(q), S::load_halves(q.add(half / 2)));
+                let x = [S::mul(a, by[0]), S::mul(b, by[1]), S::mul(c, by[2]), S::mul(d, by[3])];
+                let [first, second] = S::for_codes::<true>(x, S::splat(inverse));
+                S::store_words(to, first);
+                S::store_words(to.add(SECOND), second);
             }
         }
         scales
     }
 }
 
-/// The products of `N` vectors.
-///
-/// # Safety
-/// The ISA of `S` is available and the pointers are valid for so many.
-#[inline(always)]
-unsafe fn products<S: Dots, const N: usize>(a: *const f32, b: *const f32) -> [S::F; N] {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let mut x = [S::splat(0.0); N];
-        for (i, x) in x.iter_mut().enumerate() {
-            *x = S::mul(S::load(a.add(i * S::LANES)), S::load(b.add(i * S::LANES)));
-        }
-        x
-    }
+/// Words of a query row that is to meet scales of K: element `i` and element `i + half`, zeros behind the last one.
+pub(super) fn half(head_dim: usize) -> usize {
+    head_dim.div_ceil(4) * 2
 }
 
-/// The products of the next vector, of which `left` elements are there, or more.
+/// Such words of a row, with room for whole vectors.
 ///
 /// # Safety
-/// As [`products`], of so many elements.
+/// `to` has room for [`AttnShape::apart_coded`] words.
 #[inline(always)]
-unsafe fn last_product<S: Dots>(a: *const f32, b: *const f32, left: usize) -> S::F {
-    let n = left.min(S::LANES);
+pub(super) unsafe fn words(q: &[u16], to: *mut u32) {
+    let half = half(q.len());
     // SAFETY: the caller's contract.
-    unsafe { S::mul(S::load_n(a, n), S::load_n(b, n)) }
+    let to = unsafe { std::slice::from_raw_parts_mut(to, half.next_multiple_of(PANEL)) };
+    to.fill(0);
+    let (low, high) = q.split_at(half.min(q.len()));
+    to.iter_mut().zip(low).for_each(|(to, &q)| *to = u32::from(q));
+    to.iter_mut().zip(high).for_each(|(to, &q)| *to |= u32::from(q) << 16);
 }

@@ -7,11 +7,14 @@ use kvist_base::{CHUNK, RunList};
 
 use super::Queries;
 use super::ahead::Pace;
+use super::codes::words;
 use super::plan::{APART, AttnPlan, AttnShape, Task, state_len};
 use super::queries::query;
+use super::shorts::one;
 use super::steps::Step;
 use super::tile::{Coded, Form, GROUP, InCodes, InShorts, State, Tile, group};
 use super::upcoming::{Follow, Upcoming};
+use super::values::Values;
 use crate::buffer::{Aligned, SharedMut, Words};
 use crate::codec::Head;
 use crate::quant::dots::Dots;
@@ -45,13 +48,13 @@ pub(super) struct Scratch {
     sizes: Aligned<[f32; GROUP * PANEL]>,
     /// Scales of a chunk: of K for each token or each element, of V for each token.
     k_scales: Words,
-    v_scales: Aligned<[f32; CHUNK]>,
+    values: Aligned<Values>,
     coded: CodedScratch,
 }
 
 /// What an encoded chunk takes besides.
 struct CodedScratch {
-    /// Queries of a band in f32.
+    /// Queries of a band, that are to meet K's scales.
     q: Words,
     /// Queries of a group times K's scales, in 16 bits.
     rows: Words,
@@ -71,7 +74,7 @@ thread_local! {
             spread: Aligned([0.0; GROUP * PANEL]),
             sizes: Aligned([0.0; GROUP * PANEL]),
             k_scales: Words::new(),
-            v_scales: Aligned([0.0; CHUNK]),
+            values: Aligned(Values::NOTHING),
             coded: CodedScratch { q: Words::new(), rows: Words::new(), begin: Aligned([0; CHUNK]) },
         })
     };
@@ -102,7 +105,7 @@ unsafe fn whole_task<S: Dots>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
     scratch.q_scales.grow(n);
     scratch.k_scales.grow(shape.head_dim.max(CHUNK) + 2 * PANEL);
     if job.kv.is_coded() {
-        scratch.coded.q.grow(n * shape.apart_f32() + 2 * PANEL);
+        scratch.coded.q.grow(n * shape.apart_coded() + PANEL);
         scratch.coded.rows.grow(GROUP * APART);
     }
     scratch.folded.grow(len);
@@ -124,7 +127,7 @@ unsafe fn whole_task<S: Dots>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
         let mut upcoming = Upcoming::new(job, task);
         while let Some(step) = upcoming.begin() {
             match step {
-                Step::Begin { state: i } => state(i).clear(n, shape),
+                Step::Begin { state: i } => state(i).clear(n),
                 Step::Visit { state: i, run, chunk } => {
                     visit::<S>(job, &band.rows, (run, chunk), task.head, scratch, state(i), &mut upcoming);
                 }
@@ -184,7 +187,7 @@ unsafe fn visit<S: Dots>(
             k: kv.k,
             v: kv.v,
             k_scales: scratch.k_scales.as_ptr(),
-            v_scales: scratch.v_scales.0.as_ptr(),
+            values: &scratch.values.0,
             q: scratch.q.as_ptr(),
             q_scales: scratch.q_scales.as_ptr(),
             state,
@@ -240,9 +243,8 @@ unsafe fn scales<S: Simd>(kv: &Head, dim: usize, scratch: &mut Scratch) {
         for i in whole..count {
             *k_scales.add(i) = bf16::to_f32(*kv.k_scales.add(i));
         }
-        for i in (0..CHUNK).step_by(S::LANES) {
-            S::store(scratch.v_scales.0.as_mut_ptr().add(i), S::load_bf16(kv.v_scales.add(i)));
-        }
+        let most = if kv.eight { const { one::<InCodes>() } } else { const { one::<InShorts>() } };
+        scratch.values.0.set(&*kv.v_scales.cast(), most);
     }
 }
 
@@ -278,11 +280,7 @@ unsafe fn prepare_queries<S: Dots>(
             }
             if job.kv.is_coded() {
                 // SAFETY: likewise.
-                let row = unsafe {
-                    let row = scratch.coded.q.as_mut_ptr::<f32>().add(at * shape.apart_f32());
-                    std::slice::from_raw_parts_mut(row, dim)
-                };
-                row.iter_mut().zip(q).for_each(|(to, &q)| *to = bf16::to_f32(q));
+                unsafe { words(q, scratch.coded.q.as_mut_ptr::<u32>().add(at * shape.apart_coded())) };
             }
         }
     }

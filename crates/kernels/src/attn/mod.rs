@@ -14,6 +14,7 @@ mod shorts;
 mod steps;
 mod tile;
 mod upcoming;
+mod values;
 
 use kvist_base::{LayerKind, RunList};
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering::AcqRel, Ordering::Relaxed};
 
 use kvist_base::{CHUNK, ChunkLayout, RunList, SEGMENT, StepCounters};
 
+use super::codes::half;
 use super::steps::{Step, StepList, visit_cost};
 use crate::buffer::Words;
 use crate::simd::PANEL;
@@ -40,9 +41,9 @@ impl AttnShape {
         self.heads / self.kv_heads
     }
 
-    /// The same of query rows in f32.
-    pub(super) fn apart_f32(self) -> usize {
-        lines(self.head_dim)
+    /// The same of query rows that are to meet scales of K.
+    pub(super) fn apart_coded(self) -> usize {
+        lines(half(self.head_dim))
     }
 
     /// f32 elements between the output rows of a state: whole vectors on every ISA.

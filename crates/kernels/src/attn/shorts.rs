@@ -3,9 +3,11 @@
 use kvist_base::CHUNK;
 
 use super::ahead::Pace;
-use super::tile::{EXPS, FACTORS, Form, exponentials, reduce};
+use super::tile::{EXPS, FACTORS, Form};
+use super::values::Values;
+use crate::codec::{MOST_OF_8, MOST_OF_V};
 use crate::quant::dots::Dots;
-use crate::simd::{Ask, PANEL};
+use crate::simd::{Ask, PANEL, exp2_times};
 
 /// Words from what codes of V meet first in a row of weights to what they meet then (see [`Dots::for_codes`]).
 pub(super) const SECOND: usize = CHUNK / 4;
@@ -18,45 +20,97 @@ pub(super) const LEAST: f32 = 4e-34;
 pub(super) const MOST: f32 = 3e38;
 
 /// Largest of 16 bits of which `products` with codes of at most `code` in size still add up to 32.
-pub(super) fn largest_of(products: usize, code: usize) -> f32 {
-    (i32::MAX as usize / (code * products)).min(i16::MAX as usize) as f32
+pub(super) const fn largest_of(products: usize, code: usize) -> f32 {
+    let most = i32::MAX as usize / (code * products);
+    if most < i16::MAX as usize { most as f32 } else { i16::MAX as f32 }
 }
 
-/// Replaces rows' scores by their weights, relative to their maxima `tops`, times the scales of V, in 16 bits, and returns
-/// what these stand for, over their values, if none of V's codes is larger than `code`. A row's sum of the weights is that of
-/// its lanes of `spread`. With each row it is asked for what is due.
+/// What the largest weight of a row becomes in 16 bits, beside codes of V in this form.
+pub(super) const fn one<F: Form>() -> f32 {
+    largest_of(CHUNK, if F::CODES { MOST_OF_8 } else { MOST_OF_V })
+}
+
+/// Replaces `n` rows' scores by their weights in 16 bits, relative to their maxima `tops`. A row's sum of the weights, without
+/// the scales of V, is that of its lanes of `spread`. With each row it is asked for what is due.
 ///
 /// # Safety
-/// The ISA of `S` is available; `scores` is valid for the rows of the masks, `spread` and `sizes` for those of a group, and
-/// `v_scales` for a chunk.
+/// The ISA of `S` is available; `scores` is valid for so many rows, and `spread` for those of a group.
 #[inline(always)]
 pub(super) unsafe fn weights<S: Dots, F: Form>(
-    (v_scales, code): (*const f32, usize),
+    values: &Values,
     scores: *mut f32,
     tops: &[f32; FACTORS],
-    masks: &[u64],
-    (spread, sizes): (*mut f32, *mut f32),
+    n: usize,
+    spread: *mut f32,
     pace: &Pace,
-) -> [f32; FACTORS] {
-    let mut largest = [0.0; FACTORS];
+) {
+    // Rows side by side, where there are registers for them.
+    const TOGETHER: usize = 2;
+    let whole = if S::LANES == PANEL { n / TOGETHER * TOGETHER } else { 0 };
     // SAFETY: the caller's contract.
     unsafe {
-        for (r, &mask) in masks.iter().enumerate() {
-            let scores = scores.add(r * CHUNK);
-            // As many lanes on every path.
-            let (mut sums, mut most) = ([S::splat(0.0); EXPS], S::splat(0.0));
-            let mut of = const { PANEL / S::LANES };
-            let end = if mask == 0 { 0 } else { CHUNK };
+        for r in (0..whole).step_by(TOGETHER) {
+            for _ in 0..TOGETHER {
+                pace.with_row::<S>();
+            }
+            weights_of::<S, F, TOGETHER>(values, scores.add(r * CHUNK), &tops[r..], spread.add(r * PANEL));
+        }
+        for r in whole..n {
             pace.with_row::<S>();
-            for i in (0..end).step_by(EXPS * S::LANES) {
-                for (j, &e) in exponentials::<S>(scores.add(i), tops[r]).iter().enumerate() {
-                    let at = i + j * S::LANES;
-                    let weight = S::mul(e, S::load(v_scales.add(at)));
-                    S::store(scores.add(at), weight);
-                    most = S::max(most, weight);
-                    sums[j % of] = S::add(sums[j % of], e);
+            weights_of::<S, F, 1>(values, scores.add(r * CHUNK), &tops[r..], spread.add(r * PANEL));
+        }
+    }
+}
+
+/// [`weights`] of `R` rows.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn weights_of<S: Dots, F: Form, const R: usize>(
+    values: &Values,
+    scores: *mut f32,
+    tops: &[f32],
+    spread: *mut f32,
+) {
+    // From one vector to the next: codes meet what lies in quarters of a row.
+    let apart = const { if F::CODES { SECOND } else { S::LANES } };
+    let (step, end) = const { if F::CODES { (S::LANES, SECOND) } else { (EXPS * S::LANES, CHUNK) } };
+    let polynomial = const { &exp2_times(one::<F>()) };
+    // As many lanes on every path.
+    let lanes = const { PANEL / S::LANES };
+    // SAFETY: passed on.
+    unsafe {
+        let mut sums = [[S::splat(0.0); EXPS]; R];
+        for i in (0..end).step_by(step) {
+            let mut e = [[S::splat(0.0); EXPS]; R];
+            for (r, e) in e.iter_mut().enumerate() {
+                for (j, e) in e.iter_mut().enumerate() {
+                    *e = S::sub(S::load(scores.add(r * CHUNK + i + j * apart)), S::splat(tops[r]));
                 }
             }
+            S::coarse_exp2_each(&mut e, polynomial);
+            for (r, (e, sums)) in e.iter().zip(&mut sums).enumerate() {
+                for (j, &e) in e.iter().enumerate() {
+                    let at = i + j * apart;
+                    let sum = &mut sums[at / S::LANES % lanes];
+                    *sum = S::fma(e, S::load(values.inverse.as_ptr().add(at)), *sum);
+                }
+                // What is written lies where vectors have been read.
+                let row = scores.add(r * CHUNK).cast::<u32>();
+                if F::CODES {
+                    let [first, second] = S::for_codes::<false>(*e, S::splat(1.0));
+                    S::store_words(row.add(i), first);
+                    S::store_words(row.add(SECOND + i), second);
+                } else {
+                    for (j, &pair) in e.as_chunks().0.iter().enumerate() {
+                        S::store_words(row.add(i / 2 + j * S::LANES), S::shorts(pair));
+                    }
+                }
+            }
+        }
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let mut of = lanes;
             while of > 1 {
                 of /= 2;
                 for j in 0..of {
@@ -64,32 +118,7 @@ pub(super) unsafe fn weights<S: Dots, F: Form>(
                 }
             }
             S::store(spread.add(r * PANEL), sums[0]);
-            S::store(sizes.add(r * PANEL), most);
         }
-        reduce::<S, true>(sizes, &mut largest, masks.len());
-        let (inverse, scales) = units::<S>(largest, masks.len(), largest_of(CHUNK, code));
-        for (r, &inverse) in inverse[..masks.len()].iter().enumerate() {
-            // What is written lies where vectors have been read.
-            let row = scores.add(r * CHUNK);
-            let inverse = S::splat(inverse);
-            if F::CODES {
-                for i in (0..SECOND).step_by(S::LANES) {
-                    let mut x = [inverse; 4];
-                    for (quarter, x) in x.iter_mut().enumerate() {
-                        *x = S::load(row.add(quarter * SECOND + i));
-                    }
-                    let [first, second] = S::for_codes::<false>(x, inverse);
-                    S::store_words(row.cast::<u32>().add(i), first);
-                    S::store_words(row.cast::<u32>().add(SECOND + i), second);
-                }
-                continue;
-            }
-            for i in (0..CHUNK).step_by(2 * S::LANES) {
-                let x = [S::mul(S::load(row.add(i)), inverse), S::mul(S::load(row.add(i + S::LANES)), inverse)];
-                S::store_words(row.cast::<u32>().add(i / 2), S::shorts(x));
-            }
-        }
-        scales
     }
 }
 
@@ -233,7 +262,6 @@ unsafe fn first_step<S: Dots, const FINDS: bool, const ROW: usize, const R: usiz
 mod tests {
     use super::*;
     use crate::Isa;
-    use crate::codec::{MOST_OF_8, MOST_OF_V};
     use crate::simd::{Nothing, isa_entry};
 
     /// Columns of fours of codes, and rows of them: an odd number.

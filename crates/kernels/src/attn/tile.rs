@@ -1,20 +1,21 @@
 //! A group of query rows against one chunk.
 //!
-//! Per chunk, `S = q K^T` for a block of query rows, masked, the running maximum of each row raised, `p = 2^(S - m)`
-//! rounded to 16 bits ([`shorts`]), `l` and `O` scaled by `2^(m_old - m)`, then `O += p V`. A row that sees nothing of a
+//! Per chunk, `S = q K^T` for a block of query rows, masked, plus what V's scales make of it ([`super::values`]),
+//! `p = 2^(S - top)` in 16 bits ([`shorts`]), `top` being the row's largest in the chunk, then `O += p V 2^(top - m)`, and `l`
+//! likewise. `m` is raised to `top` where that is much larger, and O and l are scaled down then. A row that sees nothing of a
 //! chunk is left untouched, whatever its block mates see. K and V of the chunk stay in the L1 cache while all row blocks
 //! pass.
 
 use kvist_base::{CHUNK, Run};
 
-use super::ahead::{Ahead, Pace, asking};
+use super::ahead::{Ahead, Pace, asking, may_share};
 use super::block::{cover, tile_block};
 use super::codes;
 use super::kernel::Job;
 use super::plan::{APART, AttnShape, Canary};
 use super::shorts::{self, code_dots, short_dots};
 use super::upcoming::Follow;
-use crate::codec::{MOST_OF_8, MOST_OF_V};
+use super::values::Values;
 use crate::elementwise::cap_lanes;
 use crate::quant::dots::Dots;
 use crate::simd::{AT_ONCE, PANEL, Simd, block_sizes};
@@ -33,8 +34,12 @@ pub(super) const EXPS: usize = 4;
 /// Token pairs of a chunk.
 const PAIRS: usize = CHUNK / 2;
 
-/// Softmax state of query rows: the output so far is `o / l`, relative to the maximum `m` (log2 domain). `m` is -inf
-/// where nothing was seen yet.
+/// What a row's largest score may be above `m`, in the log2 domain: `m` is raised only to what is above that, so that O is scaled
+/// once or twice in a segment.
+const LEAP: f32 = 8.0;
+
+/// Softmax state of query rows: the output so far is `o / l`, both relative to `m` (log2 domain), which is about the largest
+/// score, scales of V included. `m` is -inf where nothing was seen yet, and `o` anything.
 #[derive(Clone, Copy)]
 pub(super) struct State {
     pub m: *mut f32,
@@ -55,12 +60,11 @@ impl State {
     ///
     /// # Safety
     /// As [`State::new`], and the elements belong to the caller.
-    pub unsafe fn clear(self, n: usize, shape: AttnShape) {
+    pub unsafe fn clear(self, n: usize) {
         // SAFETY: the caller's contract.
         unsafe {
             std::slice::from_raw_parts_mut(self.m, n).fill(f32::NEG_INFINITY);
             std::slice::from_raw_parts_mut(self.l, n).fill(0.0);
-            std::slice::from_raw_parts_mut(self.o, n * shape.padded()).fill(0.0);
         }
     }
 }
@@ -68,8 +72,8 @@ impl State {
 /// What meets the codes of an encoded chunk.
 #[derive(Clone, Copy)]
 pub(super) struct Coded {
-    /// Queries of the band in f32, [`AttnShape::apart_f32`] from row to row.
-    pub q: *const f32,
+    /// Queries of the band in [halves](codes::half), [`AttnShape::apart_coded`] from row to row.
+    pub q: *const u32,
     /// Room for the queries of a group times scales, [`GROUP`] rows that are [`APART`].
     pub rows: *mut u32,
     /// `[64]`: what products with K's codes begin with, where what meets these has no sign.
@@ -127,8 +131,8 @@ pub(super) struct Tile<'a, F: Form> {
     pub v: *const u8,
     /// kv8: `[dim]`. kv16: `[64]`.
     pub k_scales: *const f32,
-    /// `[64]`.
-    pub v_scales: *const f32,
+    /// Of V's scales.
+    pub values: &'a Values,
     pub q: *const u32,
     /// What 16 bits of the band's queries stand for, over their values.
     pub q_scales: *const f32,
@@ -148,7 +152,7 @@ pub(super) struct Tile<'a, F: Form> {
 
 impl<'a, F: Form> Tile<'a, F> {
     pub fn with<G: Form>(self, form: G) -> Tile<'a, G> {
-        let Tile { job, run, chunk, first, k, v, k_scales, v_scales, .. } = self;
+        let Tile { job, run, chunk, first, k, v, k_scales, values, .. } = self;
         let Tile { q, q_scales, state, scores, spread, sizes, met, blocks, follow, pace, .. } = self;
         Tile {
             form,
@@ -159,7 +163,7 @@ impl<'a, F: Form> Tile<'a, F> {
             k,
             v,
             k_scales,
-            v_scales,
+            values,
             q,
             q_scales,
             state,
@@ -215,7 +219,7 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
         }
         tile.ask_between::<S>(1);
         if let Some(cap) = plan.cap {
-            cap_scores::<S>(tile.scores, n, cap);
+            cap_scores::<S>(tile.scores, n, cap, tile.values);
         }
         if plan.cap.is_some() || tile.run.masks.is_some() {
             for (r, &mask) in masks[..n].iter().enumerate() {
@@ -229,24 +233,26 @@ pub(super) unsafe fn group<S: Dots, F: Form>(tile: &Tile<'_, F>, at: usize, n: u
                 *of = top;
             }
         }
-        raise::<S>(tile.state.m.add(at), &mut largest, &mut alpha, n);
+        let mut p = Rows { at: tile.scores.cast(), scales: [0.0; FACTORS] };
+        raise::<S>(tile.state.m.add(at), &largest, (&mut alpha, &mut p.scales), n);
         tile.ask_between::<S>(2);
-        let v = (tile.v_scales, if F::CODES { MOST_OF_8 } else { MOST_OF_V });
-        let scales =
-            shorts::weights::<S, F>(v, tile.scores, &largest, &masks[..n], (tile.spread, tile.sizes), &tile.pace);
-        let p = Rows { at: tile.scores.cast(), scales };
+        shorts::weights::<S, F>(tile.values, tile.scores, &largest, n, tile.spread, &tile.pace);
         tile.ask_between::<S>(3);
         let mut sums = [0.0; FACTORS];
         reduce::<S, false>(tile.spread, &mut sums, n);
         for i in (0..n).step_by(S::LANES) {
             let (l, rows) = (tile.state.l.add(at + i), S::LANES.min(n - i));
-            let scaled = S::mul(S::load_n(l, rows), S::load(alpha.as_ptr().add(i)));
-            S::store_n(l, rows, S::add(scaled, S::load(sums.as_ptr().add(i))));
+            let [alpha, beta, sum] = [&alpha, &p.scales, &sums].map(|of| of.as_ptr().add(i));
+            let scaled = S::mul(S::load_n(l, rows), S::load(alpha));
+            S::store_n(l, rows, S::fma(S::load(sum), S::load(beta), scaled));
+            let beta = p.scales.as_mut_ptr().add(i);
+            S::store(beta, S::mul(S::load(beta), S::splat(const { 1.0 / shorts::one::<F>() })));
         }
+        scale_down::<S>(tile, at, &alpha[..n]);
         let mut row = 0;
         while row < n {
             let size = block_size::<S>(n - row);
-            tile_block!(S, size, outputs(tile, &p, at, row, &alpha, &masks));
+            tile_block!(S, size, outputs(tile, &p, at, row, &masks));
             row += size;
         }
     }
@@ -365,21 +371,29 @@ unsafe fn tokens<S: Dots, const R: usize, const V: usize>(
                 S::store_words(kept.add(v * S::LANES), begin);
             }
         }
-        let mut of_tokens = [S::splat(1.0); V];
+        let (mut of_tokens, mut logs) = ([S::splat(1.0); V], [S::splat(0.0); V]);
         if !tile.in_codes() {
             for (v, scale) in of_tokens.iter_mut().enumerate() {
                 *scale = S::load(tile.k_scales.add(token + v * S::LANES));
+            }
+        }
+        // Where scores are capped, that comes first.
+        if tile.job.plan.cap.is_none() {
+            for (v, log) in logs.iter_mut().enumerate() {
+                *log = S::load(tile.values.logs.as_ptr().add(token + v * S::LANES));
             }
         }
         // By reference: by value the sums would go to the stack first.
         for (r, sums) in sums.iter().enumerate() {
             let spread = tile.spread.add((from + r) * PANEL);
             let mut largest = if token == 0 { S::splat(f32::NEG_INFINITY) } else { S::load(spread) };
-            for (v, (&sum, scale)) in sums.iter().zip(of_tokens).enumerate() {
-                let mut score = S::mul(S::float(sum), S::splat(q.scales[from + r]));
-                if !tile.in_codes() {
-                    score = S::mul(score, scale);
-                }
+            for (v, &sum) in sums.iter().enumerate() {
+                let (sum, scale) = (S::float(sum), S::splat(q.scales[from + r]));
+                let score = if tile.in_codes() {
+                    S::fma(sum, scale, logs[v])
+                } else {
+                    S::fma(S::mul(sum, scale), of_tokens[v], logs[v])
+                };
                 S::store(scores.add(r * CHUNK + v * S::LANES), score);
                 // What is no number raises nothing, here as in `raise`: no score is above the maximum.
                 largest = S::max(score, largest);
@@ -441,7 +455,31 @@ unsafe fn products<
     sums
 }
 
-/// `O = O * alpha + p V` for `R` query rows from `from` of the group, whose first one is `at` of the band, and some of the
+/// Scales O of `n` rows from `at` of the band by what is not one; where that is 0 nothing was seen before.
+///
+/// # Safety
+/// As [`group`].
+#[inline(always)]
+unsafe fn scale_down<S: Simd>(tile: &Tile<'_, impl Form>, at: usize, by: &[f32]) {
+    // All of them together first: it happens seldom.
+    if !by.iter().fold(false, |any, &by| any | (by != 1.0)) {
+        return;
+    }
+    let padded = tile.job.plan.shape.padded();
+    for (r, &by) in by.iter().enumerate().filter(|&(_, &by)| by != 1.0) {
+        // SAFETY: the state has these rows, with room for whole vectors.
+        unsafe {
+            let o = tile.state.o.add((at + r) * padded);
+            for i in (0..padded).step_by(S::LANES) {
+                // What was there may be no number.
+                let scaled = if by == 0.0 { S::splat(0.0) } else { S::mul(S::load(o.add(i)), S::splat(by)) };
+                S::store(o.add(i), scaled);
+            }
+        }
+    }
+}
+
+/// `O += p V` for `R` query rows from `from` of the group, whose first one is `at` of the band, and some of the
 /// vectors of O.
 ///
 /// # Safety
@@ -452,27 +490,26 @@ unsafe fn outputs<S: Dots, const R: usize, const V: usize>(
     p: &Rows,
     at: usize,
     from: usize,
-    alpha: &[f32; FACTORS],
     masks: &[u64; GROUP],
 ) {
     // SAFETY: passed on.
     unsafe {
         let vectors = tile.job.plan.shape.head_dim.div_ceil(S::LANES);
-        cover!(S, R, V, (0, vectors), columns(column, tile, p, at, from, alpha, masks));
+        cover!(S, R, V, (0, vectors), columns(column, tile, p, at, from, masks));
     }
 }
 
-/// Caps the scores of `n` rows. They are in the log2 domain, and stay there.
+/// Caps the scores of `n` rows, and adds what V's scales make of them. They are in the log2 domain, and stay there.
 ///
 /// # Safety
 /// The ISA of `S` is available and `scores` valid for `n` rows.
 #[inline(always)]
-unsafe fn cap_scores<S: Simd>(scores: *mut f32, n: usize, cap: f32) {
+unsafe fn cap_scores<S: Simd>(scores: *mut f32, n: usize, cap: f32, values: &Values) {
     // SAFETY: offsets stay inside the rows.
     unsafe {
         for i in (0..n * CHUNK).step_by(S::LANES) {
-            let x = S::load(scores.add(i));
-            S::store(scores.add(i), cap_lanes::<S>(x, 1.0 / cap, cap * std::f32::consts::LOG2_E));
+            let capped = cap_lanes::<S>(S::load(scores.add(i)), 1.0 / cap, cap * std::f32::consts::LOG2_E);
+            S::store(scores.add(i), S::add(capped, S::load(values.logs.as_ptr().add(i % CHUNK))));
         }
     }
 }
@@ -498,41 +535,29 @@ unsafe fn largest_of_row<S: Simd>(scores: *mut f32, mask: u64, spread: *mut f32)
     }
 }
 
-/// Raises the maxima `m` of `n` rows to those in `largest`, which become the raised ones, and fills in the factors for
-/// what was computed relative to the old ones.
+/// Raises `m` of `n` rows to the largest of a chunk where these [leap](LEAP), and fills in the factors for what was computed
+/// relative to the old ones, 0 where there was nothing, and for what is relative to the largest.
 ///
 /// # Safety
 /// The ISA of `S` is available and `m` valid for `n` rows.
 #[inline(always)]
-unsafe fn raise<S: Simd>(m: *mut f32, largest: &mut [f32; FACTORS], alpha: &mut [f32; FACTORS], n: usize) {
+unsafe fn raise<S: Simd>(
+    m: *mut f32,
+    largest: &[f32; FACTORS],
+    (of_old, of_new): (&mut [f32; FACTORS], &mut [f32; FACTORS]),
+    n: usize,
+) {
     // SAFETY: whole vectors of the arrays, and the rows that there are of `m`.
     unsafe {
         for i in (0..n).step_by(S::LANES) {
             let rows = S::LANES.min(n - i);
-            let old = S::load_n(m.add(i), rows);
-            // The first only where it is larger: what is no number raises nothing.
-            let top = S::max(S::load(largest.as_ptr().add(i)), old);
-            S::store(largest.as_mut_ptr().add(i), top);
-            S::store_n(m.add(i), rows, top);
-            let [factor] = S::exp2_each::<1, true>([S::sub(old, top)]);
-            S::store(alpha.as_mut_ptr().add(i), factor);
+            let (old, top) = (S::load_n(m.add(i), rows), S::load(largest.as_ptr().add(i)));
+            let raised = S::select_ge(S::add(old, S::splat(LEAP)), top, old, top);
+            S::store_n(m.add(i), rows, raised);
+            let [old, new] = S::exp2_each::<2, true>([S::sub(old, raised), S::sub(top, raised)]);
+            S::store(of_old.as_mut_ptr().add(i), old);
+            S::store(of_new.as_mut_ptr().add(i), new);
         }
-    }
-}
-
-/// Weights of the next scores relative to the maximum `top`.
-///
-/// # Safety
-/// The ISA of `S` is available, and `scores` valid for so many vectors.
-#[inline(always)]
-pub(super) unsafe fn exponentials<S: Simd>(scores: *const f32, top: f32) -> [S::F; EXPS] {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let mut e = [S::splat(top); EXPS];
-        for (j, e) in e.iter_mut().enumerate() {
-            *e = S::sub(S::load(scores.add(j * S::LANES)), *e);
-        }
-        S::exp2_each::<EXPS, true>(e)
     }
 }
 
@@ -547,7 +572,6 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
     p: &Rows,
     at: usize,
     from: usize,
-    alpha: &[f32; FACTORS],
     masks: &[u64; GROUP],
 ) {
     let shape = tile.job.plan.shape;
@@ -558,7 +582,10 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
         let o = tile.state.o.add((at + from) * shape.padded() + column);
         let x = p.at.add(from * CHUNK);
         let (mut nothing, v) = ([S::four(&0); V], (tile.v, column, shape.head_dim));
-        let sums = products::<S, _, false, CHUNK, { shorts::SECOND }, R, V>(tile, &mut nothing, ahead, v, x, PAIRS);
+        // Loops of the widest vectors are short enough to be unrolled, since their number is known, but all forms of them would take
+        // more room than there is for decoded instructions.
+        let pairs = if S::LANES == PANEL && may_share::<S>(R) { std::hint::black_box(PAIRS) } else { PAIRS };
+        let sums = products::<S, _, false, CHUNK, { shorts::SECOND }, R, V>(tile, &mut nothing, ahead, v, x, pairs);
         for (r, sums) in sums.iter().enumerate() {
             // A row that sees nothing keeps its state: adding zeros could still turn -0 into 0.
             if masks[from + r] == 0 {
@@ -566,8 +593,7 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
             }
             for (v, &sum) in sums.iter().enumerate() {
                 let o = o.add(r * shape.padded() + v * S::LANES);
-                let old = S::mul(S::load(o), S::splat(alpha[from + r]));
-                S::store(o, S::fma(S::float(sum), S::splat(p.scales[from + r]), old));
+                S::store(o, S::fma(S::float(sum), S::splat(p.scales[from + r]), S::load(o)));
             }
         }
     }

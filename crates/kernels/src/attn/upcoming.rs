@@ -56,21 +56,24 @@ fn place(head: &Head) -> Place {
 }
 
 /// What few rows that follow ask for: bytes from K of the chunk that they meet to what is asked for while they read K, as many
-/// bytes as they read. The same of V.
+/// bytes as they read. The same of V. And where the scales of both are, which are what a visit reads first.
 #[derive(Clone, Copy)]
 pub(super) struct Follow {
     pub k: Option<isize>,
     pub v: Option<isize>,
+    pub scales: [Place; 2],
 }
 
 impl Follow {
-    pub const NOTHING: Follow = Follow { k: None, v: None };
+    pub const NOTHING: Follow = Follow { k: None, v: None, scales: [NOWHERE; 2] };
 
     /// What comes after the K and V of a chunk, in codes or not.
     fn new(codes: bool, (k, v): (*const u8, *const u8), next: &Head) -> Follow {
         let from = |here: *const u8, next: *const u8| Some(next as isize - here as isize);
         // K and V of codes take what K alone takes in 16 bits.
-        Follow { k: from(k, next.k), v: if next.eight && !codes { None } else { from(v, next.v) } }
+        let then = if next.eight && !codes { None } else { from(v, next.v) };
+        let scales = [[next.k_scales as usize, next.v as usize], [next.v_scales as usize, place(next)[1]]];
+        Follow { k: from(k, next.k), v: then, scales }
     }
 }
 

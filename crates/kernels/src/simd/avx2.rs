@@ -113,6 +113,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a, b), x)
     }
     #[inline(always)]
+    unsafe fn select_ge(a: __m256, b: __m256, x: __m256, y: __m256) -> __m256 {
+        _mm256_blendv_ps(y, x, _mm256_cmp_ps::<_CMP_GE_OQ>(a, b))
+    }
+    #[inline(always)]
     unsafe fn add_exponent(x: __m256, n: __m256) -> __m256 {
         let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(n));
         _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), n))
@@ -120,6 +124,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> __m256 {
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))))
+    }
+    #[inline(always)]
+    unsafe fn load_halves(p: *const u32) -> [__m256; 2] {
+        let pairs = _mm256_loadu_si256(p.cast());
+        let high = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+        [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(high)]
     }
     #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, x: __m256) {

@@ -223,6 +223,22 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         _mm512_castsi512_ps(_mm512_maskz_mov_epi32(kept, _mm512_castps_si512(x)))
     }
     #[inline(always)]
+    unsafe fn select_ge(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
+        _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b), y, x)
+    }
+    #[inline(always)]
+    unsafe fn round(x: __m512) -> __m512 {
+        _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
+    }
+    #[inline(always)]
+    unsafe fn integers(rounded: __m512) -> __m512 {
+        rounded
+    }
+    #[inline(always)]
+    unsafe fn times_exp2(p: __m512, rounded: __m512, x: __m512, least: __m512) -> __m512 {
+        _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, least), p, rounded)
+    }
+    #[inline(always)]
     unsafe fn add_exponent(x: __m512, n: __m512) -> __m512 {
         let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(n));
         _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), n))
@@ -230,6 +246,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> __m512 {
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))))
+    }
+    #[inline(always)]
+    unsafe fn load_halves(p: *const u32) -> [__m512; 2] {
+        let pairs = _mm512_loadu_si512(p.cast());
+        let high = _mm512_and_si512(pairs, _mm512_set1_epi32(HIGH));
+        [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(high)]
     }
     #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, x: __m512) {

@@ -83,12 +83,22 @@ impl Simd for Portable {
         F4([pick(0), pick(1), pick(2), pick(3)])
     }
     #[inline(always)]
+    unsafe fn select_ge(a: F4, b: F4, x: F4, y: F4) -> F4 {
+        let pick = |i: usize| if a.0[i] >= b.0[i] { x.0[i] } else { y.0[i] };
+        F4([pick(0), pick(1), pick(2), pick(3)])
+    }
+    #[inline(always)]
     unsafe fn add_exponent(x: F4, n: F4) -> F4 {
         zip(x, n, |x, n| f32::from_bits(x.to_bits().wrapping_add(n.to_bits() << 23)))
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> F4 {
         F4(p.cast::<[u16; 4]>().read_unaligned().map(bf16::to_f32))
+    }
+    #[inline(always)]
+    unsafe fn load_halves(p: *const u32) -> [F4; 2] {
+        let pairs = p.cast::<[u32; 4]>().read_unaligned();
+        [F4(pairs.map(|pair| f32::from_bits(pair << 16))), F4(pairs.map(|pair| f32::from_bits(pair & 0xffff_0000)))]
     }
     #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, x: F4) {
