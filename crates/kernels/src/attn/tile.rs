@@ -584,7 +584,11 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
         let (mut nothing, v) = ([S::four(&0); V], (tile.v, column, shape.head_dim));
         // Loops of the widest vectors are short enough to be unrolled, since their number is known, but all forms of them would take
         // more room than there is for decoded instructions.
-        let pairs = if S::LANES == PANEL && may_share::<S>(R) { std::hint::black_box(PAIRS) } else { PAIRS };
+        let pairs = if S::LANES == PANEL && may_share::<S>(R) && !tile.in_codes() {
+            std::hint::black_box(PAIRS)
+        } else {
+            PAIRS
+        };
         let sums = products::<S, _, false, CHUNK, { shorts::SECOND }, R, V>(tile, &mut nothing, ahead, v, x, pairs);
         for (r, sums) in sums.iter().enumerate() {
             // A row that sees nothing keeps its state: adding zeros could still turn -0 into 0.
