@@ -218,7 +218,8 @@ impl<F: Form> Tile<'_, F> {
     }
 
     /// Few rows ask for some lines between their loops: what is left to them, in [`PARTS`]; or, if they follow, for the next
-    /// scales first, and then for some of the next V, since that is a tenth of their time, in which memory would have nothing to do.
+    /// scales first, and then for some of the next V, since that is a tenth of their time, in which memory would have
+    /// nothing to do.
     ///
     /// # Safety
     /// The ISA of `S` is available.

@@ -1,7 +1,7 @@
 //! kv8: what meets the codes of a sealed chunk.
 //!
-//! A query row times K's scales, and its weights times V's, become 16 bits under one f32 scale for row and chunk: half a
-//! unit is 2^-16 of the row's largest, where bf16 would be off by 2^-9 of each. Where bytes are multiplied as fast as their
+//! A query row times K's scales becomes 16 bits under one f32 scale for row and chunk, as its weights are: half a unit is 2^-16
+//! of the row's largest, where bf16 would be off by 2^-9 of each. Where bytes are multiplied as fast as their
 //! number allows, codes meet the higher bytes of these and the lower ones; elsewhere they are widened as they are read. Products
 //! are added up as integers, exactly: on every path they are the same.
 

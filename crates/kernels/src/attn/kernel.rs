@@ -44,7 +44,7 @@ pub(super) struct Scratch {
     scores: Aligned<[f32; GROUP * CHUNK]>,
     /// What a row's scores are reduced to before lanes meet, `[query row][PANEL]`.
     spread: Aligned<[f32; GROUP * PANEL]>,
-    /// The same of how large its queries and weights are.
+    /// The same of how large its queries times scales of K are.
     sizes: Aligned<[f32; GROUP * PANEL]>,
     /// Scales of a chunk: of K for each token or each element, of V for each token.
     k_scales: Words,

@@ -140,7 +140,7 @@ pub(super) struct Tile<'a, F: Form> {
     pub scores: *mut f32,
     /// [`PANEL`] elements for each of [`GROUP`] rows.
     pub spread: *mut f32,
-    /// The same again, for sizes of queries and weights.
+    /// The same again, for sizes of queries that meet scales of K.
     pub sizes: *mut f32,
     /// Whether a group has met the chunk.
     pub met: bool,
@@ -582,8 +582,8 @@ unsafe fn columns<S: Dots, const R: usize, const V: usize>(
         let o = tile.state.o.add((at + from) * shape.padded() + column);
         let x = p.at.add(from * CHUNK);
         let (mut nothing, v) = ([S::four(&0); V], (tile.v, column, shape.head_dim));
-        // Loops of the widest vectors are short enough to be unrolled, since their number is known, but all forms of them would take
-        // more room than there is for decoded instructions.
+        // Loops of the widest vectors are short enough to be unrolled where their number is known, but all forms of them
+        // would take more room than there is for decoded instructions.
         let pairs = if S::LANES == PANEL && may_share::<S>(R) && !tile.in_codes() {
             std::hint::black_box(PAIRS)
         } else {
