@@ -1,6 +1,7 @@
 //! A small thread pool: one job at a time, its tiles claimed from a counter.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -24,9 +25,37 @@ pub struct Pool {
     turn: Mutex<()>,
 }
 
-type Task<'a> = &'a (dyn Fn(usize) + Sync + 'a);
+type Task<'a> = &'a (dyn Fn(usize, &Claims<'_>) + Sync + 'a);
+
+/// What a running tile may know of those to come.
+pub(crate) struct Claims<'a> {
+    /// Where others claim tiles as well.
+    shared: Option<&'a Shared>,
+    next: Cell<Option<usize>>,
+}
+
+impl<'a> Claims<'a> {
+    /// Of a tile that is followed by `next` in the same thread.
+    pub(crate) fn followed_by(next: Option<usize>) -> Claims<'static> {
+        Claims { shared: None, next: Cell::new(next) }
+    }
+
+    fn of(shared: &'a Shared) -> Claims<'a> {
+        Claims { shared: Some(shared), next: Cell::new(None) }
+    }
+
+    /// The tile that this thread runs after this one, which is claimed now, so that its operands may be asked for. Of the last
+    /// tiles nobody knows: another thread may be ready for them first.
+    pub(crate) fn next(&self) -> Option<usize> {
+        if let (Some(shared), None) = (self.shared, self.next.get()) {
+            self.next.set(shared.claim(shared.threads));
+        }
+        self.next.get()
+    }
+}
 
 struct Shared {
+    threads: usize,
     /// Job number and unclaimed tiles. Whoever takes the last tile off leaves the job number in place.
     ticket: AtomicU64,
     tiles: AtomicUsize,
@@ -53,6 +82,7 @@ impl Pool {
     pub fn new(threads: usize) -> Pool {
         let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let shared = Arc::new(Shared {
+            threads: threads.max(1),
             ticket: AtomicU64::new(0),
             tiles: AtomicUsize::new(0),
             task: AtomicPtr::new(std::ptr::null_mut()),
@@ -87,13 +117,19 @@ impl Pool {
     /// # Panics
     /// With the payload of the first task that panicked, after all the others have finished.
     pub fn run(&self, tiles: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.run_with_claims(tiles, &|tile, _| task(tile));
+    }
+
+    /// The same with tiles that may ask which one comes next.
+    pub(crate) fn run_with_claims(&self, tiles: usize, task: Task<'_>) {
         let turn = match self.turn.try_lock() {
             Ok(turn) => Some(turn),
             Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         };
         if tiles <= 1 || self.workers.is_empty() || turn.is_none() {
-            return (0..tiles).for_each(task);
+            let next = |tile| Some(tile + 1).filter(|&next| next < tiles);
+            return (0..tiles).for_each(|tile| task(tile, &Claims::followed_by(next(tile))));
         }
         self.shared.run(tiles, task);
         let panic = lock(&self.shared.panic).take();
@@ -133,25 +169,38 @@ impl Shared {
         self.wait_until(tiles);
     }
 
-    /// Runs one tile of the current job if one is left.
-    fn claim_and_run(&self) -> bool {
+    /// Takes a tile of the current job if at least so many are left.
+    fn claim(&self, least: usize) -> Option<usize> {
         let mut ticket = self.ticket.load(SeqCst);
-        loop {
-            if ticket & TILE_MASK == 0 {
-                return false;
-            }
+        while ticket & TILE_MASK >= least as u64 {
             match self.ticket.compare_exchange_weak(ticket, ticket - 1, SeqCst, SeqCst) {
-                Ok(_) => break,
+                // Until this tile is counted in `done` its job cannot end, so `tiles` is that job's own.
+                Ok(_) => return Some(self.tiles.load(SeqCst) - (ticket & TILE_MASK) as usize),
                 Err(now) => ticket = now,
             }
         }
-        // From here until `done` is raised below this job cannot end, so `tiles` and `task` are its own.
+        None
+    }
+
+    /// Runs one tile of the current job, and what that claims, if one is left.
+    fn claim_and_run(&self) -> bool {
+        let mut next = self.claim(1);
+        let claimed = next.is_some();
+        while let Some(tile) = next {
+            let claims = Claims::of(self);
+            self.run_tile(tile, &claims);
+            next = claims.next.get();
+        }
+        claimed
+    }
+
+    /// Runs a tile that was claimed. One that it claims itself is of the same job, which does not end before that.
+    fn run_tile(&self, tile: usize, claims: &Claims<'_>) {
         let tiles = self.tiles.load(SeqCst);
-        let tile = tiles - (ticket & TILE_MASK) as usize;
         // SAFETY: `task` points to a live reference on the stack of `run`, which returns only after `done == tiles`,
-        // and the tile claimed above is not counted in `done` yet.
+        // and the tile is not counted in `done` yet.
         let task = unsafe { *self.task.load(SeqCst) };
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| task(tile))) {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| task(tile, claims))) {
             let mut first = lock(&self.panic);
             if first.is_some() {
                 // Dropping a payload runs its code, which may panic: on a worker, nothing would catch that.
@@ -166,7 +215,6 @@ impl Shared {
         {
             caller.unpark();
         }
-        true
     }
 
     fn wait_until(&self, tiles: usize) {
@@ -247,6 +295,49 @@ mod tests {
                     hits[i].fetch_add(1, SeqCst);
                 });
                 assert!(hits.iter().all(|h| h.load(SeqCst) == 1), "threads {threads}, tiles {tiles}");
+            }
+        }
+    }
+
+    /// Some tiles ask what comes next, some do not, some panic once they have asked: what was claimed runs next in that thread.
+    #[test]
+    fn what_a_tile_claims_runs_next_in_its_thread() {
+        for threads in 1..=5 {
+            let pool = Pool::new(threads);
+            for tiles in (0..40).chain([500]) {
+                let hits: Vec<AtomicUsize> = (0..tiles).map(|_| AtomicUsize::new(0)).collect();
+                let asked: Mutex<Vec<(thread::ThreadId, usize)>> = Mutex::new(Vec::new());
+                let claimed = AtomicUsize::new(0);
+                let result = catch_unwind(AssertUnwindSafe(|| {
+                    pool.run_with_claims(tiles, &|i, claims| {
+                        hits[i].fetch_add(1, SeqCst);
+                        let me = thread::current().id();
+                        let mut all = lock(&asked);
+                        if let Some(at) = all.iter().position(|&(who, _)| who == me) {
+                            assert_eq!(all.swap_remove(at).1, i, "{threads} threads, {tiles} tiles");
+                        }
+                        if i % 3 > 0
+                            && let Some(next) = claims.next()
+                        {
+                            assert_eq!(claims.next(), Some(next));
+                            assert!(next > i && next < tiles);
+                            claimed.fetch_add(1, SeqCst);
+                            all.push((me, next));
+                        }
+                        drop(all);
+                        assert!(threads == 1 || i % 7 != 5, "on purpose");
+                    });
+                }));
+                assert_eq!(result.is_err(), threads > 1 && tiles > 5);
+                if let Err(payload) = result {
+                    assert!(payload.downcast_ref::<&str>().is_some_and(|text| *text == "on purpose"), "{tiles} tiles");
+                }
+                assert!(hits.iter().all(|h| h.load(SeqCst) == 1), "{threads} threads, {tiles} tiles");
+                assert!(lock(&asked).is_empty(), "{threads} threads, {tiles} tiles");
+                if threads == 1 {
+                    let all = (0..tiles.saturating_sub(1)).filter(|i| i % 3 > 0).count();
+                    assert_eq!(claimed.load(SeqCst), all, "{tiles} tiles");
+                }
             }
         }
     }

@@ -17,6 +17,7 @@ use super::upcoming::{Follow, Upcoming};
 use super::values::Values;
 use crate::buffer::{Aligned, SharedMut, Words};
 use crate::codec::Head;
+use crate::pool::Claims;
 use crate::quant::dots::Dots;
 use crate::simd::{PANEL, Simd, isa_entry};
 use crate::{KvPool, bf16};
@@ -84,7 +85,8 @@ pub(super) fn with_scratch(f: impl FnOnce(&mut Scratch)) {
     SCRATCH.with_borrow_mut(f);
 }
 
-isa_entry!(pub(super) fn run_task(job: &Job<'_>, task: &Task, scratch: &mut Scratch) = whole_task, with avx512vnni);
+isa_entry!(pub(super) fn run_task(job: &Job<'_>, task: &Task, claims: &Claims<'_>, scratch: &mut Scratch) = whole_task,
+    with avx512vnni);
 // Of each form there is one per ISA, whatever calls it: these are most of this crate's code.
 isa_entry!(fn groups_of_shorts(tile: Tile<'_, InShorts>, rows: Range<usize>, upcoming: &mut Upcoming<'_>) = groups,
     with avx512vnni);
@@ -94,7 +96,7 @@ isa_entry!(fn groups_of_codes(tile: Tile<'_, InCodes>, rows: Range<usize>, upcom
 /// # Safety
 /// The ISA of `S` is available; `job` is what the plan was built for; no other task writes the same part of the plan.
 #[inline(always)]
-unsafe fn whole_task<S: Dots>(job: &Job<'_>, task: &Task, scratch: &mut Scratch) {
+unsafe fn whole_task<S: Dots>(job: &Job<'_>, task: &Task, claims: &Claims<'_>, scratch: &mut Scratch) {
     let shape = job.plan.shape;
     let band = &job.plan.bands[task.band];
     let n = band.rows.len() * shape.group();
@@ -124,8 +126,8 @@ unsafe fn whole_task<S: Dots>(job: &Job<'_>, task: &Task, scratch: &mut Scratch)
         let folded = State::new(shape, scratch.folded.as_mut_ptr(), n);
         // Whatever else there is of a row of which nothing was seen counts for nothing.
         std::slice::from_raw_parts_mut(folded.m, n).fill(f32::NEG_INFINITY);
-        let mut upcoming = Upcoming::new(job, task);
-        while let Some(step) = upcoming.begin() {
+        let mut upcoming = Upcoming::new(job, task, claims);
+        while let Some(step) = upcoming.begin::<S>() {
             match step {
                 Step::Begin { state: i } => state(i).clear(n),
                 Step::Visit { state: i, run, chunk } => {

@@ -58,8 +58,8 @@ pub fn attend(
     let partials = SharedMut(plan.partials.as_mut_ptr());
     let plan = &*plan;
     let job = kernel::Job { plan, runs, kv, layer, q, out: SharedMut::new(out), partials };
-    pool.run(plan.tasks.len(), &|t| {
+    pool.run_with_claims(plan.tasks.len(), &|t, claims| {
         // SAFETY: `isa` is available; the lengths were checked above; the plan's tasks write disjoint parts.
-        kernel::with_scratch(|scratch| unsafe { kernel::run_task(isa, &job, &plan.tasks[t], scratch) });
+        kernel::with_scratch(|scratch| unsafe { kernel::run_task(isa, &job, &plan.tasks[t], claims, scratch) });
     });
 }

@@ -10,9 +10,11 @@ use kvist_base::{CHUNK, Run};
 
 use super::ahead::Pace;
 use super::kernel::Job;
-use super::plan::Task;
+use super::plan::{AttnShape, Task};
 use super::steps::{Step, query_rows};
+use super::tile::GROUP;
 use crate::codec::Head;
+use crate::pool::Claims;
 use crate::simd::{LINE, Simd};
 
 /// With so many row blocks all of them share in asking. The first one alone would ask for more than memory brings meanwhile,
@@ -95,73 +97,128 @@ impl Asks {
 /// The steps of a task that are still to come.
 pub(super) struct Upcoming<'a> {
     job: &'a Job<'a>,
-    head: usize,
-    /// Rows of the band.
-    rows: &'a Range<u32>,
+    task: &'a Task,
     steps: &'a [Step],
     /// Visits among the first so many steps were asked for, and no other.
     asked: usize,
     /// What was left of the last of them.
     rest: Place,
     window: usize,
+    claims: &'a Claims<'a>,
+    /// The first visit of the next task, once it is claimed.
+    then: Option<Coming<'a>>,
+}
+
+/// A visit to come.
+#[derive(Clone, Copy)]
+struct Coming<'a> {
+    /// After how many steps it is over.
+    end: usize,
+    run: &'a Run,
+    /// Which of the run's chunks.
+    chunk: u32,
+    head: usize,
+    /// Rows of the band.
+    rows: &'a Range<u32>,
 }
 
 impl<'a> Upcoming<'a> {
-    pub fn new(job: &'a Job<'a>, task: &Task) -> Upcoming<'a> {
+    pub fn new(job: &'a Job<'a>, task: &'a Task, claims: &'a Claims<'a>) -> Upcoming<'a> {
         let (begin, _, end) = job.kv.layout().tile(job.layer, task.head);
         Upcoming {
             job,
-            head: task.head,
-            rows: &job.plan.bands[task.band].rows,
+            task,
             steps: &job.plan.steps[task.steps.clone()],
             asked: 0,
             rest: NOWHERE,
             window: (WINDOW_BYTES / (end - begin)).clamp(2, WINDOW),
+            claims,
+            then: None,
         }
     }
 
-    /// The next step.
-    pub fn begin(&mut self) -> Option<Step> {
+    /// The next step. The last visit but one claims the next task, whose first chunk can be asked for from then on; the last one
+    /// asks for where its rows' results go and for that task's queries.
+    pub fn begin<S: Simd>(&mut self) -> Option<Step> {
         let (&step, rest) = self.steps.split_first()?;
         self.steps = rest;
         self.asked = self.asked.saturating_sub(1);
         if self.asked == 0 {
             self.rest = NOWHERE;
         }
+        let left = visits(self.job, self.task, rest).take(2).count();
+        if left < 2 && matches!(step, Step::Visit { .. }) {
+            let plan = self.job.plan;
+            let next = self.claims.next().map(|next| &plan.tasks[next]);
+            self.then = next.and_then(|task| visits(self.job, task, &plan.steps[task.steps.clone()]).next());
+            if left == 0 && self.task.part.is_none() {
+                self.ask_for_rows::<S, f32>(self.job.out.get(), 0, self.task);
+            }
+            if let (0, Some(task), Some(then)) = (left, next, self.then) {
+                let set = self.job.q.shifts.iter().position(|&shift| shift == then.run.shift);
+                self.ask_for_rows::<S, u16>(self.job.q.data.as_ptr(), set.unwrap_or(0), task);
+            }
+        }
         Some(step)
     }
 
-    /// The visits to come: after how many steps each is over, its run and which of the run's chunks.
-    fn visits(&self) -> impl Iterator<Item = (usize, &'a Run, u32)> {
-        let runs = self.job.runs;
-        let visit = move |(i, step): (usize, &Step)| match *step {
-            Step::Visit { run, chunk, .. } => Some((i + 1, &runs.runs[run as usize], chunk)),
-            _ => None,
-        };
-        self.steps.iter().enumerate().filter_map(visit).take(self.window)
+    /// Asks for the first of a task's query rows in `[set][row][head][head_dim]`.
+    fn ask_for_rows<S: Simd, T>(&self, all: *const T, set: usize, task: &Task) {
+        let AttnShape { heads, head_dim, .. } = self.job.plan.shape;
+        let group = self.job.plan.shape.group();
+        for row in self.job.plan.bands[task.band].rows.clone().take(GROUP.div_ceil(group)) {
+            let at = ((set * self.job.plan.rows + row as usize) * heads + task.head * group) * head_dim;
+            let lines = (group.min(GROUP) * head_dim * size_of::<T>()).div_ceil(LINE);
+            // SAFETY: any address may be asked for; a head has a line at least.
+            unsafe { S::prefetch_lines(all.wrapping_add(at).cast(), lines) };
+        }
+    }
+
+    /// The visits to come.
+    fn visits(&self) -> impl Iterator<Item = Coming<'a>> + Clone {
+        visits(self.job, self.task, self.steps).take(self.window)
     }
 
     /// What a group of `n` query rows asks for while it meets the K and V `here`, in codes or not, if its visit has `left` rows
     /// to go, these included. It is asked for only if the group [does so](Self::have_asked).
     pub fn asks<S: Simd>(&self, codes: bool, here: (*const u8, *const u8), n: usize, left: usize) -> Asks {
+        match self.then {
+            None => self.asks_of::<S>(self.visits(), (codes, here), n, left),
+            Some(then) => {
+                let then = Coming { end: self.steps.len() + 1, ..then };
+                self.asks_of::<S>(self.visits().chain([then]), (codes, here), n, left)
+            }
+        }
+    }
+
+    /// The same of these visits.
+    #[inline(always)]
+    fn asks_of<S: Simd>(
+        &self,
+        visits: impl Iterator<Item = Coming<'a>> + Clone,
+        here: (bool, (*const u8, *const u8)),
+        n: usize,
+        left: usize,
+    ) -> Asks {
         let (group, dim) = (self.job.plan.shape.group(), self.job.plan.shape.head_dim);
-        let many = |run| share_in_asking(blocks_of::<S>(query_rows(run, self.rows, group)));
+        let many = |coming: &Coming<'_>| share_in_asking(blocks_of::<S>(query_rows(coming.run, coming.rows, group)));
         let shares = share_in_asking(blocks_of::<S>(n));
-        let next = self.visits().position(|(_, run, _)| many(run));
+        let next = visits.clone().position(|coming| many(&coming));
         if !shares && next.is_none() {
-            return self.follow(codes, here);
+            return self.follow(visits, here);
         }
         let (mut places, mut ends, mut count) = ([self.rest; PLACES], [self.asked; PLACES], 1);
-        let unasked = self.visits().take(next.map_or(WINDOW, |next| next + 1)).filter(|&(end, ..)| end > self.asked);
-        for (end, run, chunk) in unasked {
-            (places[count], ends[count]) = (place(&self.head(run, chunk)), end);
+        let unasked =
+            visits.clone().take(next.map_or(WINDOW, |next| next + 1)).filter(|coming| coming.end > self.asked);
+        for coming in unasked {
+            (places[count], ends[count]) = (place(&self.head(&coming)), coming.end);
             count += 1;
         }
         // More than few rows can ask for between their loops they follow, once the rest is asked for.
         let mut all: usize = places[..count].iter().copied().map(bytes).sum();
         if !shares && next.is_some_and(|few| all > (few + 1) * BURSTS) {
             if bytes(self.rest) == 0 {
-                return self.follow(codes, here);
+                return self.follow(visits, here);
             }
             (count, all) = (1, bytes(self.rest));
         }
@@ -183,18 +240,23 @@ impl<'a> Upcoming<'a> {
     }
 
     /// As many bytes as are read, of the next chunk that was not asked for.
-    fn follow(&self, codes: bool, here: (*const u8, *const u8)) -> Asks {
+    #[inline(always)]
+    fn follow(
+        &self,
+        mut visits: impl Iterator<Item = Coming<'a>>,
+        (codes, here): (bool, (*const u8, *const u8)),
+    ) -> Asks {
         let mut asks = Asks { asked: self.asked, ..Asks::NOTHING };
-        if let Some((end, run, chunk)) = self.visits().find(|&(end, ..)| end > self.asked) {
-            asks.follow = Follow::new(codes, here, &self.head(run, chunk));
-            asks.asked = end;
+        if let Some(coming) = visits.find(|coming| coming.end > self.asked) {
+            asks.follow = Follow::new(codes, here, &self.head(&coming));
+            asks.asked = coming.end;
         }
         asks
     }
 
-    fn head(&self, run: &Run, chunk: u32) -> Head {
-        let id = self.job.runs.chunks[(run.chunks.start + chunk) as usize];
-        self.job.kv.head(id, self.job.layer, self.head)
+    fn head(&self, coming: &Coming<'_>) -> Head {
+        let id = self.job.runs.chunks[(coming.run.chunks.start + coming.chunk) as usize];
+        self.job.kv.head(id, self.job.layer, coming.head)
     }
 
     /// What [`Upcoming::asks`] said was done.
@@ -203,13 +265,22 @@ impl<'a> Upcoming<'a> {
     }
 }
 
+/// The visits of some steps of a task.
+fn visits<'a>(job: &'a Job<'a>, task: &Task, steps: &'a [Step]) -> impl Iterator<Item = Coming<'a>> + Clone {
+    let (runs, head, rows) = (&job.runs.runs, task.head, &job.plan.bands[task.band].rows);
+    let visit = move |(i, step): (usize, &Step)| match *step {
+        Step::Visit { run, chunk, .. } => Some(Coming { end: i + 1, run: &runs[run as usize], chunk, head, rows }),
+        _ => None,
+    };
+    steps.iter().enumerate().filter_map(visit)
+}
+
 #[cfg(test)]
 mod tests {
     use kvist_base::{ChunkId, ChunkLayout, Codec, LayerKind};
 
     use super::super::Queries;
     use super::super::steps::tests::{built, tree};
-    use super::super::tile::GROUP;
     use super::*;
     use crate::KvPool;
     use crate::buffer::SharedMut;
@@ -218,13 +289,14 @@ mod tests {
     const KINDS: [LayerKind; 1] = [LayerKind::Gqa { heads: 2, dk: 64, dv: 64 }];
 
     /// Of the chunks of a task, in the order in which they are met: bytes that had been asked for by then. Nothing is asked for
-    /// twice, or after it was met.
+    /// twice, or after it was met. Tasks know which one comes next if they `follow`.
     fn asked_of_each<S: Simd>(
         kv: &KvPool,
         rows: u32,
         group: usize,
         (common, own): (u32, u32),
         threads: usize,
+        follow: bool,
     ) -> Vec<Vec<usize>> {
         let mut runs = tree(rows, common, own);
         runs.chunks = (0..runs.chunks.len() as u32).map(ChunkId).collect();
@@ -232,10 +304,13 @@ mod tests {
         let q = Queries { data: &[], shifts: &[] };
         let (out, partials) = (SharedMut::new(&mut []), SharedMut::new(&mut []));
         let job = Job { plan: &plan, runs: &runs, kv, layer: 0, q: &q, out, partials };
-        let of_task = |task| {
-            let (mut asked, mut of_each) = (Vec::<Place>::new(), Vec::new());
-            let mut upcoming = Upcoming::new(&job, task);
-            while let Some(step) = upcoming.begin() {
+        let mut asked = Vec::<Place>::new();
+        let of_task = |i| {
+            let (task, mut of_each) = (&plan.tasks[i], Vec::new());
+            let next = Some(i + 1).filter(|&next| follow && next < plan.tasks.len());
+            let claims = Claims::followed_by(next);
+            let mut upcoming = Upcoming::new(&job, task, &claims);
+            while let Some(step) = upcoming.begin::<S>() {
                 let Step::Visit { run, chunk, .. } = step else { continue };
                 let run = &runs.runs[run as usize];
                 let here = kv.head(runs.chunks[(run.chunks.start + chunk) as usize], 0, task.head);
@@ -243,7 +318,7 @@ mod tests {
                 let (of_this, others): (Vec<_>, Vec<_>) = asked.iter().partition(|&&[a, b]| from <= a && b <= to);
                 of_each.push(of_this.iter().copied().map(bytes).sum());
                 asked = others;
-                let all = query_rows(run, upcoming.rows, group);
+                let all = query_rows(run, &plan.bands[task.band].rows, group);
                 for at in (0..all).step_by(GROUP) {
                     let asks = upcoming.asks::<S>(false, (here.k, here.v), GROUP.min(all - at), all - at);
                     let whole =
@@ -259,10 +334,10 @@ mod tests {
                     upcoming.have_asked(&asks);
                 }
             }
-            assert!(asked.is_empty(), "{rows} rows, {common} + {own}: what is not met");
+            assert!(next.is_some() || asked.is_empty(), "{rows} rows, {common} + {own}: what is not met");
             of_each
         };
-        plan.tasks.iter().map(of_task).collect()
+        (0..plan.tasks.len()).map(of_task).collect()
     }
 
     #[test]
@@ -272,7 +347,7 @@ mod tests {
         for (rows, group) in [(1, 1), (9, 1), (32, 1), (47, 1), (32, 4), (70, 2)] {
             for (common, own) in [(0, 20), (5, 0), (8, 1), (12, 9), (20, 30), (40, 2)] {
                 for threads in [1, 2, 16] {
-                    for of_each in asked_of_each::<Portable>(&kv, rows, group, (common, own), threads) {
+                    for of_each in asked_of_each::<Portable>(&kv, rows, group, (common, own), threads, false) {
                         let case = format!("{rows} rows, {common} + {own}: {of_each:?} of {whole}");
                         if own == 0 || common == 0 || rows as usize * group < 16 {
                             assert!(of_each.iter().skip(1).all(|&asked| asked == whole), "{case}");
@@ -285,6 +360,25 @@ mod tests {
         }
     }
 
+    /// The first chunk of a task was not asked for, and the visit took more than twice as long as the others.
+    #[test]
+    fn the_first_chunk_of_the_next_task_is_asked_for() {
+        let kv = KvPool::new(ChunkLayout::new(Codec::Kv16, &KINDS), 2200).expect("memory");
+        let whole = bytes(place(&kv.head(ChunkId(0), 0, 0)));
+        for (rows, group) in [(1, 1), (9, 1), (32, 1), (47, 1), (32, 4)] {
+            for (common, own) in [(0, 20), (5, 0), (8, 1), (12, 9), (1, 0)] {
+                for threads in [1, 2] {
+                    let tasks = asked_of_each::<Portable>(&kv, rows, group, (common, own), threads, true);
+                    let firsts: Vec<usize> = tasks.iter().map(|of_each| of_each[0]).collect();
+                    let case =
+                        format!("{rows} rows of {group}, {common} + {own}, {threads} threads: {firsts:?} of {whole}");
+                    assert!(firsts.len() > 1 && firsts[0] == 0, "{case}");
+                    assert!(firsts[1..].iter().all(|&asked| asked >= whole * 9 / 10), "{case}");
+                }
+            }
+        }
+    }
+
     /// Once many rows asked for the next chunk of theirs only if it was one of the next two, so that with two chunks of other rows
     /// in between nobody did, and its first rows waited for all of it.
     #[test]
@@ -292,7 +386,7 @@ mod tests {
         let kv = KvPool::new(ChunkLayout::new(Codec::Kv16, &KINDS), 2200).expect("memory");
         let whole = bytes(place(&kv.head(ChunkId(0), 0, 0)));
         for (rows, common, own, most) in [(32, 32, 1, 2), (32, 32, 2, 2), (32, 16, 2, 3)] {
-            let [of_each] = &asked_of_each::<Portable>(&kv, rows, 1, (common, own), 1)[..1] else {
+            let [of_each] = &asked_of_each::<Portable>(&kv, rows, 1, (common, own), 1, false)[..1] else {
                 unreachable!("a task")
             };
             let asked: usize = of_each.iter().sum();
@@ -310,7 +404,7 @@ mod tests {
         let kv = KvPool::new(ChunkLayout::new(Codec::Kv16, &KINDS), 256).expect("memory");
         let whole = bytes(place(&kv.head(ChunkId(0), 0, 0)));
         for (rows, common, own) in [(24, 32, 3), (24, 32, 4), (24, 32, 5), (32, 32, 4)] {
-            let [of_each] = &asked_of_each::<crate::simd::Avx512>(&kv, rows, 1, (common, own), 1)[..1] else {
+            let [of_each] = &asked_of_each::<crate::simd::Avx512>(&kv, rows, 1, (common, own), 1, false)[..1] else {
                 unreachable!("a task")
             };
             let least = of_each.iter().skip(1).min();
