@@ -9,7 +9,7 @@ use super::Queries;
 use super::ahead::Pace;
 use super::codes::words;
 use super::plan::{APART, AttnPlan, AttnShape, Task, state_len};
-use super::queries::query;
+use super::queries::{TOGETHER, queries};
 use super::shorts::one;
 use super::steps::Step;
 use super::tile::{Coded, Form, GROUP, InCodes, InShorts, State, Tile, group};
@@ -265,24 +265,50 @@ unsafe fn prepare_queries<S: Dots>(
 ) {
     let shape = job.plan.shape;
     let (group, dim) = (shape.group(), shape.head_dim);
-    for row in rows {
+    let set = job.q.shifts.iter().position(|&s| s == shift).expect("every shift of the runs has queries");
+    let apart = shape.heads * dim;
+    // Those of a row's heads lie side by side, and the next row's far from them.
+    let of_row =
+        |row: u32| &job.q.data[(set * job.plan.rows + row as usize) * apart + head * group * dim..][..group * dim];
+    let (mut some, mut places): ([&[u16]; TOGETHER], _) = ([&[]; TOGETHER], [0; TOGETHER]);
+    let mut n = 0;
+    for row in rows.clone() {
         let local = (row - first) as usize;
         if scratch.shifts[local] == Some(shift) {
             continue;
         }
         scratch.shifts[local] = Some(shift);
-        let set = job.q.shifts.iter().position(|&s| s == shift).expect("every shift of the runs has queries");
-        let at = ((set * job.plan.rows + row as usize) * shape.heads + head * group) * dim;
-        for (i, q) in job.q.data[at..at + group * dim].chunks_exact(dim).enumerate() {
-            let at = local * group + i;
-            // SAFETY: `q` of the scratch has room for every query row of the band.
-            unsafe {
-                let row = scratch.q.as_mut_ptr::<u32>().add(at * APART);
-                *scratch.q_scales.as_mut_ptr::<f32>().add(at) = query(q, row);
+        for (i, q) in of_row(row).chunks_exact(dim).enumerate() {
+            (some[n], places[n]) = (q, local * group + i);
+            n += 1;
+            if n == TOGETHER {
+                // SAFETY: the scratch has room for every query row of the band.
+                unsafe { queries_at::<S>(job, &some, &places, scratch) };
+                n = 0;
             }
+        }
+    }
+    // SAFETY: likewise.
+    unsafe { queries_at::<S>(job, &some[..n], &places[..n], scratch) };
+}
+
+/// Prepares these query rows, at these places of the band.
+///
+/// # Safety
+/// As [`whole_task`]; places lie in the band.
+#[inline(always)]
+unsafe fn queries_at<S: Dots>(job: &Job<'_>, some: &[&[u16]], places: &[usize], scratch: &mut Scratch) {
+    let (mut to, apart) = ([std::ptr::null_mut(); TOGETHER], job.plan.shape.apart_coded());
+    // SAFETY: `q` of the scratch, and what there is beside it for codes, have room for every query row of the band.
+    unsafe {
+        for (to, &at) in to.iter_mut().zip(places) {
+            *to = scratch.q.as_mut_ptr::<u32>().add(at * APART);
+        }
+        let scales = queries::<S>(some, &to);
+        for ((q, &at), scale) in some.iter().zip(places).zip(scales) {
+            *scratch.q_scales.as_mut_ptr::<f32>().add(at) = scale;
             if job.kv.is_coded() {
-                // SAFETY: likewise.
-                unsafe { words(q, scratch.coded.q.as_mut_ptr::<u32>().add(at * shape.apart_coded())) };
+                words(q, scratch.coded.q.as_mut_ptr::<u32>().add(at * apart));
             }
         }
     }

@@ -38,6 +38,11 @@ pub(super) fn query_rows(run: &Run, rows: &Range<u32>, group: usize) -> usize {
     both.len() * group
 }
 
+/// Whether a visit takes arithmetic.
+fn is_heavy(&(_, cost): &(Step, usize)) -> bool {
+    cost > LIGHT
+}
+
 /// Writes the steps of a band.
 pub(super) struct StepList<'a> {
     pub runs: &'a RunList,
@@ -58,13 +63,13 @@ impl StepList<'_> {
         let states = 1..=between.len() as u32;
         let (before, later) = (&parts[..between.start], &parts[between.end..]);
         let with_own = || parts[between.clone()].iter().zip(states.clone());
-        // A row's common chunks come before its own.
+        // What many rows meet comes before what few of them do: on a row's path it does.
         for (part, state) in with_own() {
             steps.push(Step::Begin { state });
-            steps.extend(self.visits(part, state).take(self.lead(part)).map(|(visit, _)| visit));
+            steps.extend(self.visits(part, state).filter(is_heavy).map(|(visit, _)| visit));
         }
-        let mut visits = with_own().flat_map(|(part, state)| self.visits(part, state).skip(self.lead(part)));
-        let count: usize = with_own().map(|(part, _)| part.chunks - self.lead(part)).sum();
+        let mut visits = with_own().flat_map(|(part, state)| self.visits(part, state).filter(|of| !is_heavy(of)));
+        let count: usize = with_own().map(|(part, _)| self.light(part)).sum();
         let arithmetic: usize = before.iter().map(|part| self.arithmetic(part)).sum();
         // After each step as many of them as are due by its arithmetic: all of them in the end.
         let mut due = 0;
@@ -90,16 +95,15 @@ impl StepList<'_> {
     /// The segments whose own chunks come in between: the first of those at the end that have some, if the ones before
     /// have arithmetic.
     pub fn in_between(&self, parts: &[Part]) -> Range<usize> {
-        let with_own = parts.iter().skip(1).rev().take_while(|part| self.lead(part) < part.chunks).count();
+        let with_own = parts.iter().skip(1).rev().take_while(|part| self.light(part) > 0).count();
         let first = parts.len() - with_own;
         let any = parts[..first].iter().any(|part| self.arithmetic(part) > 0);
         first..if any { parts.len().min(first + BETWEEN) } else { first }
     }
 
-    /// Visits of a part until only light ones are left.
-    fn lead(&self, part: &Part) -> usize {
-        let heavy = |(i, (_, cost))| (cost > LIGHT).then_some(i + 1);
-        self.visits(part, 0).enumerate().filter_map(heavy).last().unwrap_or(0)
+    /// Visits of a part that are light.
+    fn light(&self, part: &Part) -> usize {
+        self.visits(part, 0).filter(|of| !is_heavy(of)).count()
     }
 
     /// What a part's visits cost beyond light ones.
@@ -209,6 +213,48 @@ pub(super) mod tests {
                 }
             }
         }
+    }
+
+    /// Levels of nodes, each of so many chunks, depth first; rows of a level's nodes are those of the next one's.
+    fn levels(levels: &[(u32, u32)]) -> RunList {
+        let (mut runs, rows) = (RunList::default(), levels[levels.len() - 1].0);
+        let mut node = |rows: Range<u32>, place: u32, chunks: u32| {
+            for place in place..place + chunks {
+                let first = runs.chunks.len() as u32;
+                runs.chunks.push(ChunkId(place));
+                runs.runs.push(Run { rows: rows.clone(), place, chunks: first..first + 1, shift: 0, masks: None });
+            }
+        };
+        for first in 0..rows {
+            let mut place = 0;
+            for &(nodes, chunks) in levels {
+                if first.is_multiple_of(rows / nodes) {
+                    node(first..first + rows / nodes, place, chunks);
+                }
+                place += chunks;
+            }
+        }
+        runs
+    }
+
+    /// In a tree of several levels few rows' chunks come between those of many in the list of a segment's runs, and all up to the
+    /// last of many came first, one after the other.
+    #[test]
+    fn few_rows_of_each_branch_come_in_between() {
+        let runs = levels(&[(1, PER), (2, 2), (8, 1), (32, 1)]);
+        let plan = built(&runs, 32, 2, 1);
+        for row in 0..32 {
+            assert_eq!(seen(&plan, &runs, row), (0..PER + 4).collect::<Vec<_>>(), "row {row}");
+        }
+        let mut sizes = Vec::new();
+        for step in &plan.steps {
+            if let Step::Visit { run, .. } = *step {
+                sizes.push(runs.runs[run as usize].rows.len());
+            }
+        }
+        assert_eq!(sizes[..5], [16, 16, 16, 16, 32], "rows of the first visits");
+        let between = sizes[4..].split(|&rows| rows == 32).map(<[usize]>::len).collect::<Vec<_>>();
+        assert_eq!(between, [vec![0], vec![5; PER as usize]].concat());
     }
 
     /// Memory brings a row's own chunk while common ones are computed.
