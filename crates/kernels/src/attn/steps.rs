@@ -43,6 +43,26 @@ fn is_heavy(&(_, cost): &(Step, usize)) -> bool {
     cost > LIGHT
 }
 
+/// Bits behind the point of a rate of visits.
+const BITS: u32 = 24;
+
+/// Light visits that are to come in between.
+struct Light<V> {
+    visits: V,
+    /// Of them by arithmetic, and how many are due, in 1/2^24.
+    rate: usize,
+    due: usize,
+}
+
+impl<V: Iterator<Item = (Step, usize)>> Light<V> {
+    /// After a heavy visit those that are due by its arithmetic.
+    fn after(&mut self, cost: usize, steps: &mut Vec<Step>) {
+        self.due += self.rate * cost.saturating_sub(LIGHT);
+        steps.extend(self.visits.by_ref().take(self.due >> BITS).map(|(visit, _)| visit));
+        self.due %= 1 << BITS;
+    }
+}
+
 /// Writes the steps of a band.
 pub(super) struct StepList<'a> {
     pub runs: &'a RunList,
@@ -60,32 +80,33 @@ impl StepList<'_> {
 
     /// All segments, of which those of `between` have chunks that come in between; they have states of their own.
     pub fn all(&self, parts: &[Part], between: Range<usize>, steps: &mut Vec<Step>) {
-        let states = 1..=between.len() as u32;
         let (before, later) = (&parts[..between.start], &parts[between.end..]);
-        let with_own = || parts[between.clone()].iter().zip(states.clone());
+        let with_own = || between.clone().rev().map(|i| (&parts[i], (1 + i - between.start) as u32));
+        let visits = with_own().flat_map(|(part, state)| self.visits(part, state).filter(|of| !is_heavy(of)));
+        let mut light = Light { visits, rate: 0, due: 0 };
+        let mut arithmetic: usize = parts[..between.end].iter().map(|part| self.arithmetic(part)).sum();
         // What many rows meet comes before what few of them do: on a row's path it does.
         for (part, state) in with_own() {
             steps.push(Step::Begin { state });
-            steps.extend(self.visits(part, state).filter(is_heavy).map(|(visit, _)| visit));
+            for (visit, cost) in self.visits(part, state).filter(is_heavy) {
+                steps.push(visit);
+                light.after(cost, steps);
+            }
+            // A segment's light visits are spread over all heavy ones that are left.
+            arithmetic -= self.arithmetic(part);
+            // Up, so that none is left; by less than one of them.
+            light.rate += (self.light(part) << BITS).div_ceil(arithmetic.max(1));
         }
-        let mut visits = with_own().flat_map(|(part, state)| self.visits(part, state).filter(|of| !is_heavy(of)));
-        let count: usize = with_own().map(|(part, _)| self.light(part)).sum();
-        let arithmetic: usize = before.iter().map(|part| self.arithmetic(part)).sum();
-        // After each step as many of them as are due by its arithmetic: all of them in the end.
-        let mut due = 0;
         for part in before {
             steps.push(Step::Begin { state: 0 });
             for (visit, cost) in self.visits(part, 0) {
                 steps.push(visit);
-                due += count * cost.saturating_sub(LIGHT);
-                while count > 0 && due >= arithmetic {
-                    due -= arithmetic;
-                    steps.extend(visits.next().map(|(visit, _)| visit));
-                }
+                light.after(cost, steps);
             }
             steps.push(Step::Fold { state: 0 });
         }
-        steps.extend(states.clone().map(|state| Step::Fold { state }));
+        steps.extend(light.visits.map(|(visit, _)| visit));
+        steps.extend((1..=between.len() as u32).map(|state| Step::Fold { state }));
         for part in later {
             self.one(part, steps);
             steps.push(Step::Fold { state: 0 });
