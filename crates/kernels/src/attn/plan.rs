@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU32, Ordering::AcqRel, Ordering::Relaxed};
 use kvist_base::{CHUNK, ChunkLayout, RunList, SEGMENT, StepCounters};
 
 use super::codes::half;
-use super::steps::{Step, StepList, visit_cost};
+use super::steps::{Pick, Step, StepList, mark_light, visit_cost};
 use crate::buffer::Words;
 use crate::simd::PANEL;
 
 /// Query rows (rows times heads per kv-head) of a band at most: their states then stay in the L2 cache.
-const BAND: usize = 128;
+pub(super) const BAND: usize = 128;
 
 /// A band is cut into segments when it takes more than this part of a thread's fair share of the step.
 const SPLIT: usize = 3;
@@ -117,7 +117,7 @@ pub struct AttnPlan {
     pub(super) bands: Vec<Band>,
     pub(super) parts: Vec<Part>,
     /// Runs of each part, ascending for every row.
-    picks: Vec<u32>,
+    picks: Vec<Pick>,
     /// What the tasks do; those of a band's heads do the same.
     pub(super) steps: Vec<Step>,
     pub(super) tasks: Vec<Task>,
@@ -235,15 +235,17 @@ impl AttnPlan {
     fn push_band(&mut self, runs: &RunList, rows: Range<u32>) {
         let (from, parts) = (self.picks.len(), self.parts.len());
         let meets = |r: &Range<u32>| r.start < rows.end && rows.start < r.end;
-        self.picks.extend((0..runs.runs.len() as u32).filter(|&i| meets(&runs.runs[i as usize].rows)));
-        let segment = |i: u32| runs.runs[i as usize].segment();
-        self.picks[from..].sort_unstable_by_key(|&i| (segment(i), i));
+        let met = (0..runs.runs.len() as u32).filter(|&i| meets(&runs.runs[i as usize].rows));
+        self.picks.extend(met.map(|run| Pick { run, light: false }));
+        let segment = |pick: Pick| runs.runs[pick.run as usize].segment();
+        self.picks[from..].sort_unstable_by_key(|&pick| (segment(pick), pick.run));
         let group = self.shape.group();
         let mut at = from;
         while at < self.picks.len() {
-            let same = self.picks[at..].iter().take_while(|&&i| segment(i) == segment(self.picks[at])).count();
+            let same = self.picks[at..].iter().take_while(|&&pick| segment(pick) == segment(self.picks[at])).count();
             let mut part = Part { picks: at..at + same, partial: 0, chunks: 0, cost: 0 };
-            for run in self.picks[part.picks.clone()].iter().map(|&i| &runs.runs[i as usize]) {
+            mark_light(&mut self.picks[part.picks.clone()], runs, &rows, group);
+            for run in self.picks[part.picks.clone()].iter().map(|pick| &runs.runs[pick.run as usize]) {
                 part.chunks += run.chunks.len();
                 part.cost += run.chunks.len() * visit_cost(run, &rows, group);
             }

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use kvist_base::{Run, RunList};
 
-use super::plan::Part;
+use super::plan::{BAND, Part};
 
 /// What a task does, one after the other. States are numbered within the task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +38,30 @@ pub(super) fn query_rows(run: &Run, rows: &Range<u32>, group: usize) -> usize {
     both.len() * group
 }
 
-/// Whether a visit takes arithmetic.
-fn is_heavy(&(_, cost): &(Step, usize)) -> bool {
-    cost > LIGHT
+/// A run of a segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pick {
+    pub run: u32,
+    /// Whether its visits are light, and those of the runs that its rows meet after it as well, so that all of these may wait until
+    /// the others are over.
+    pub light: bool,
+}
+
+/// Finds out which runs of a segment are light. In a tree few rows come after many; where rows have windows some see a
+/// chunk which others do not see any more, and then meet one that all of them see.
+pub(super) fn mark_light(picks: &mut [Pick], runs: &RunList, rows: &Range<u32>, group: usize) {
+    const { assert!(BAND <= u128::BITS as usize, "a bit for each row of a band") };
+    // Rows that have other runs to meet yet.
+    let mut others = 0_u128;
+    for pick in picks.iter_mut().rev() {
+        let run = &runs.runs[pick.run as usize];
+        let [from, to] = [run.rows.start, run.rows.end].map(|row| row.clamp(rows.start, rows.end) - rows.start);
+        let mine = (u128::MAX >> (u128::BITS - (to - from))) << from;
+        pick.light = visit_cost(run, rows, group) <= LIGHT && mine & others == 0;
+        if !pick.light {
+            others |= mine;
+        }
+    }
 }
 
 /// Bits behind the point of a rate of visits.
@@ -66,7 +87,7 @@ impl<V: Iterator<Item = (Step, usize)>> Light<V> {
 /// Writes the steps of a band.
 pub(super) struct StepList<'a> {
     pub runs: &'a RunList,
-    pub picks: &'a [u32],
+    pub picks: &'a [Pick],
     pub rows: &'a Range<u32>,
     pub group: usize,
 }
@@ -82,13 +103,12 @@ impl StepList<'_> {
     pub fn all(&self, parts: &[Part], between: Range<usize>, steps: &mut Vec<Step>) {
         let (before, later) = (&parts[..between.start], &parts[between.end..]);
         let with_own = || between.clone().rev().map(|i| (&parts[i], (1 + i - between.start) as u32));
-        let visits = with_own().flat_map(|(part, state)| self.visits(part, state).filter(|of| !is_heavy(of)));
+        let visits = with_own().flat_map(|(part, state)| self.visits_of(true, part, state));
         let mut light = Light { visits, rate: 0, due: 0 };
         let mut arithmetic: usize = parts[..between.end].iter().map(|part| self.arithmetic(part)).sum();
-        // What many rows meet comes before what few of them do: on a row's path it does.
         for (part, state) in with_own() {
             steps.push(Step::Begin { state });
-            for (visit, cost) in self.visits(part, state).filter(is_heavy) {
+            for (visit, cost) in self.visits_of(false, part, state) {
                 steps.push(visit);
                 light.after(cost, steps);
             }
@@ -124,7 +144,7 @@ impl StepList<'_> {
 
     /// Visits of a part that are light.
     fn light(&self, part: &Part) -> usize {
-        self.visits(part, 0).filter(|of| !is_heavy(of)).count()
+        self.visits_of(true, part, 0).count()
     }
 
     /// What a part's visits cost beyond light ones.
@@ -134,10 +154,19 @@ impl StepList<'_> {
 
     /// A segment's visits and their costs, in ascending order for each row.
     fn visits(&self, part: &Part, state: u32) -> impl Iterator<Item = (Step, usize)> {
-        self.picks[part.picks.clone()].iter().flat_map(move |&pick| {
-            let run = &self.runs.runs[pick as usize];
+        self.some_visits(part, state, |_| true)
+    }
+
+    /// Those of its runs that are `light`, or the others.
+    fn visits_of(&self, light: bool, part: &Part, state: u32) -> impl Iterator<Item = (Step, usize)> {
+        self.some_visits(part, state, move |pick| pick.light == light)
+    }
+
+    fn some_visits(&self, part: &Part, state: u32, of: impl Fn(&Pick) -> bool) -> impl Iterator<Item = (Step, usize)> {
+        self.picks[part.picks.clone()].iter().filter(move |&pick| of(pick)).flat_map(move |pick| {
+            let run = &self.runs.runs[pick.run as usize];
             let cost = visit_cost(run, self.rows, self.group);
-            (0..run.chunks.len() as u32).map(move |chunk| (Step::Visit { state, run: pick, chunk }, cost))
+            (0..run.chunks.len() as u32).map(move |chunk| (Step::Visit { state, run: pick.run, chunk }, cost))
         })
     }
 }
@@ -276,6 +305,41 @@ pub(super) mod tests {
         assert_eq!(sizes[..5], [16, 16, 16, 16, 32], "rows of the first visits");
         let between = sizes[4..].split(|&rows| rows == 32).map(<[usize]>::len).collect::<Vec<_>>();
         assert_eq!(between, [vec![0], vec![5; PER as usize]].concat());
+    }
+
+    /// A row whose window begins before others' meets a chunk that these do not see any more, and then one that they see as well. All
+    /// that few rows meet once came after what many do: such a row's chunks were not in ascending order, and its bits others than
+    /// alone.
+    #[test]
+    fn rows_with_windows_meet_their_chunks_in_ascending_order() {
+        let mut runs = levels(&[(1, PER)]);
+        runs.runs.iter_mut().for_each(|run| run.rows = 0..32);
+        let mut push = |rows: Range<u32>, place: u32| {
+            let first = runs.chunks.len() as u32;
+            runs.chunks.push(ChunkId(place));
+            runs.runs.push(Run { rows, place, chunks: first..first + 1, shift: 0, masks: None });
+        };
+        // Of the second segment the first four rows see two chunks more, and the first of them three.
+        push(0..1, PER);
+        push(0..4, PER + 1);
+        push(0..4, PER + 2);
+        push(0..28, PER + 3);
+        (0..32).for_each(|row| push(row..row + 1, PER + 4));
+        let plan = built(&runs, 32, 1, 1);
+        for row in 0..32 {
+            let first =
+                [PER, PER + 1, PER + 3, PER + 4][usize::from(row > 0) + usize::from(row > 3) + usize::from(row > 27)];
+            let expected: Vec<u32> = (0..PER).chain(first..PER + 5).collect();
+            assert_eq!(seen(&plan, &runs, row), expected, "row {row}");
+        }
+        // Four of the rows' own chunks after each that all rows meet.
+        let place = |step: &Step| match *step {
+            Step::Visit { run, .. } => Some(runs.runs[run as usize].place),
+            _ => None,
+        };
+        let places: Vec<u32> = plan.steps.iter().filter_map(place).skip(4).collect();
+        let expected: Vec<u32> = (0..PER).flat_map(|place| [place, PER + 4, PER + 4, PER + 4, PER + 4]).collect();
+        assert_eq!(places, expected);
     }
 
     /// Memory brings a row's own chunk while common ones are computed.
