@@ -9,7 +9,7 @@ use super::Queries;
 use super::ahead::Pace;
 use super::codes::words;
 use super::plan::{APART, AttnPlan, AttnShape, Task, state_len};
-use super::queries::{TOGETHER, queries};
+use super::queries::{TOGETHER, prepare};
 use super::shorts::one;
 use super::steps::Step;
 use super::tile::{Coded, Form, GROUP, InCodes, InShorts, State, Tile, group};
@@ -288,8 +288,10 @@ unsafe fn prepare_queries<S: Dots>(
             }
         }
     }
-    // SAFETY: likewise.
-    unsafe { queries_at::<S>(job, &some[..n], &places[..n], scratch) };
+    if n > 0 {
+        // SAFETY: likewise.
+        unsafe { queries_at::<S>(job, &some[..n], &places[..n], scratch) };
+    }
 }
 
 /// Prepares these query rows, at these places of the band.
@@ -304,7 +306,7 @@ unsafe fn queries_at<S: Dots>(job: &Job<'_>, some: &[&[u16]], places: &[usize], 
         for (to, &at) in to.iter_mut().zip(places) {
             *to = scratch.q.as_mut_ptr::<u32>().add(at * APART);
         }
-        let scales = queries::<S>(some, &to);
+        let scales = prepare::<S>(some, &to);
         for ((q, &at), scale) in some.iter().zip(places).zip(scales) {
             *scratch.q_scales.as_mut_ptr::<f32>().add(at) = scale;
             if job.kv.is_coded() {

@@ -19,7 +19,7 @@ pub(super) const TOGETHER: usize = AT_ONCE;
 /// The ISA of `S` is available; these are at most [`TOGETHER`] rows of one even length, and `to` has room for half as many
 /// words of each.
 #[inline(always)]
-pub(super) unsafe fn queries<S: Dots>(rows: &[&[u16]], to: &[*mut u32; TOGETHER]) -> [f32; TOGETHER] {
+pub(super) unsafe fn prepare<S: Dots>(rows: &[&[u16]], to: &[*mut u32; TOGETHER]) -> [f32; TOGETHER] {
     let len = rows.first().map_or(0, |row| row.len());
     let (whole, half) = (len / PANEL * PANEL, len / 2);
     let mut tops = [0.0; TOGETHER];
@@ -75,5 +75,6 @@ pub(super) unsafe fn queries<S: Dots>(rows: &[&[u16]], to: &[*mut u32; TOGETHER]
             }
         }
     }
-    by.map(|by| if by == 0.0 { 0.0 } else { 1.0 / by })
+    // Of what is no number or not finite nothing is left.
+    by.map(|by| if by >= f32::MIN_POSITIVE { 1.0 / by } else { 0.0 })
 }

@@ -1,8 +1,8 @@
 //! In which order a task meets chunks.
 //!
 //! Common chunks, which many rows meet, take arithmetic; rows' own chunks take memory. One after the other each would
-//! leave idle what the other needs. Segments are independent until they are folded, so that own chunks at the end of
-//! paths come in between the common ones of the segments before.
+//! leave idle what the other needs. Segments are independent until they are folded, so that what few rows meet comes in
+//! between what many meet of other segments, and of other branches of its own.
 
 use std::ops::Range;
 
@@ -125,6 +125,7 @@ impl StepList<'_> {
             }
             steps.push(Step::Fold { state: 0 });
         }
+        // None, unless a rate was rounded down.
         steps.extend(light.visits.map(|(visit, _)| visit));
         steps.extend((1..=between.len() as u32).map(|state| Step::Fold { state }));
         for part in later {
@@ -173,7 +174,7 @@ impl StepList<'_> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use kvist_base::{CHUNK, ChunkId, SEGMENT};
+    use kvist_base::{CHUNK, ChunkId, Row, SEGMENT};
 
     use super::super::plan::{AttnPlan, AttnShape};
     use super::*;
@@ -287,8 +288,8 @@ pub(super) mod tests {
         runs
     }
 
-    /// In a tree of several levels few rows' chunks come between those of many in the list of a segment's runs, and all up to the
-    /// last of many came first, one after the other.
+    /// A segment's runs are listed depth first: few rows' chunks of a branch before many rows' of the next. Once all of them up to the
+    /// last of many rows' came first, as they are listed, and memory brought few rows' ones while nothing was computed.
     #[test]
     fn few_rows_of_each_branch_come_in_between() {
         let runs = levels(&[(1, PER), (2, 2), (8, 1), (32, 1)]);
@@ -340,6 +341,33 @@ pub(super) mod tests {
         let places: Vec<u32> = plan.steps.iter().filter_map(place).skip(4).collect();
         let expected: Vec<u32> = (0..PER).flat_map(|place| [place, PER + 4, PER + 4, PER + 4, PER + 4]).collect();
         assert_eq!(places, expected);
+    }
+
+    /// What the engine makes of windows: prefills whose rows leave the first chunks behind, one after the other. Of the second one here
+    /// five rows see a chunk of a segment before all of them see the next, while the first one's rows have a segment before that.
+    #[test]
+    fn prefills_with_windows_meet_their_chunks_in_ascending_order() {
+        let window = 300;
+        let (mut all, mut rows) = (RunList::default(), Vec::new());
+        for (before, count) in [(600, 80_u32), (870, 48)] {
+            let first = rows.len() as u32;
+            let row = |i| Row { token: 0, position: before + i, shift: 0, write: None, logits: false };
+            rows.extend((0..count).map(row));
+            for place in 0..(before + count).div_ceil(CHUNK as u32) {
+                let at = all.chunks.len() as u32;
+                all.chunks.push(ChunkId(place));
+                let from = first + (place * CHUNK as u32).saturating_sub(before);
+                all.runs.push(Run { rows: from..first + count, place, chunks: at..at + 1, shift: 0, masks: None });
+            }
+        }
+        let mut runs = RunList::default();
+        all.windowed(&rows, window, &mut runs);
+        let plan = built(&runs, rows.len() as u32, 1, 1);
+        for (i, row) in rows.iter().enumerate() {
+            let seen = seen(&plan, &runs, i as u32);
+            let [first, last] = [(row.position + 1).saturating_sub(window), row.position].map(|at| at / CHUNK as u32);
+            assert_eq!(seen, (first..=last).collect::<Vec<_>>(), "row {i}");
+        }
     }
 
     /// Memory brings a row's own chunk while common ones are computed.

@@ -455,7 +455,7 @@ unsafe fn products<
     sums
 }
 
-/// Scales O of `n` rows from `at` of the band by what is not one; where that is 0 nothing was seen before.
+/// Scales O of `n` rows from `at` of the band by what is not one; where that is 0 nothing was seen before, or nothing that counts.
 ///
 /// # Safety
 /// As [`group`].

@@ -137,7 +137,8 @@ impl<'a> Upcoming<'a> {
         }
     }
 
-    /// The next step. The last visit but one claims the next task, whose first chunk can be asked for from then on; the last one
+    /// The next step. The last visit but one, or the only one, claims the next task, whose first chunk
+    /// can be asked for from then on; the last one
     /// asks for where its rows' results go and for that task's queries.
     pub fn begin<S: Simd>(&mut self) -> Option<Step> {
         let (&step, rest) = self.steps.split_first()?;
@@ -162,15 +163,17 @@ impl<'a> Upcoming<'a> {
         Some(step)
     }
 
-    /// Asks for the first of a task's query rows in `[set][row][head][head_dim]`.
+    /// Asks for the first of a task's rows in `[set][row][head][head_dim]`, queries or results.
     fn ask_for_rows<S: Simd, T>(&self, all: *const T, set: usize, task: &Task) {
         let AttnShape { heads, head_dim, .. } = self.job.plan.shape;
         let group = self.job.plan.shape.group();
         for row in self.job.plan.bands[task.band].rows.clone().take(GROUP.div_ceil(group)) {
             let at = ((set * self.job.plan.rows + row as usize) * heads + task.head * group) * head_dim;
-            let lines = (group.min(GROUP) * head_dim * size_of::<T>()).div_ceil(LINE);
-            // SAFETY: any address may be asked for; a head has a line at least.
-            unsafe { S::prefetch_lines(all.wrapping_add(at).cast(), lines) };
+            let from = all.wrapping_add(at) as usize;
+            let to = from + group.min(GROUP) * head_dim * size_of::<T>();
+            let (first, lines) = (from / LINE * LINE, to.div_ceil(LINE) - from / LINE);
+            // SAFETY: any address may be asked for; a row has a line at least.
+            unsafe { S::prefetch_lines(std::ptr::without_provenance(first), lines) };
         }
     }
 

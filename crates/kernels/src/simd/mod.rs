@@ -115,7 +115,7 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn integers(rounded: Self::F) -> Self::F {
         Self::sub(rounded, Self::splat(ROUND))
     }
-    /// `p * 2^x` where x was rounded, or 0 where it is below `least`, or no number. No result is subnormal.
+    /// `p * 2^x` where x was rounded, or 0 where it is below `least`, or no number. With `least` no result is subnormal.
     #[inline(always)]
     unsafe fn times_exp2(p: Self::F, rounded: Self::F, x: Self::F, least: Self::F) -> Self::F {
         Self::keep_ge(x, least, Self::add_exponent(p, rounded))
@@ -224,6 +224,7 @@ pub(crate) trait Simd: Copy + 'static {
     #[inline(always)]
     unsafe fn coarse_exp2_each<const N: usize, const R: usize>(x: &mut [[Self::F; N]; R], polynomial: &[f32; 5]) {
         let (mut rounded, mut f, mut p) = (*x, *x, [[Self::splat(polynomial[4]); N]; R]);
+        // What is below -125, or no number, is dropped in the end, whatever it is rounded to.
         for r in 0..R {
             for i in 0..N {
                 rounded[r][i] = Self::round(x[r][i]);
