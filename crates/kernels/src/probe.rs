@@ -33,26 +33,48 @@ pub fn bytes(threads: usize) -> usize {
     LEAST.max(STREAM * threads)
 }
 
-/// Highest read bandwidth of `rounds` passes over memory by all threads of the pool, in GB/s. The memory is of the kind
-/// that weights and KV are in: on huge pages where the system gives them, which is a quarter more than on small ones.
+/// Highest read bandwidth of `rounds` passes over memory by all threads of the pool, in GB/s.
 pub fn bandwidth(pool: &Pool, rounds: usize) -> f64 {
-    let isa = Isa::detect();
-    let mut data = Buffer::zeroed(bytes(pool.threads()) / 2).expect("memory for the probe");
-    data.fill(bf16::from_f32(1.0));
-    let tiles = data.len() / (STREAMS * PIECE);
-    let seconds = best(rounds, || {
-        pool.run(tiles, &|t| {
-            let tile = &data[t * STREAMS * PIECE..(t + 1) * STREAMS * PIECE];
+    let memory = Memory::new(pool.threads());
+    memory.bytes() as f64 / best(rounds, || memory.read(pool)) / 1e9
+}
+
+/// Memory to be read, [`bytes`] of it, of the kind that weights and KV are in: on huge pages where the system gives them,
+/// which is a quarter faster than on small ones.
+pub struct Memory(Buffer);
+
+impl Memory {
+    /// # Panics
+    /// When there is not so much.
+    pub fn new(threads: usize) -> Memory {
+        let mut data = Buffer::zeroed(bytes(threads) / 2).expect("memory for the probe");
+        data.fill(bf16::from_f32(1.0));
+        Memory(data)
+    }
+
+    fn tiles(&self) -> usize {
+        self.0.len() / (STREAMS * PIECE)
+    }
+
+    /// How many are read.
+    pub fn bytes(&self) -> usize {
+        self.tiles() * STREAMS * PIECE * 2
+    }
+
+    /// Reads all of it once, with all threads of the pool.
+    pub fn read(&self, pool: &Pool) {
+        let isa = Isa::detect();
+        pool.run(self.tiles(), &|t| {
+            let tile = &self.0[t * STREAMS * PIECE..(t + 1) * STREAMS * PIECE];
             let mut sum = 0.0;
             // SAFETY: `isa` is available.
             unsafe { read(isa, tile, &mut sum) };
             black_box(sum);
         });
-    });
-    (tiles * STREAMS * PIECE * 2) as f64 / seconds / 1e9
+    }
 }
 
-/// Places that a tile of [`bandwidth`] is read from in turns, a line of each, as products of one row are.
+/// Places that a tile of [`Memory`] is read from in turns, a line of each, as products of one row are.
 const STREAMS: usize = 4;
 
 /// Elements that are read from each.

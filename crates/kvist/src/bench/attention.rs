@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kvist_base::{CHUNK, ChunkId, ChunkLayout, Codec, LayerKind, RunList, Seal, Slot};
-use kvist_kernels::{AttnPlan, AttnShape, Isa, KvPool, Pool, Queries, attend, bf16};
+use kvist_kernels::{AttnPlan, AttnShape, Isa, KvPool, Pool, Queries, attend, bf16, probe};
 use serde_json::{Value, json};
 
 use super::attention_peers::{Beside, Form, Peers};
@@ -40,6 +40,8 @@ pub struct Measured {
     pub kv8: Vec<f64>,
     /// Ordering the rows, listing the runs and dividing the work among threads: once for all layers of a step.
     pub plan: f64,
+    /// Reading memory, for each byte. In turns with the others: how fast that is may change by a third within seconds.
+    pub reads: Vec<f64>,
     /// Other programs on the same shape, where they have a form for it.
     pub peers: Vec<Beside>,
     /// Bytes to be read and written, operations to be done, at least.
@@ -72,12 +74,17 @@ impl Measured {
         of_pairs(&self.tree, &self.unshared)
     }
 
+    /// Seconds to read its bytes, or for its arithmetic.
     pub fn floor(&self, limits: &Limits) -> f64 {
-        limits.floor(self.bytes, NO_WEIGHTS, self.flops)
+        self.floor_of_memory().max(limits.floor(0.0, NO_WEIGHTS, self.flops))
+    }
+
+    fn floor_of_memory(&self) -> f64 {
+        self.bytes * median(&self.reads)
     }
 
     fn is_bound_by_memory(&self, limits: &Limits) -> bool {
-        limits.floor(self.bytes, NO_WEIGHTS, 0.0) > limits.floor(0.0, NO_WEIGHTS, self.flops)
+        self.floor_of_memory() > limits.floor(0.0, NO_WEIGHTS, self.flops)
     }
 }
 
@@ -107,7 +114,7 @@ pub fn run(
     for (i, case) in cases.iter().enumerate() {
         progress.note(&format!("{} of {}: {}", i + 1, cases.len(), case.name()));
         let input = Input::new(case);
-        let needed = input.bytes(peers.is_some());
+        let needed = input.bytes(peers.is_some()) + Limits::bytes(options.threads);
         if machine::free_memory().is_some_and(|free| needed > free.bytes) {
             skipped.push(format!("{}: needs {}", case.name(), human(needed)));
             continue;
@@ -191,7 +198,9 @@ fn measure(
     let mut tree = || all_layers(&kv, &mut tree_plan, runs);
     let mut unshared = || all_layers(&kv, &mut unshared_plan, &unshared_runs);
     let mut encoded = || all_layers(&kv8, &mut encoded_plan, &encoded_runs);
-    let mut works: Vec<&mut dyn FnMut()> = vec![&mut tree, &mut unshared, &mut encoded];
+    let memory = probe::Memory::new(pool.threads());
+    let mut read = || memory.read(pool);
+    let mut works: Vec<&mut dyn FnMut()> = vec![&mut tree, &mut unshared, &mut encoded, &mut read];
     let forms = match &mut peers {
         Some(peers) => peers.load(case, layers)?,
         None => BTreeMap::new(),
@@ -215,9 +224,11 @@ fn measure(
         };
         median(&in_turns_by(options.clock, options.repeat, false, &mut [&mut prepare])[0])
     };
-    let mut each = times.into_iter().map(|times| times.into_iter().map(|t| t / layers as f64).collect());
-    let mut next = || each.next().unwrap_or_default();
-    let (tree, unshared, kv8) = (next(), next(), next());
+    let mut each = times.into_iter();
+    let mut next = |parts: usize| -> Vec<f64> {
+        each.next().unwrap_or_default().into_iter().map(|seconds| seconds / parts as f64).collect()
+    };
+    let (tree, unshared, kv8, reads) = (next(layers), next(layers), next(layers), next(memory.bytes()));
     let token_bytes = heads.kv * 2 * heads.dim * 2;
     Ok(Measured {
         case: *case,
@@ -225,7 +236,8 @@ fn measure(
         unshared,
         kv8,
         plan,
-        peers: forms.into_iter().map(|(peer, form)| Beside { peer, form, seconds: next() }).collect(),
+        reads,
+        peers: forms.into_iter().map(|(peer, form)| Beside { peer, form, seconds: next(layers) }).collect(),
         bytes: (tokens * token_bytes + rows * width * (2 + 4)) as f64,
         flops: *flops,
     })
@@ -376,6 +388,7 @@ pub fn json(measured: &[Measured], skipped: &[String], limits: &Limits) -> Value
             "median_seconds": m.seconds(),
             "gain": m.gain(),
             "paired_cost": m.cost(),
+            "read_gb_per_second": 1e-9 / median(&m.reads),
             "bytes": m.bytes,
             "flops": m.flops,
             "floor_seconds": m.floor(limits),
@@ -403,7 +416,7 @@ mod tests {
         let beside = (batch > 1).then(|| Beside { peer: "torch".into(), form, seconds: times(5.0 * tree) });
         let peers = beside.into_iter().collect();
         let (tree, unshared, kv8) = (times(tree), times(unshared), times(tree / 2.0));
-        Measured { case, tree, unshared, kv8, plan: 1e-5, peers, bytes: 1e6, flops: 1e6 }
+        Measured { case, tree, unshared, kv8, plan: 1e-5, reads: vec![5e-10; 3], peers, bytes: 1e6, flops: 1e6 }
     }
 
     #[test]
@@ -416,8 +429,11 @@ mod tests {
         assert!((all[2].gain() - 3.0).abs() < 1e-9 && (all[2].cost() - 1.0 / 3.0).abs() < 1e-9);
         assert!(lines[2].starts_with("a step's plan takes 1.0 % of one layer's attention (10.0 us)"), "{text}");
         assert!(verdict(&[]).contains("nothing was measured"));
+        // The bandwidth of a case is that of its own turns.
         let limits = Limits { bandwidth: 2.0, ..Limits::unknown(Isa::Portable, 1) };
-        assert_eq!(all[2].floor(&limits), 1e-3);
+        assert_eq!((all[2].floor(&limits), all[2].is_bound_by_memory(&limits)), (1e-3, false));
+        let slower = Measured { reads: vec![1e-9, 5e-9, 9e-9], ..measured(4, 1024, 1e-3, 3e-3) };
+        assert_eq!((slower.floor(&limits), slower.is_bound_by_memory(&limits)), (5e-3, true));
         let table = table(&all, &limits);
         assert!(["3.00x", "2.00x\n", "tree off"].iter().all(|part| table.contains(part)), "{table}");
     }
