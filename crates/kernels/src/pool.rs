@@ -287,16 +287,31 @@ fn spin_until(limit: Duration, ready: impl Fn() -> bool) -> bool {
 mod tests {
     use super::*;
 
+    /// How often each tile ran.
+    struct Hits(Vec<AtomicUsize>);
+
+    impl Hits {
+        fn of(tiles: usize) -> Hits {
+            Hits((0..tiles).map(|_| AtomicUsize::new(0)).collect())
+        }
+
+        fn add(&self, tile: usize) {
+            self.0[tile].fetch_add(1, SeqCst);
+        }
+
+        fn are_one_each(&self) -> bool {
+            self.0.iter().all(|hits| hits.load(SeqCst) == 1)
+        }
+    }
+
     #[test]
     fn each_tile_runs_once() {
         for threads in 1..=9 {
             let pool = Pool::new(threads);
             for tiles in (0..50).chain([1000]) {
-                let hits: Vec<AtomicUsize> = (0..tiles).map(|_| AtomicUsize::new(0)).collect();
-                pool.run(tiles, &|i| {
-                    hits[i].fetch_add(1, SeqCst);
-                });
-                assert!(hits.iter().all(|h| h.load(SeqCst) == 1), "threads {threads}, tiles {tiles}");
+                let hits = Hits::of(tiles);
+                pool.run(tiles, &|i| hits.add(i));
+                assert!(hits.are_one_each(), "threads {threads}, tiles {tiles}");
             }
         }
     }
@@ -307,13 +322,13 @@ mod tests {
         for threads in 1..=5 {
             let pool = Pool::new(threads);
             for tiles in (0..40).chain([500]) {
-                let hits: Vec<AtomicUsize> = (0..tiles).map(|_| AtomicUsize::new(0)).collect();
+                let hits = Hits::of(tiles);
                 let asked: Mutex<Vec<(thread::ThreadId, usize)>> = Mutex::new(Vec::new());
                 // Assertions in a tile may come after a panic on purpose, and only the first one is passed on.
                 let (claimed, wrong) = (AtomicUsize::new(0), AtomicUsize::new(0));
                 let result = catch_unwind(AssertUnwindSafe(|| {
                     pool.run_with_claims(tiles, &|i, claims| {
-                        hits[i].fetch_add(1, SeqCst);
+                        hits.add(i);
                         let me = thread::current().id();
                         let mut all = lock(&asked);
                         if let Some(at) = all.iter().position(|&(who, _)| who == me) {
@@ -335,7 +350,7 @@ mod tests {
                 if let Err(payload) = result {
                     assert!(payload.downcast_ref::<&str>().is_some_and(|text| *text == "on purpose"), "{tiles} tiles");
                 }
-                assert!(hits.iter().all(|h| h.load(SeqCst) == 1), "{threads} threads, {tiles} tiles");
+                assert!(hits.are_one_each(), "{threads} threads, {tiles} tiles");
                 assert_eq!((lock(&asked).len(), wrong.into_inner()), (0, 0), "{threads} threads, {tiles} tiles");
                 if threads == 1 {
                     let all = (0..tiles.saturating_sub(1)).filter(|i| i % 3 > 0).count();

@@ -42,8 +42,8 @@ pub(super) fn query_rows(run: &Run, rows: &Range<u32>, group: usize) -> usize {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pick {
     pub run: u32,
-    /// Whether its visits are light, and those of the runs that its rows meet after it as well, so that all of these may wait until
-    /// the others are over.
+    /// Whether its visits are light, and those of the runs that its rows meet after it as well, so that all of these may wait
+    /// until the others are over.
     pub light: bool,
 }
 
@@ -70,7 +70,7 @@ const BITS: u32 = 24;
 /// Light visits that are to come in between.
 struct Light<V> {
     visits: V,
-    /// Of them by arithmetic, and how many are due, in 1/2^24.
+    /// Of them by arithmetic, and how many are due, with [`BITS`] behind the point.
     rate: usize,
     due: usize,
 }
@@ -103,12 +103,12 @@ impl StepList<'_> {
     pub fn all(&self, parts: &[Part], between: Range<usize>, steps: &mut Vec<Step>) {
         let (before, later) = (&parts[..between.start], &parts[between.end..]);
         let with_own = || between.clone().rev().map(|i| (&parts[i], (1 + i - between.start) as u32));
-        let visits = with_own().flat_map(|(part, state)| self.visits_of(true, part, state));
+        let visits = with_own().flat_map(|(part, state)| self.visits_of(part, state, |pick| pick.light));
         let mut light = Light { visits, rate: 0, due: 0 };
         let mut arithmetic: usize = parts[..between.end].iter().map(|part| self.arithmetic(part)).sum();
         for (part, state) in with_own() {
             steps.push(Step::Begin { state });
-            for (visit, cost) in self.visits_of(false, part, state) {
+            for (visit, cost) in self.visits_of(part, state, |pick| !pick.light) {
                 steps.push(visit);
                 light.after(cost, steps);
             }
@@ -145,7 +145,7 @@ impl StepList<'_> {
 
     /// Visits of a part that are light.
     fn light(&self, part: &Part) -> usize {
-        self.visits_of(true, part, 0).count()
+        self.visits_of(part, 0, |pick| pick.light).count()
     }
 
     /// What a part's visits cost beyond light ones.
@@ -155,15 +155,11 @@ impl StepList<'_> {
 
     /// A segment's visits and their costs, in ascending order for each row.
     fn visits(&self, part: &Part, state: u32) -> impl Iterator<Item = (Step, usize)> {
-        self.some_visits(part, state, |_| true)
+        self.visits_of(part, state, |_| true)
     }
 
-    /// Those of its runs that are `light`, or the others.
-    fn visits_of(&self, light: bool, part: &Part, state: u32) -> impl Iterator<Item = (Step, usize)> {
-        self.some_visits(part, state, move |pick| pick.light == light)
-    }
-
-    fn some_visits(&self, part: &Part, state: u32, of: impl Fn(&Pick) -> bool) -> impl Iterator<Item = (Step, usize)> {
+    /// Those of some of its runs.
+    fn visits_of(&self, part: &Part, state: u32, of: impl Fn(&Pick) -> bool) -> impl Iterator<Item = (Step, usize)> {
         self.picks[part.picks.clone()].iter().filter(move |&pick| of(pick)).flat_map(move |pick| {
             let run = &self.runs.runs[pick.run as usize];
             let cost = visit_cost(run, self.rows, self.group);
@@ -288,8 +284,8 @@ pub(super) mod tests {
         runs
     }
 
-    /// A segment's runs are listed depth first: few rows' chunks of a branch before many rows' of the next. Once all of them up to the
-    /// last of many rows' came first, as they are listed, and memory brought few rows' ones while nothing was computed.
+    /// A segment's runs are listed depth first: few rows' chunks of a branch before many rows' of the next. Once all of them up
+    /// to the last of many rows' came first, as they are listed, and memory brought few rows' ones while nothing was computed.
     #[test]
     fn few_rows_of_each_branch_come_in_between() {
         let runs = levels(&[(1, PER), (2, 2), (8, 1), (32, 1)]);
@@ -308,8 +304,8 @@ pub(super) mod tests {
         assert_eq!(between, [vec![0], vec![5; PER as usize]].concat());
     }
 
-    /// A row whose window begins before others' meets a chunk that these do not see any more, and then one that they see as well. All
-    /// that few rows meet once came after what many do: such a row's chunks were not in ascending order, and its bits others than
+    /// A row whose window begins before others' meets a chunk that these do not see any more, and then one that they see as
+    /// well. All that few rows meet once came after what many do: such a row's chunks were not in ascending order, and its bits others than
     /// alone.
     #[test]
     fn rows_with_windows_meet_their_chunks_in_ascending_order() {
@@ -343,8 +339,8 @@ pub(super) mod tests {
         assert_eq!(places, expected);
     }
 
-    /// What the engine makes of windows: prefills whose rows leave the first chunks behind, one after the other. Of the second one here
-    /// five rows see a chunk of a segment before all of them see the next, while the first one's rows have a segment before that.
+    /// What the engine makes of windows: prefills whose rows leave the first chunks behind, one after the other. Of the second
+    /// one here five rows see a chunk of a segment before all of them see the next, while the first one's rows have a segment before that.
     #[test]
     fn prefills_with_windows_meet_their_chunks_in_ascending_order() {
         let window = 300;

@@ -137,9 +137,8 @@ impl<'a> Upcoming<'a> {
         }
     }
 
-    /// The next step. The last visit but one, or the only one, claims the next task, whose first chunk
-    /// can be asked for from then on; the last one
-    /// asks for where its rows' results go and for that task's queries.
+    /// The next step. The last visit but one, or the only one, claims the next task, whose first chunk can be asked for from
+    /// then on; the last one asks for where its rows' results go and for that task's queries.
     pub fn begin<S: Simd>(&mut self) -> Option<Step> {
         let (&step, rest) = self.steps.split_first()?;
         self.steps = rest;
