@@ -178,7 +178,7 @@ impl<F: Form> Tile<'_, F> {
 
     /// Whether row blocks of the running group share in asking.
     fn shares(&self) -> bool {
-        share_in_asking(self.blocks)
+        share_in_asking(self.blocks) && self.follow.k.is_none()
     }
 
     /// What the rows from `from` of the group ask for while they read `pairs` steps of K, of `width` pairs from `column` on.

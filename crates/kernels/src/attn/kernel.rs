@@ -101,51 +101,58 @@ unsafe fn whole_task<S: Dots>(job: &Job<'_>, task: &Task, claims: &Claims<'_>, s
     let band = &job.plan.bands[task.band];
     let n = band.rows.len() * shape.group();
     let len = state_len(shape, band.rows.len());
+    let heads = task.heads.len();
     scratch.shifts.clear();
-    scratch.shifts.resize(band.rows.len(), None);
-    scratch.q.grow(n * APART);
-    scratch.q_scales.grow(n);
+    scratch.shifts.resize(heads * band.rows.len(), None);
+    scratch.q.grow(heads * n * APART);
+    scratch.q_scales.grow(heads * n);
     scratch.k_scales.grow(shape.head_dim.max(CHUNK) + 2 * PANEL);
     if job.kv.is_coded() {
-        scratch.coded.q.grow(n * shape.apart_coded() + PANEL);
+        scratch.coded.q.grow(heads * n * shape.apart_coded() + PANEL);
         scratch.coded.rows.grow(GROUP * APART);
     }
-    scratch.folded.grow(len);
+    scratch.folded.grow(heads * len);
+    if task.part.is_none() {
+        scratch.state.grow(heads * task.states * len);
+    }
     // SAFETY: states lie in the scratch or in this part's place of `partials`, each of `len` elements. The band's rows
-    // and this head of the output are written by the task that folds, and there is one.
+    // and these heads of the output are written by the task that folds, and there is one.
     unsafe {
-        let partial = |part: usize| job.partials.get().add(job.plan.parts[part].partial + task.head * len);
-        let states = match task.part {
-            Some(part) => partial(part),
-            None => {
-                scratch.state.grow(task.states * len);
-                scratch.state.as_mut_ptr()
-            }
+        let partial = |part: usize, head: usize| job.partials.get().add(job.plan.parts[part].partial + head * len);
+        let states: *mut f32 = scratch.state.as_mut_ptr();
+        let state = |i: u32, head: usize| {
+            let at = match task.part {
+                Some(part) => partial(part, head),
+                None => states.add(((head - task.heads.start) * task.states + i as usize) * len),
+            };
+            State::new(shape, at, n)
         };
-        let state = |i: u32| State::new(shape, states.add(i as usize * len), n);
-        let folded = State::new(shape, scratch.folded.as_mut_ptr(), n);
+        let folded: *mut f32 = scratch.folded.as_mut_ptr();
+        let folded = |head: usize| State::new(shape, folded.add((head - task.heads.start) * len), n);
         // Whatever else there is of a row of which nothing was seen counts for nothing.
-        std::slice::from_raw_parts_mut(folded.m, n).fill(f32::NEG_INFINITY);
+        task.heads.clone().for_each(|head| std::slice::from_raw_parts_mut(folded(head).m, n).fill(f32::NEG_INFINITY));
         let mut upcoming = Upcoming::new(job, task, claims);
-        while let Some(step) = upcoming.begin::<S>() {
+        while let Some((step, head)) = upcoming.begin::<S>() {
             match step {
-                Step::Begin { state: i } => state(i).clear(n),
+                Step::Begin { state: i } => state(i, head).clear(n),
                 Step::Visit { state: i, run, chunk } => {
-                    visit::<S>(job, &band.rows, (run, chunk), task.head, scratch, state(i), &mut upcoming);
+                    visit::<S>(job, task, (run, chunk), head, scratch, state(i, head), &mut upcoming);
                 }
-                Step::Fold { state: i } => fold::<S>(folded, state(i), n, shape),
+                Step::Fold { state: i } => fold::<S>(folded(head), state(i, head), n, shape),
             }
         }
-        if let Some(part) = task.part {
-            if !job.plan.complete(task, part) {
-                return;
+        for head in task.heads.clone() {
+            if let Some(part) = task.part {
+                if !job.plan.complete(task.band, head, part) {
+                    continue;
+                }
+                for i in 0..band.parts.len() {
+                    let part = job.plan.fold_order(task.band, head, i);
+                    fold::<S>(folded(head), State::new(shape, partial(part, head), n), n, shape);
+                }
             }
-            for i in 0..band.parts.len() {
-                let part = job.plan.fold_order(task, i);
-                fold::<S>(folded, State::new(shape, partial(part), n), n, shape);
-            }
+            finish(job, &band.rows, head, folded(head));
         }
-        finish(job, &band.rows, task.head, folded);
     }
 }
 
@@ -156,15 +163,17 @@ unsafe fn whole_task<S: Dots>(job: &Job<'_>, task: &Task, claims: &Claims<'_>, s
 #[inline(always)]
 unsafe fn visit<S: Dots>(
     job: &Job<'_>,
-    rows: &Range<u32>,
+    task: &Task,
     (run, chunk): (u32, u32),
     head: usize,
     scratch: &mut Scratch,
     state: State,
     upcoming: &mut Upcoming<'_>,
 ) {
-    let (shape, runs) = (job.plan.shape, job.runs);
+    let (shape, runs, rows) = (job.plan.shape, job.runs, &job.plan.bands[task.band].rows);
     let group_size = shape.group();
+    // Rows of the scratch's queries before those of this head.
+    let before = (head - task.heads.start) * rows.len();
     let run = &runs.runs[run as usize];
     let (a, b) = (run.rows.start.max(rows.start), run.rows.end.min(rows.end));
     if a >= b {
@@ -174,7 +183,7 @@ unsafe fn visit<S: Dots>(
     unsafe {
         // Of several shifts, runs in between may have prepared another one.
         if chunk == 0 || job.q.shifts.len() > 1 {
-            prepare_queries::<S>(job, rows.start, a..b, run.shift, head, scratch);
+            prepare_queries::<S>(job, (rows.start, before), a..b, run.shift, head, scratch);
         }
         let (begin, end) = ((a - rows.start) as usize * group_size, (b - rows.start) as usize * group_size);
         let id = runs.chunks[(run.chunks.start + chunk) as usize];
@@ -190,8 +199,8 @@ unsafe fn visit<S: Dots>(
             v: kv.v,
             k_scales: scratch.k_scales.as_ptr(),
             values: &scratch.values.0,
-            q: scratch.q.as_ptr(),
-            q_scales: scratch.q_scales.as_ptr(),
+            q: scratch.q.as_ptr::<u32>().add(before * group_size * APART),
+            q_scales: scratch.q_scales.as_ptr::<f32>().add(before * group_size),
             state,
             scores: scratch.scores.0.as_mut_ptr(),
             spread: scratch.spread.0.as_mut_ptr(),
@@ -203,7 +212,8 @@ unsafe fn visit<S: Dots>(
         };
         if kv.eight {
             let CodedScratch { q, rows, begin: first } = &mut scratch.coded;
-            let coded = Coded { q: q.as_ptr(), rows: rows.as_mut_ptr(), begin: first.0.as_mut_ptr() };
+            let q = q.as_ptr::<u32>().add(before * group_size * shape.apart_coded());
+            let coded = Coded { q, rows: rows.as_mut_ptr(), begin: first.0.as_mut_ptr() };
             groups_of_codes(S::ISA, tile.with(InCodes(coded)), begin..end, upcoming);
         } else {
             groups_of_shorts(S::ISA, tile, begin..end, upcoming);
@@ -253,11 +263,11 @@ unsafe fn scales<S: Simd>(kv: &Head, dim: usize, scratch: &mut Scratch) {
 /// Prepares the queries of `rows` for runs of `shift`, unless they are.
 ///
 /// # Safety
-/// As [`whole_task`]; `rows` lie in the band that begins at `first`.
+/// As [`whole_task`]; `rows` lie in the band that begins at `first`, whose rows are those from `before` on of the scratch.
 #[inline(always)]
 unsafe fn prepare_queries<S: Dots>(
     job: &Job<'_>,
-    first: u32,
+    (first, before): (u32, usize),
     rows: Range<u32>,
     shift: u32,
     head: usize,
@@ -273,7 +283,7 @@ unsafe fn prepare_queries<S: Dots>(
     let (mut some, mut places): ([&[u16]; TOGETHER], _) = ([&[]; TOGETHER], [0; TOGETHER]);
     let mut n = 0;
     for row in rows.clone() {
-        let local = (row - first) as usize;
+        let local = before + (row - first) as usize;
         if scratch.shifts[local] == Some(shift) {
             continue;
         }

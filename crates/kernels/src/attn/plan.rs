@@ -17,6 +17,14 @@ pub(super) const BAND: usize = 128;
 /// A band is cut into segments when it takes more than this part of a thread's fair share of the step.
 const SPLIT: usize = 3;
 
+/// Chunks that a band's rows meet, from which on it ends where the next row shares none with them; or earlier, so that there are
+/// bands for all threads.
+const ENOUGH: usize = 32;
+
+/// Heads of a chunk that light visits meet one after the other, at most. Their K and V lie side by side, and the hardware goes on for
+/// a quarter of a head's behind the end of what is read in order.
+const TOGETHER: usize = 8;
+
 /// f32 elements that the states of bands cut into segments take at most (128 MiB). Bands past it are computed whole,
 /// with the same result: a prompt's end in a context of 128k tokens on many cores would want several times as much.
 const PARTIALS: usize = 1 << 25;
@@ -74,6 +82,8 @@ pub enum Canary {
 pub(super) struct Band {
     pub rows: Range<u32>,
     pub parts: Range<usize>,
+    /// Whether all visits are light.
+    pub light: bool,
 }
 
 /// One segment of a band.
@@ -87,10 +97,11 @@ pub(super) struct Part {
     cost: usize,
 }
 
-/// Work of one thread: a kv-head and a band, all segments or one of them.
+/// Work of one thread: some kv-heads and a band, all segments or one of them.
 #[derive(Clone, Debug)]
 pub(super) struct Task {
-    pub head: usize,
+    /// Each step is done for one after the other.
+    pub heads: Range<usize>,
     pub band: usize,
     pub part: Option<usize>,
     /// Range of [`AttnPlan::steps`].
@@ -98,6 +109,15 @@ pub(super) struct Task {
     /// How many states they have at a time.
     pub states: usize,
     cost: usize,
+}
+
+/// Between a row and the one before it.
+#[derive(Clone, Debug, Default)]
+struct End {
+    /// Runs that both meet: those that begin here less those that end here, then all.
+    common: i32,
+    /// Chunks of the runs that begin here.
+    chunks: usize,
 }
 
 /// Counts down the segments of a band and kv-head.
@@ -124,6 +144,7 @@ pub struct AttnPlan {
     pub(super) partials: Words,
     pub(super) canary: Canary,
     gathers: Vec<Gather>,
+    ends: Vec<End>,
     /// `[kv-head][part]`: the parts of a band in the order of their completion; used by the canary.
     order: Vec<AtomicU32>,
     /// What it was built for, as a check.
@@ -155,6 +176,7 @@ impl AttnPlan {
             partials: Words::new(),
             canary,
             gathers: Vec::new(),
+            ends: Vec::new(),
             order: Vec::new(),
             built_for: (0, 0),
         }
@@ -180,9 +202,17 @@ impl AttnPlan {
         self.steps.clear();
         self.tasks.clear();
         let (group, kv_heads) = (self.shape.group(), self.shape.kv_heads);
-        let step = (BAND / group).max(1);
-        for first in (0..rows).step_by(step) {
-            self.push_band(runs, first as u32..rows.min(first + step) as u32);
+        self.find_ends(runs);
+        let most = self.ends.iter().map(|end| end.chunks).sum::<usize>() / (threads * SPLIT);
+        let (mut first, mut chunks) = (0, 0);
+        for end in 1..=rows {
+            chunks += self.ends[end - 1].chunks;
+            let next = &self.ends[end];
+            let apart = next.common == 0 && (chunks >= ENOUGH || chunks + next.chunks > most);
+            if apart || end == rows || end - first == (BAND / group).max(1) {
+                self.push_band(runs, first as u32..end as u32);
+                (first, chunks) = (end, 0);
+            }
         }
         let total = self.parts.iter().map(|part| part.cost).sum::<usize>() * kv_heads;
         let limit = total / (threads * SPLIT);
@@ -195,7 +225,14 @@ impl AttnPlan {
             let room = partials + len * kv_heads * parts.len() <= PARTIALS;
             let list = StepList { runs, picks: &self.picks, rows: &band.rows, group };
             let between = list.in_between(parts);
-            let split = parts.len() > 1 && (by_completion || threads > 1 && cost > limit && room);
+            // Heads of a task that takes `cost` for each.
+            let together = |cost: usize| match (band.light, threads) {
+                (false, _) => 1,
+                (true, 1) => TOGETHER,
+                (true, _) => (limit / cost.max(1)).clamp(1, TOGETHER),
+            };
+            let few = band.light && together(cost) < TOGETHER.min(kv_heads);
+            let split = parts.len() > 1 && (by_completion || threads > 1 && (cost > limit || few) && room);
             // Where own chunks come in between, most heads that make even shares are left whole, the others let threads
             // finish together.
             let whole = match split {
@@ -204,7 +241,13 @@ impl AttnPlan {
                 true => kv_heads * 2 / 3 / threads * threads,
             };
             let mut push = |heads: Range<usize>, part, steps: Range<usize>, states, cost| {
-                self.tasks.extend(heads.map(|head| Task { head, band: b, part, steps: steps.clone(), states, cost }));
+                let tasks = heads.len().div_ceil(if by_completion { 1 } else { together(cost) });
+                let each = heads.len().div_ceil(tasks.max(1)).max(1);
+                self.tasks.extend(heads.clone().step_by(each).map(|first| {
+                    let heads = first..heads.end.min(first + each);
+                    let cost = cost * heads.len();
+                    Task { heads, band: b, part, steps: steps.clone(), states, cost }
+                }));
             };
             let mut from = self.steps.len();
             if whole > 0 {
@@ -222,7 +265,7 @@ impl AttnPlan {
             }
         }
         // Long tasks first, so that the threads finish together.
-        self.tasks.sort_unstable_by_key(|task| (Reverse(task.cost), task.band, task.part, task.head));
+        self.tasks.sort_unstable_by_key(|task| (Reverse(task.cost), task.band, task.part, task.heads.start));
         if by_completion {
             // On an idle machine the first thread may do all of them before another one wakes: in order, always.
             self.tasks.reverse();
@@ -230,6 +273,23 @@ impl AttnPlan {
         self.partials.grow(partials);
         self.gathers.resize_with(self.bands.len() * kv_heads, Gather::default);
         self.order.resize_with(self.parts.len() * kv_heads, AtomicU32::default);
+    }
+
+    /// Where rows share nothing with the ones before them.
+    fn find_ends(&mut self, runs: &RunList) {
+        self.ends.clear();
+        self.ends.resize(self.rows + 1, End::default());
+        for run in runs.runs.iter().filter(|run| run.rows.start < run.rows.end) {
+            let [start, end] = [run.rows.start, run.rows.end].map(|row| (row as usize).min(self.rows));
+            self.ends[start].chunks += run.chunks.len();
+            self.ends[(start + 1).min(end)].common += 1;
+            self.ends[end].common -= 1;
+        }
+        let mut common = 0;
+        for end in &mut self.ends {
+            common += end.common;
+            end.common = common;
+        }
     }
 
     fn push_band(&mut self, runs: &RunList, rows: Range<u32>) {
@@ -252,7 +312,8 @@ impl AttnPlan {
             self.parts.push(part);
             at += same;
         }
-        self.bands.push(Band { rows, parts: parts..self.parts.len() });
+        let light = self.picks[from..].iter().all(|pick| pick.light);
+        self.bands.push(Band { rows, parts: parts..self.parts.len(), light });
     }
 
     /// Before each layer.
@@ -264,11 +325,11 @@ impl AttnPlan {
         }
     }
 
-    /// Notes that the task's segment is complete. True for the last one of its band and head: it folds.
-    pub(super) fn complete(&self, task: &Task, part: usize) -> bool {
-        let gather = &self.gathers[task.band * self.shape.kv_heads + task.head];
+    /// Notes that a segment of a band and head is complete. True for the last one of them: it folds.
+    pub(super) fn complete(&self, band: usize, head: usize, part: usize) -> bool {
+        let gather = &self.gathers[band * self.shape.kv_heads + head];
         let nth = gather.completed.fetch_add(1, Relaxed) as usize;
-        let at = task.head * self.parts.len() + self.bands[task.band].parts.start + nth;
+        let at = head * self.parts.len() + self.bands[band].parts.start + nth;
         if self.canary == Canary::FoldByCompletion {
             self.order[at].store(part as u32, Relaxed);
         }
@@ -276,10 +337,10 @@ impl AttnPlan {
     }
 
     /// The `i`-th part of the band to be folded.
-    pub(super) fn fold_order(&self, task: &Task, i: usize) -> usize {
-        let part = self.bands[task.band].parts.start + i;
+    pub(super) fn fold_order(&self, band: usize, head: usize, i: usize) -> usize {
+        let part = self.bands[band].parts.start + i;
         match self.canary {
-            Canary::FoldByCompletion => self.order[task.head * self.parts.len() + part].load(Relaxed) as usize,
+            Canary::FoldByCompletion => self.order[head * self.parts.len() + part].load(Relaxed) as usize,
             _ => part,
         }
     }
@@ -310,3 +371,86 @@ pub fn kv_bytes(runs: &RunList, layout: &ChunkLayout, open: Option<(u32, &ChunkL
 }
 
 const _: () = assert!(SEGMENT.is_multiple_of(CHUNK), "a chunk lies in one segment");
+
+#[cfg(test)]
+mod tests {
+    use kvist_base::{ChunkId, Run};
+
+    use super::*;
+
+    /// Each `rows` rows share `chunks` chunks, and nothing else, `nodes` times.
+    fn apart(nodes: u32, rows: u32, chunks: u32) -> RunList {
+        let mut runs = RunList::default();
+        for node in 0..nodes {
+            let rows = node * rows..(node + 1) * rows;
+            for place in (0..chunks).step_by(SEGMENT / CHUNK) {
+                let at = runs.chunks.len() as u32;
+                let end = chunks.min(place + (SEGMENT / CHUNK) as u32);
+                runs.chunks.extend((place..end).map(|place| ChunkId(node * chunks + place)));
+                runs.runs.push(Run { rows: rows.clone(), place, chunks: at..at + end - place, shift: 0, masks: None });
+            }
+        }
+        runs
+    }
+
+    const SHAPE: AttnShape = AttnShape { heads: 32, kv_heads: 8, head_dim: 64 };
+
+    /// Visits that take memory were tasks of one head each, so that a quarter of what the hardware brought in was the beginning of
+    /// a head that another thread met, or this one much later.
+    #[test]
+    fn heads_of_light_visits_stay_together_as_long_as_threads_finish_together() {
+        for threads in [1, 2, 16] {
+            for (nodes, rows, chunks) in
+                [(1, 1, 4), (1, 1, 64), (3, 2, 40), (8, 1, 4), (32, 1, 1), (32, 1, 32), (100, 4, 3)]
+            {
+                let runs = apart(nodes, rows, chunks);
+                let mut plan = AttnPlan::new(SHAPE);
+                plan.build(&runs, (nodes * rows) as usize, threads);
+                let case = format!("{threads} threads, {nodes} times {rows} rows on {chunks} chunks");
+                let mut visits = vec![0; runs.runs.len() * SHAPE.kv_heads];
+                for task in &plan.tasks {
+                    let band = &plan.bands[task.band];
+                    assert!(band.light && (band.rows.start % rows, band.rows.end % rows) == (0, 0), "{case}: {band:?}");
+                    for step in &plan.steps[task.steps.clone()] {
+                        if let Step::Visit { run, .. } = *step {
+                            task.heads.clone().for_each(|head| visits[run as usize * SHAPE.kv_heads + head] += 1);
+                        }
+                    }
+                }
+                let expected = runs.runs.iter().flat_map(|run| [run.chunks.len(); SHAPE.kv_heads]);
+                assert!(visits.into_iter().eq(expected), "{case}");
+                let (least, most) = plan
+                    .tasks
+                    .iter()
+                    .fold((usize::MAX, 0), |(least, most), task| (least.min(task.heads.len()), most.max(task.cost)));
+                let total: usize = plan.tasks.iter().map(|task| task.cost).sum();
+                let enough = (nodes * chunks.div_ceil(8)) as usize >= SPLIT * threads;
+                assert!(least == TOGETHER || threads > 1 && !enough, "{case}: {least} heads");
+                assert!(
+                    most <= total / (threads * SPLIT) || least < TOGETHER || threads == 1,
+                    "{case}: {most} of {total}"
+                );
+                assert!(
+                    plan.tasks.len() >= (2 * threads).min(SHAPE.kv_heads) || threads == 1,
+                    "{case}: {}",
+                    plan.tasks.len()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn bands_end_where_rows_share_nothing() {
+        let mut runs = apart(4, 8, 40);
+        let mut plan = AttnPlan::new(AttnShape { heads: 1, kv_heads: 1, head_dim: 64 });
+        let rows = |plan: &AttnPlan| plan.bands.iter().map(|band| band.rows.clone()).collect::<Vec<_>>();
+        plan.build(&runs, 32, 1);
+        assert_eq!(rows(&plan), [0..8, 8..16, 16..24, 24..32]);
+        // Of few chunks they do not end yet, and of what all rows meet they are as large as they may be.
+        plan.build(&apart(8, 4, 4), 32, 1);
+        assert_eq!(rows(&plan), [0..8, 8..16, 16..24, 24..32]);
+        runs.runs[0].rows = 0..32;
+        plan.build(&runs, 32, 1);
+        assert_eq!(rows(&plan).as_slice(), std::slice::from_ref(&(0..32)));
+    }
+}

@@ -206,7 +206,7 @@ pub(super) mod tests {
     /// Places of the chunks that a row has seen, in the order in which they are folded.
     fn seen(plan: &AttnPlan, runs: &RunList, row: u32) -> Vec<u32> {
         let (mut seen, mut last) = (Vec::new(), 0);
-        for task in plan.tasks.iter().filter(|task| task.head == 0) {
+        for task in plan.tasks.iter().filter(|task| task.heads.contains(&0)) {
             let mut states = vec![None; task.states];
             for step in &plan.steps[task.steps.clone()] {
                 match *step {
