@@ -59,8 +59,8 @@ fn thread_seconds() -> Option<f64> {
     stat.split(' ').next()?.parse().ok().map(|ns: f64| ns / 1e9)
 }
 
-/// Times pieces of work `repeat` times each by the wall, in turns that start with another one each time, so that a drift of the
-/// machine meets all alike. Work that is short is repeated within a measurement until the longest takes 10 ms. Seconds
+/// Times pieces of work `repeat` times each by the wall, in rounds in random order, so that a drift of the machine meets all
+/// alike. Work that is short is repeated within a measurement until the longest takes 10 ms. Seconds
 /// of each run.
 pub fn in_turns(repeat: usize, works: &mut [&mut dyn FnMut()]) -> Vec<Vec<f64>> {
     in_turns_by(Clock::Wall, repeat, false, works)
@@ -73,9 +73,13 @@ pub fn in_turns_by(clock: Clock, repeat: usize, warm: bool, works: &mut [&mut dy
     let once = works.iter_mut().map(seconds).fold(1e-7, f64::max);
     let inner = (Duration::from_millis(10).as_secs_f64() / once).clamp(1.0, 1e5) as usize;
     let mut times = vec![Vec::new(); works.len()];
-    for i in 0..repeat {
-        for j in 0..works.len() {
-            let at = (i + j) % works.len();
+    let (mut order, mut random) = ((0..works.len()).collect::<Vec<_>>(), Random(1));
+    for _ in 0..repeat {
+        // In a fixed order the same one is always behind a program whose threads spin for a while yet, or finds what that one read.
+        for i in (1..order.len()).rev() {
+            order.swap(i, random.below(i + 1));
+        }
+        for &at in &order {
             let mut run = || (0..inner).for_each(|_| works[at]());
             if warm {
                 run();
