@@ -5,7 +5,7 @@ use std::cell::Cell;
 use kvist_base::CHUNK;
 
 use super::tile::{Form, Tile};
-use super::upcoming::{Asks, NOWHERE, PLACES, Place, blocks_of, bytes, share_in_asking};
+use super::upcoming::{Asks, NOWHERE, PLACES, Place, ask_evenly, blocks_of, bytes, share_in_asking};
 use crate::simd::{Ask, LINE, Simd};
 
 /// What is asked for in the course of a loop.
@@ -52,11 +52,11 @@ pub(super) struct Pace {
     rate: usize,
     /// Lines for each row between scores and outputs.
     between: usize,
-    /// Lines between loops, of few rows.
+    /// Lines between loops, of a single row block.
     burst: usize,
 }
 
-/// Parts in which few rows ask between their loops.
+/// Parts in which a single row block asks between its loops.
 const PARTS: usize = 4;
 
 /// Pairs of a step's vectors in the widest loops.
@@ -69,16 +69,17 @@ fn pairs(blocks: usize, dim: usize) -> usize {
 
 impl Pace {
     /// Bytes that so many row blocks of this head size can ask for: three lines with two steps, which is nearly as fast as memory
-    /// brings them, and in between.
+    /// brings them, and in between. Of few, which memory keeps waiting anyway, one more.
     pub fn room(blocks: usize, dim: usize) -> usize {
-        3 * (pairs(blocks, dim) / 2 / WIDTH) * LINE * 8 / 7
+        let lines = if share_in_asking(blocks) { 3 } else { most(WIDTH) };
+        lines * (pairs(blocks, dim) / 2 / WIDTH) * LINE * 8 / 7
     }
 
-    /// For `rows` rows in so many blocks, of this head size.
-    fn new(places: [Place; PLACES], rows: usize, blocks: usize, dim: usize) -> Pace {
+    /// For `rows` rows in so many blocks, of this head size, which ask evenly or in bursts.
+    fn new(places: [Place; PLACES], rows: usize, blocks: usize, dim: usize, even: bool) -> Pace {
         let lines: usize = places.iter().map(|&place| bytes(place).div_ceil(LINE)).sum();
         let mut pace = Pace { places, ..Pace::default() };
-        if !share_in_asking(blocks) {
+        if !even {
             pace.burst = lines.div_ceil(PARTS);
             return pace;
         }
@@ -171,14 +172,9 @@ pub(super) const fn may_share<S: Simd>(rows: usize) -> bool {
 impl<F: Form> Tile<'_, F> {
     /// Begins with a group of `n` rows, which asks for this.
     pub fn ask<S: Simd>(&mut self, n: usize, asks: Asks) {
-        self.blocks = blocks_of::<S>(n);
+        self.even = ask_evenly::<S>(n) && asks.follow.k.is_none();
         self.follow = asks.follow;
-        self.pace = Pace::new(asks.places, n, self.blocks, self.job.plan.shape.head_dim);
-    }
-
-    /// Whether row blocks of the running group share in asking.
-    fn shares(&self) -> bool {
-        share_in_asking(self.blocks) && self.follow.k.is_none()
+        self.pace = Pace::new(asks.places, n, blocks_of::<S>(n), self.job.plan.shape.head_dim, self.even);
     }
 
     /// What the rows from `from` of the group ask for while they read `pairs` steps of K, of `width` pairs from `column` on.
@@ -201,7 +197,7 @@ impl<F: Form> Tile<'_, F> {
         pairs: usize,
         from: usize,
     ) -> Ahead {
-        if self.shares() {
+        if self.even {
             return self.pace.of_loop(width, pairs);
         }
         let bytes = if F::CODES { 2 } else { 4 };
@@ -217,8 +213,8 @@ impl<F: Form> Tile<'_, F> {
         self.follow.k.map(|next| self.k.wrapping_offset(next))
     }
 
-    /// Few rows ask for some lines between their loops: what is left to them, in [`PARTS`]; or, if they follow, for the next
-    /// scales first, and then for some of the next V, since that is a tenth of their time, in which memory would have
+    /// A single row block asks for some lines between its loops: what is left to it, in [`PARTS`]; or, if it follows, for the next
+    /// scales first, and then for some of the next V, since that is a tenth of its time, in which memory would have
     /// nothing to do.
     ///
     /// # Safety
@@ -293,9 +289,17 @@ mod tests {
     /// As loops of all widths do, between which rows ask as well: for each line, and for little else.
     #[test]
     fn what_is_shared_is_asked_for_in_the_course_of_all_loops() {
-        for (dim, width, rows) in
-            [(64_usize, 16, 24_usize), (64, 64, 19), (96, 32, 25), (128, 16, 32), (128, 64, 32), (256, 64, 32)]
-        {
+        for (dim, width, rows) in [
+            (64_usize, 64, 8_usize),
+            (128, 64, 12),
+            (128, 64, 13),
+            (64, 16, 24),
+            (64, 64, 19),
+            (96, 32, 25),
+            (128, 16, 32),
+            (128, 64, 32),
+            (256, 64, 32),
+        ] {
             let blocks = rows.div_ceil(6);
             let [narrow, wide] = [2 * (CHUNK * dim + dim + CHUNK), 2 * (2 * CHUNK * dim + 2 * CHUNK)];
             let part = wide / 3 / LINE * LINE;
@@ -308,7 +312,7 @@ mod tests {
                 if wanted * LINE > Pace::room(blocks, dim) {
                     continue;
                 }
-                let pace = Pace::new(places, rows, blocks, dim);
+                let pace = Pace::new(places, rows, blocks, dim, true);
                 let mut asked = Vec::new();
                 for _ in 0..blocks * CHUNK / width {
                     asked.extend(lines(pace.of_loop(width, dim / 2), dim / 2));

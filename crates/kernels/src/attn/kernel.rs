@@ -206,7 +206,7 @@ unsafe fn visit<S: Dots>(
             spread: scratch.spread.0.as_mut_ptr(),
             sizes: scratch.sizes.0.as_mut_ptr(),
             met: false,
-            blocks: 0,
+            even: false,
             follow: Follow::NOTHING,
             pace: Pace::default(),
         };

@@ -144,8 +144,8 @@ pub(super) struct Tile<'a, F: Form> {
     pub sizes: *mut f32,
     /// Whether a group has met the chunk.
     pub met: bool,
-    /// Row blocks of the running group, and what it asks for.
-    pub blocks: usize,
+    /// Whether all row blocks of the running group ask, and for what.
+    pub even: bool,
     pub follow: Follow,
     pub pace: Pace,
 }
@@ -153,7 +153,7 @@ pub(super) struct Tile<'a, F: Form> {
 impl<'a, F: Form> Tile<'a, F> {
     pub fn with<G: Form>(self, form: G) -> Tile<'a, G> {
         let Tile { job, run, chunk, first, k, v, k_scales, values, .. } = self;
-        let Tile { q, q_scales, state, scores, spread, sizes, met, blocks, follow, pace, .. } = self;
+        let Tile { q, q_scales, state, scores, spread, sizes, met, even, follow, pace, .. } = self;
         Tile {
             form,
             job,
@@ -171,7 +171,7 @@ impl<'a, F: Form> Tile<'a, F> {
             spread,
             sizes,
             met,
-            blocks,
+            even,
             follow,
             pace,
         }

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use kvist_base::{CHUNK, Run};
 
-use super::ahead::Pace;
+use super::ahead::{Pace, may_share};
 use super::kernel::Job;
 use super::plan::{AttnPlan, AttnShape, Task};
 use super::steps::{Step, query_rows};
@@ -17,8 +17,7 @@ use crate::codec::Head;
 use crate::pool::Claims;
 use crate::simd::{LINE, Simd};
 
-/// With so many row blocks all of them share in asking. The first one alone would ask for more than memory brings meanwhile,
-/// and its own operands would wait behind that.
+/// So many row blocks are many rows: they take arithmetic, and ask for what few rows have no time for.
 const SHARERS: usize = 4;
 
 const _: () = assert!(2 * SHARERS >= PLACES, "each place may end in a loop of its own");
@@ -30,7 +29,10 @@ const WINDOW_BYTES: usize = 168 << 10;
 /// Places that a group asks for, at most: those chunks, and the rest of one.
 pub(super) const PLACES: usize = WINDOW + 1;
 
-/// Bytes that few rows ask for between their loops, at most.
+/// Query rows of light bands from which on they ask evenly for the next tile. What fewer rows ask for comes too late then.
+const EVEN: usize = 10;
+
+/// Bytes that a single row block asks for between its loops, at most.
 const BURSTS: usize = 128 * LINE;
 
 /// Row blocks of `n` query rows of a group.
@@ -41,6 +43,13 @@ pub(super) fn blocks_of<S: Simd>(n: usize) -> usize {
 /// Whether so many row blocks share in asking.
 pub(super) fn share_in_asking(blocks: usize) -> bool {
     blocks >= SHARERS
+}
+
+/// Whether all row blocks of `n` query rows ask, each for as much: of few rows as well, where none of their blocks is too small to.
+/// If the first one asked for everything, memory would drop some of it, and be idle beside the others.
+pub(super) fn ask_evenly<S: Simd>(n: usize) -> bool {
+    let blocks = blocks_of::<S>(n);
+    share_in_asking(blocks) || blocks > 1 && may_share::<S>(n / blocks)
 }
 
 /// Addresses from and to which something lies.
@@ -102,6 +111,13 @@ pub(super) struct Asks {
 
 impl Asks {
     const NOTHING: Asks = Asks { follow: Follow::NOTHING, places: [NOWHERE; PLACES], asked: 0, rest: NOWHERE };
+
+    /// All of a place, evenly.
+    fn even(place: Place) -> Asks {
+        let mut asks = Asks::NOTHING;
+        asks.places[0] = place;
+        asks
+    }
 }
 
 /// What is still to come of a task.
@@ -230,10 +246,13 @@ impl<'a> Upcoming<'a> {
     /// to go, these included. It is asked for only if the group [does so](Self::have_asked).
     pub fn asks<S: Simd>(&self, codes: bool, here: (*const u8, *const u8), n: usize, left: usize) -> Asks {
         if self.job.plan.bands[self.task.band].light {
-            // Half a tile ahead memory is busier than a whole one ahead, where tiles lie side by side.
             let next = visits(self.job, self.task, self.left.clone()).next().or(self.then);
             let next = next.map(|next| self.head(&next));
-            return Asks { follow: Follow::half(here, next.as_ref()), ..Asks::NOTHING };
+            // Half a tile ahead memory is busier than a whole one ahead, where tiles lie side by side.
+            return match next {
+                Some(next) if n >= EVEN => Asks::even(place(&next)),
+                next => Asks { follow: Follow::half(here, next.as_ref()), ..Asks::NOTHING },
+            };
         }
         match self.then {
             None => self.asks_of::<S>(self.visits(), (codes, here), n, left),
@@ -258,7 +277,7 @@ impl<'a> Upcoming<'a> {
         let shares = share_in_asking(blocks_of::<S>(n));
         let next = visits.clone().position(|coming| many(&coming));
         if !shares && next.is_none() {
-            return self.follow(visits, here);
+            return self.follow::<S>(visits, here, n);
         }
         let (mut places, mut ends, mut count) = ([self.rest; PLACES], [self.asked; PLACES], 1);
         let unasked =
@@ -271,12 +290,12 @@ impl<'a> Upcoming<'a> {
         let mut all: usize = places[..count].iter().copied().map(bytes).sum();
         if !shares && next.is_some_and(|few| all > (few + 1) * BURSTS) {
             if bytes(self.rest) == 0 {
-                return self.follow(visits, here);
+                return self.follow::<S>(visits, here, n);
             }
             (count, all) = (1, bytes(self.rest));
         }
-        let mut due =
-            if shares { (all * n).div_ceil(left).min(Pace::room(blocks_of::<S>(n), dim)) } else { all.min(BURSTS) };
+        let room = if ask_evenly::<S>(n) { Pace::room(blocks_of::<S>(n), dim) } else { BURSTS };
+        let mut due = (all * n).div_ceil(left).min(room);
         due = due.next_multiple_of(LINE);
         let mut asks = Asks { asked: self.asked, rest: self.rest, ..Asks::NOTHING };
         for (i, &[from, to]) in places[..count].iter().enumerate() {
@@ -292,19 +311,20 @@ impl<'a> Upcoming<'a> {
         asks
     }
 
-    /// As many bytes as are read, of the next chunk that was not asked for.
+    /// The next chunk that was not asked for: as many bytes as are read, or evenly.
     #[inline(always)]
-    fn follow(
+    fn follow<S: Simd>(
         &self,
         mut visits: impl Iterator<Item = Coming<'a>>,
         (codes, here): (bool, (*const u8, *const u8)),
+        n: usize,
     ) -> Asks {
-        let mut asks = Asks { asked: self.asked, ..Asks::NOTHING };
-        if let Some(coming) = visits.find(|coming| coming.end > self.asked) {
-            asks.follow = Follow::new(codes, here, &self.head(&coming));
-            asks.asked = coming.end;
-        }
-        asks
+        let Some(coming) = visits.find(|coming| coming.end > self.asked) else {
+            return Asks { asked: self.asked, ..Asks::NOTHING };
+        };
+        let next = self.head(&coming);
+        let follow = || Asks { follow: Follow::new(codes, here, &next), ..Asks::NOTHING };
+        Asks { asked: coming.end, ..if ask_evenly::<S>(n) { Asks::even(place(&next)) } else { follow() } }
     }
 
     fn head(&self, coming: &Coming<'_>) -> Head {
